@@ -1,0 +1,187 @@
+"""Frozen configuration dataclasses: how they are read, overridden and written.
+
+Each part of tokgolf owns its own config class beside its code; this module holds only the
+mechanism and the one class that several layers share (`TrunkConfig`). A config is built once,
+checked in `__post_init__`, and never changed. Standard library only.
+"""
+
+import dataclasses
+import difflib
+import re
+import tomllib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tokgolf.errors import ConfigError
+
+Config = TypeVar("Config")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrunkConfig:
+    """Shape of the shared transformer trunk; the defaults are the challenge's naive baseline.
+
+    Source: openai/parameter-golf, record 2026-03-17 "NaiveBaseline".
+    """
+
+    layers: int = 9
+    d_model: int = 512
+    heads: int = 8
+    kv_heads: int = 4
+    mlp_hidden: int = 1024
+    sequence_length: int = 1024
+    rope_base: float = 10_000.0
+    qk_gain: float = 1.5
+
+    def __post_init__(self) -> None:
+        check_positive(self, "layers", "d_model", "heads", "kv_heads", "mlp_hidden")
+        check_positive(self, "sequence_length", "rope_base", "qk_gain")
+        if self.d_model % self.heads or (self.d_model // self.heads) % 2:
+            raise ConfigError(
+                f"d_model {self.d_model} does not split into {self.heads} heads of even width; "
+                f"make it a multiple of {2 * self.heads}"
+            )
+        if self.heads % self.kv_heads:
+            raise ConfigError(f"heads {self.heads} is not a multiple of kv_heads {self.kv_heads}")
+
+    def num_params(self) -> int:
+        """Trainable parameters of the trunk, without either end of the vocabulary."""
+        head_width = self.d_model // self.heads
+        attention = 2 * self.d_model * self.d_model + 2 * self.d_model * self.kv_heads * head_width
+        mlp = 2 * self.d_model * self.mlp_hidden
+        vectors = 4 * self.d_model + self.heads  # attn_scale, mlp_scale, resid_mix (2), q_gain
+        skips = (self.layers // 2) * self.d_model
+        return self.layers * (attention + mlp + vectors) + skips
+
+
+def check_positive(config: Any, *names: str) -> None:
+    """Raise `ConfigError` unless every named field of `config` is greater than zero."""
+    for name in names:
+        value = getattr(config, name)
+        if not value > 0:
+            raise ConfigError(f"{name} is {value}; it must be greater than 0")
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A hint naming the known word closest to `word`, or the list when none is close."""
+    choices = sorted(known)
+    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(choices)}"
+
+
+def from_dict(cls: type[Config], values: Mapping[str, Any], where: str) -> Config:
+    """Build the dataclass `cls` from plain values; nested dataclasses from nested mappings.
+
+    `where` names the place in messages, such as "recipe cpu, [trunk]". Raises `ConfigError`
+    for an unknown key (naming the nearest known one) or a value of the wrong type.
+    """
+    hints = typing.get_type_hints(cls)
+    fields = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    arguments: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in fields:
+            raise ConfigError(f"{where}: unknown key {key!r}; {nearest(key, fields)}")
+        kind = hints[key]
+        if dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
+            arguments[key] = from_dict(typing.cast(type, kind), value, f"{where}.{key}")
+        else:
+            arguments[key] = _checked(kind, value, f"{where}.{key}")
+    return cls(**arguments)
+
+
+def _checked(kind: Any, value: Any, where: str) -> Any:
+    """`value` as `kind`; an int is taken for a float, nothing else is converted."""
+    if isinstance(kind, types.UnionType):
+        options = typing.get_args(kind)
+        if value is None and type(None) in options:
+            return None
+        kind = next(option for option in options if option is not type(None))
+    if typing.get_origin(kind) is typing.Literal:
+        if value not in typing.get_args(kind):
+            names = [str(name) for name in typing.get_args(kind)]
+            raise ConfigError(f"{where} is {value!r}; {nearest(str(value), names)}")
+        return value
+    kind = typing.get_origin(kind) or kind
+    if kind is float and type(value) is int:
+        return float(value)
+    if kind is Any or (isinstance(value, kind) and not (kind is int and type(value) is bool)):
+        return value
+    raise ConfigError(f"{where} is {value!r}; it must be of type {kind.__name__}")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The config as nested plain values without the `None`s (TOML has no null)."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: plain(item) for key, item in value.items() if item is not None}
+        return value
+
+    return typing.cast(dict[str, Any], plain(dataclasses.asdict(config)))
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """Parse a TOML file. Raises `ConfigError` with the place of a syntax error."""
+    try:
+        with open(path, "rb") as file:
+            return tomllib.load(file)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+
+
+def parse_overrides(settings: Iterable[str]) -> dict[str, Any]:
+    """Read `--set` options, `table.key=value`, into nested dicts; values are TOML or bare words.
+
+    ["trunk.layers=4", "head.input=own"] -> {"trunk": {"layers": 4}, "head": {"input": "own"}}
+    """
+    result: dict[str, Any] = {}
+    for setting in settings:
+        dotted, equals, text = setting.partition("=")
+        if not equals or not dotted.strip():
+            raise ConfigError(f"--set {setting!r}: write it as key=value, e.g. trunk.layers=4")
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text
+        *tables, key = dotted.strip().split(".")
+        place = result
+        for table in tables:
+            place = place.setdefault(table, {})
+            if not isinstance(place, dict):
+                raise ConfigError(f"--set {setting!r}: {table!r} was already set to a value")
+        place[key] = value
+    return result
+
+
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the values of `over` put over it, table by table.
+
+    {"trunk": {"layers": 9, "heads": 8}}, {"trunk": {"layers": 4}} -> layers 4, heads 8
+    """
+    result = dict(base)
+    for key, value in over.items():
+        old = result.get(key)
+        both = isinstance(old, Mapping) and isinstance(value, Mapping)
+        result[key] = merged(typing.cast(Mapping[str, Any], old), value) if both else value
+    return result
+
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(B|KB|MB|GB|KiB|MiB|GiB)?", re.IGNORECASE)
+_UNITS = {
+    "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30,
+}  # fmt: skip
+
+
+def parse_size(text: str) -> int:
+    """A byte count such as "16MB" (decimal, as the challenge counts), "250KB", "1MiB", "123"."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise ConfigError(f"{text!r} is not a size; write for example 250KB, 16MB or 16000000")
+    number, unit = match.groups()
+    size = float(number) * _UNITS[(unit or "B").lower()]
+    if size < 1:
+        raise ConfigError(f"a size of {text!r} is less than one byte")
+    return round(size)
