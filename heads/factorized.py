@@ -1,0 +1,81 @@
+"""`factorized`: the table is U P, a thin table times a projection (ALBERT; Lan et al. 2019).
+
+U (vocab, rank) and P (rank, d_model) are stored, never their product, so the bytes per token
+are those of `rank` weights. With `shared` the classifier uses the same P as the input;
+otherwise it has a projection of its own, one more rank * d_model.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from tokgolf.errors import ConfigError
+from tokgolf.heads.base import Head, HeadConfig, HeadShape, ParamGroup, Stored, orthogonal, table
+from tokgolf.heads.tied import TABLE_STD
+
+
+@dataclass(frozen=True, kw_only=True)
+class FactorizedConfig(HeadConfig):
+    """Options of the factorized head."""
+
+    name: ClassVar[str] = "factorized"
+
+    rank: int = 64
+    shared: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rank < 1:
+            raise ConfigError(f"head rank is {self.rank}; it must be at least 1")
+
+    def num_params(self, shape: HeadShape) -> int:
+        projections = 1 if self.shared else 2
+        return shape.vocab_size * self.rank + projections * self.rank * shape.d_model
+
+    def build(self, shape: HeadShape, counts: Tensor | None = None) -> Head:
+        if self.rank > shape.d_model:
+            raise ConfigError(
+                f"head rank {self.rank} is greater than d_model {shape.d_model}; "
+                f"use a rank of at most {shape.d_model}, or the tied head"
+            )
+        return FactorizedHead(shape, self)
+
+
+class FactorizedHead(Head):
+    """x = U[t] P, z = (h Q^T) U^T with Q = P when shared."""
+
+    def __init__(self, shape: HeadShape, config: FactorizedConfig) -> None:
+        super().__init__(shape, config.softcap)
+        # U P then has entries of the same size as a tied table's.
+        std = TABLE_STD * math.sqrt(shape.d_model / config.rank)
+        self.table = table(shape.vocab_size, config.rank, std)
+        self.input = orthogonal(config.rank, shape.d_model)
+        self.output = None if config.shared else orthogonal(config.rank, shape.d_model)
+
+    def embed(self, tokens: Tensor, prev: Tensor) -> Tensor:
+        return F.embedding(tokens, self.table) @ self.input
+
+    def features(self, hidden: Tensor, prev: Tensor) -> Tensor:
+        return hidden
+
+    def matrix(self) -> Tensor:
+        return self.table @ (self.input if self.output is None else self.output)
+
+    def bias(self) -> Tensor | None:
+        return None
+
+    def stored(self) -> Iterator[Stored]:
+        yield Stored("table", self.table, "table")
+        yield Stored("input", self.input, "matrix")
+        if self.output is not None:
+            yield Stored("output", self.output, "matrix")
+
+    def param_groups(self) -> Iterator[ParamGroup]:
+        yield ParamGroup("tied", {"table": self.table})
+        yield ParamGroup("matrix", {"input": self.input})
+        if self.output is not None:
+            yield ParamGroup("matrix", {"output": self.output})

@@ -1,0 +1,200 @@
+"""The shared transformer trunk, and the language model that joins it to a head.
+
+The trunk with its default config is the challenge's naive baseline re-implemented from its
+description (openai/parameter-golf, record 2026-03-17): RMSNorm without weights, no biases,
+rotary attention with normalised queries and keys and grouped key/value heads, relu^2 MLP, a mix
+of the first residual into every block, U-Net skips. It never sees a token: a head gives it
+vectors and takes hidden states back.
+
+Axes: batch, time, d_model, heads, kv_heads, head_width, mlp_hidden.
+"""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tokgolf.config import TrunkConfig
+from tokgolf.heads.base import Head, ParamGroup, Stored
+
+
+def rms_norm(x: Tensor) -> Tensor:
+    """Root-mean-square norm over the last axis, without weights."""
+    return F.rms_norm(x, (x.size(-1),))
+
+
+def rotary_tables(config: TrunkConfig, length: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of the rotary embedding.  # each (length, head_width / 2)
+
+    Computed in double precision: the tables are regenerated on load, and must not depend on how
+    a library evaluates a float32 power.
+    """
+    width = config.d_model // config.heads
+    frequency = config.rope_base ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
+    angle = torch.outer(torch.arange(length, dtype=torch.float64), frequency)
+    return angle.cos().float(), angle.sin().float()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the two halves of the last axis: (a cos + b sin, b cos - a sin)."""
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat([a * cos + b * sin, b * cos - a * sin], dim=-1)
+
+
+class Attention(nn.Module):
+    """Causal self-attention with grouped key/value heads and a learned gain per query head."""
+
+    def __init__(self, config: TrunkConfig) -> None:
+        super().__init__()
+        self.config = config
+        kv_width = config.kv_heads * (config.d_model // config.heads)
+        self.query = nn.Linear(config.d_model, config.d_model, bias=False)
+        self.key = nn.Linear(config.d_model, kv_width, bias=False)
+        self.value = nn.Linear(config.d_model, kv_width, bias=False)
+        self.out = nn.Linear(config.d_model, config.d_model, bias=False)
+        self.gain = nn.Parameter(torch.full((config.heads,), config.qk_gain))
+        nn.init.zeros_(self.out.weight)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        batch, time, d_model = x.shape
+        groups = self.config.heads // self.config.kv_heads
+        q = self.query(x).view(batch, time, self.config.heads, -1)
+        k = self.key(x).view(batch, time, self.config.kv_heads, -1)
+        v = self.value(x).view(batch, time, self.config.kv_heads, -1)
+        q = rotate(rms_norm(q), cos, sin) * self.gain.to(q.dtype)[:, None]
+        k = rotate(rms_norm(k), cos, sin)
+        if groups > 1:
+            k, v = (t.repeat_interleave(groups, dim=2) for t in (k, v))
+        # (batch, time, heads, head_width) -> (batch, heads, time, head_width)
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+        y = F.scaled_dot_product_attention(q, k, v.to(q.dtype), is_causal=True)
+        y = y.transpose(1, 2).reshape(batch, time, d_model)
+        return self.out(y)  # type: ignore[no-any-return]
+
+
+class MLP(nn.Module):
+    """out(relu(up(x))^2)."""
+
+    def __init__(self, config: TrunkConfig) -> None:
+        super().__init__()
+        self.up = nn.Linear(config.d_model, config.mlp_hidden, bias=False)
+        self.out = nn.Linear(config.mlp_hidden, config.d_model, bias=False)
+        nn.init.zeros_(self.out.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(F.relu(self.up(x)).square())  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """A mix with the trunk's input, then attention and MLP, each with a scale per channel."""
+
+    def __init__(self, config: TrunkConfig) -> None:
+        super().__init__()
+        self.attention = Attention(config)
+        self.mlp = MLP(config)
+        self.attention_scale = nn.Parameter(torch.ones(config.d_model))
+        self.mlp_scale = nn.Parameter(torch.ones(config.d_model))
+        ones, zeros = torch.ones(config.d_model), torch.zeros(config.d_model)
+        self.residual_mix = nn.Parameter(torch.stack([ones, zeros]))
+
+    def forward(self, x: Tensor, first: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        mix = self.residual_mix.to(x.dtype)
+        x = mix[0] * x + mix[1] * first
+        x = x + self.attention_scale.to(x.dtype) * self.attention(rms_norm(x), cos, sin)
+        return x + self.mlp_scale.to(x.dtype) * self.mlp(rms_norm(x))  # type: ignore[no-any-return]
+
+
+class Trunk(nn.Module):
+    """Blocks with U-Net skips: the first half's outputs are added, last in first out, before the
+    blocks of the second half; with an odd count the last block gets none."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, config: TrunkConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.skips = nn.Parameter(torch.ones(config.layers // 2, config.d_model))
+        cos, sin = rotary_tables(config, config.sequence_length)
+        self.register_buffer("cos", cos[:, None, :], persistent=False)  # broadcast over heads
+        self.register_buffer("sin", sin[:, None, :], persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Embedded tokens to final hidden states.  # (batch, time, d_model) -> the same"""
+        time = x.size(1)
+        x = first = rms_norm(x)
+        cos, sin = self.cos[:time].to(x.dtype), self.sin[:time].to(x.dtype)
+        half = self.config.layers // 2
+        outputs: list[Tensor] = []
+        for index, block in enumerate(self.blocks):
+            if half <= index < 2 * half:
+                x = x + self.skips[index - half].to(x.dtype) * outputs.pop()
+            x = block(x, first, cos, sin)
+            if index < half:
+                outputs.append(x)
+        return rms_norm(x)
+
+    def param_groups(self) -> Iterator[ParamGroup]:
+        """A partition of all trainable tensors into roles."""
+        named = dict(self.named_parameters())
+        linear = {name for name in named if name.endswith(".weight")}
+        yield ParamGroup("matrix", {name: p for name, p in named.items() if name in linear})
+        vectors = {name: p for name, p in named.items() if name not in linear and p.numel()}
+        yield ParamGroup("vector", vectors)
+
+    def stored(self) -> Iterator[Stored]:
+        """Every tensor that costs bytes: matrices and vectors are what the groups call so."""
+        for role, parameters in self.param_groups():
+            for name, parameter in parameters.items():
+                yield Stored(name, parameter, "matrix" if role == "matrix" else "vector")
+
+
+class LanguageModel(nn.Module):
+    """A trunk between the two ends of a head."""
+
+    def __init__(self, trunk: Trunk, head: Head) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.head = head
+
+    def hidden(self, tokens: Tensor) -> Tensor:
+        """Final hidden states; position t has seen tokens 0..t.
+
+        tokens (batch, time) int64, time <= sequence_length -> (batch, time, d_model)
+        """
+        prev = F.pad(tokens[:, :-1], (1, 0), value=self.head.shape.bos_id)
+        return self.trunk(self.head.embed(tokens, prev))  # type: ignore[no-any-return]
+
+    def nll(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """Nats of `targets`, the token after each of `tokens`; for training.
+
+        tokens, targets (batch, time) -> (batch * time,)
+        """
+        hidden = self.hidden(tokens)
+        return self.head.nll(hidden.flatten(0, 1), targets.flatten(), tokens.flatten())
+
+    def log_probs(self, tokens: Tensor) -> Tensor:
+        """ln p of every possible next token at every position, in fp32; for scoring.
+
+        tokens (batch, time) -> (batch, time, vocab)
+        """
+        hidden = self.hidden(tokens)
+        flat = self.head.log_probs(hidden.flatten(0, 1), tokens.flatten())
+        return flat.view(*tokens.shape, -1)
+
+    def param_groups(self) -> Iterator[ParamGroup]:
+        """A partition of all trainable tensors of both parts, by their full names."""
+        for part in ("head", "trunk"):
+            for role, parameters in getattr(self, part).param_groups():
+                yield ParamGroup(role, {f"{part}.{name}": p for name, p in parameters.items()})
+
+    def stored(self) -> list[Stored]:
+        """Every tensor that costs bytes, by its full name, sorted by name."""
+        tensors = [
+            Stored(f"{part}.{name}", tensor, kind)
+            for part in ("head", "trunk")
+            for name, tensor, kind in getattr(self, part).stored()
+        ]
+        return sorted(tensors, key=lambda stored: stored.name)
