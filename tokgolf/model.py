@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokgolf.config import TrunkConfig
-from tokgolf.heads.base import Head, ParamGroup, Stored
+from tokgolf.errors import ConfigError
+from tokgolf.heads.base import Head, HeadConfig, HeadShape, ParamGroup, Stored
 
 
 def rms_norm(x: Tensor) -> Tensor:
@@ -198,3 +199,12 @@ class LanguageModel(nn.Module):
             for name, tensor, kind in getattr(self, part).stored()
         ]
         return sorted(tensors, key=lambda stored: stored.name)
+
+
+def build_model(
+    trunk: TrunkConfig, head: HeadConfig, shape: HeadShape, counts: Tensor | None = None
+) -> LanguageModel:
+    """A freshly initialised model; seed torch before. `counts` as in `HeadConfig.build`."""
+    if shape.d_model != trunk.d_model:
+        raise ConfigError(f"the head's width {shape.d_model} is not the trunk's {trunk.d_model}")
+    return LanguageModel(Trunk(trunk), head.build(shape, counts))

@@ -1,0 +1,1 @@
+"""Scoring, and what a score is compared with."""

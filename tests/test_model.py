@@ -1,0 +1,370 @@
+"""The trunk against a slow twin, causality bit by bit, and the ledgers of the whole model."""
+
+import math
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from torch import Tensor
+
+from tokgolf.config import TrunkConfig
+from tokgolf.heads import Head, HeadShape, ParamGroup, Stored, head_config
+from tokgolf.model import LanguageModel, Trunk
+
+Array = npt.NDArray[np.float64]
+Module = TypeVar("Module", bound=torch.nn.Module)
+
+SHAPE = HeadShape(vocab_size=50, d_model=16, bos_id=3)
+
+HEAD_OPTIONS: dict[str, dict[str, Any]] = {
+    "tied": {"name": "tied"},
+    "untied": {"name": "untied"},
+    "factorized": {"name": "factorized", "rank": 8, "shared": False},
+    "vq": {"name": "vq", "residual_rank": 4},
+    "bigram-hash": {"name": "bigram-hash", "buckets": 97, "dim": 8},
+}
+every_head = pytest.mark.parametrize("head", HEAD_OPTIONS)
+
+
+def tiny(**changes: Any) -> TrunkConfig:
+    shape = dict(layers=3, d_model=16, heads=4, kv_heads=2, mlp_hidden=24, sequence_length=12)
+    return TrunkConfig(**{**shape, **changes})
+
+
+TRUNKS = {
+    "baseline shape": tiny(),
+    "one layer": tiny(layers=1),
+    "two layers": tiny(layers=2),
+    "four layers": tiny(layers=4),
+    "five layers": tiny(layers=5),
+    "one key head": tiny(kv_heads=1),
+    "as many key heads": tiny(kv_heads=4),
+    "one head": tiny(heads=1, kv_heads=1),
+    "narrow heads": tiny(heads=8, kv_heads=2, mlp_hidden=7),
+    "other constants": tiny(rope_base=77.0, qk_gain=3.5),
+}
+every_trunk = pytest.mark.parametrize("config", TRUNKS.values(), ids=TRUNKS)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> Iterator[None]:
+    """A fixed seed and one thread (these tensors are too small for more), both put back."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+    torch.set_num_threads(threads)
+
+
+def randomised(module: Module) -> Module:
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_(0.0, 0.4)
+    return module
+
+
+def model_with(head: str = "tied", config: TrunkConfig | None = None) -> LanguageModel:
+    built = head_config(HEAD_OPTIONS[head]).build(SHAPE, torch.arange(SHAPE.vocab_size))
+    return randomised(LanguageModel(Trunk(config or tiny()), built))
+
+
+def random_tokens(batch: int, time: int) -> Tensor:
+    return torch.randint(0, SHAPE.vocab_size, (batch, time))
+
+
+# The slow twin: one sequence, one head, one position at a time, in double precision.
+
+
+def norm(x: Array) -> Array:
+    result: Array = x / math.sqrt(float(np.mean(x * x)))
+    return result
+
+
+def rotated(x: Array, position: int, base: float) -> Array:
+    width = len(x)
+    result = np.empty(width)
+    for i in range(width // 2):
+        angle = position * base ** (-2 * i / width)
+        a, b = x[i], x[i + width // 2]
+        result[i] = a * math.cos(angle) + b * math.sin(angle)
+        result[i + width // 2] = b * math.cos(angle) - a * math.sin(angle)
+    return result
+
+
+def slow_attention(config: TrunkConfig, w: dict[str, Array], x: list[Array]) -> list[Array]:
+    width = config.d_model // config.heads
+    queries_per_key = config.heads // config.kv_heads
+    outputs = [np.zeros(config.d_model) for _ in x]
+    for head in range(config.heads):
+        own = slice(head * width, (head + 1) * width)
+        shared = head // queries_per_key
+        key_rows = slice(shared * width, (shared + 1) * width)
+        keys = [
+            rotated(norm(w["attention.key.weight"][key_rows] @ xt), t, config.rope_base)
+            for t, xt in enumerate(x)
+        ]
+        values = [w["attention.value.weight"][key_rows] @ xt for xt in x]
+        for t, xt in enumerate(x):
+            query = rotated(norm(w["attention.query.weight"][own] @ xt), t, config.rope_base)
+            query = query * w["attention.gain"][head]
+            scores = [float(query @ keys[s]) / math.sqrt(width) for s in range(t + 1)]
+            weights = [math.exp(score - max(scores)) for score in scores]
+            for weight, value in zip(weights, values, strict=False):
+                outputs[t][own] += weight / sum(weights) * value
+    return [w["attention.out.weight"] @ output for output in outputs]
+
+
+def slow_mlp(w: dict[str, Array], x: Array) -> Array:
+    hidden = np.maximum(w["mlp.up.weight"] @ x, 0)
+    result: Array = w["mlp.out.weight"] @ (hidden * hidden)
+    return result
+
+
+def slow_block(
+    config: TrunkConfig, w: dict[str, Array], x: list[Array], first: list[Array]
+) -> list[Array]:
+    keep, back = w["residual_mix"]
+    x = [keep * xt + back * ft for xt, ft in zip(x, first, strict=True)]
+    attended = slow_attention(config, w, [norm(xt) for xt in x])
+    x = [xt + w["attention_scale"] * at for xt, at in zip(x, attended, strict=True)]
+    return [xt + w["mlp_scale"] * slow_mlp(w, norm(xt)) for xt in x]
+
+
+def slow_trunk(trunk: Trunk, embedded: Array, nearest_first: bool = True) -> Array:
+    """One sequence through the trunk; `nearest_first=False` pairs the skips the wrong way."""
+    config = trunk.config
+    weights = {n: p.detach().double().numpy() for n, p in trunk.named_parameters()}
+    x = first = [norm(row) for row in embedded]
+    half = config.layers // 2
+    outputs: dict[int, list[Array]] = {}
+    for index in range(config.layers):
+        skip = index - half
+        if 0 <= skip < half:
+            source = half - 1 - skip if nearest_first else skip
+            pairs = zip(x, outputs[source], strict=True)
+            x = [xt + weights["skips"][skip] * ot for xt, ot in pairs]
+        prefix = f"blocks.{index}."
+        own = {n.removeprefix(prefix): w for n, w in weights.items() if n.startswith(prefix)}
+        x = outputs[index] = slow_block(config, own, x, first)
+    return np.stack([norm(xt) for xt in x])
+
+
+@every_trunk
+def test_the_trunk_agrees_with_its_slow_twin(config: TrunkConfig) -> None:
+    trunk = randomised(Trunk(config)).double()
+    embedded = torch.randn(2, 9, 16, dtype=torch.float64)
+    fast = trunk(embedded).detach().numpy()
+    for row in range(2):
+        slow = slow_trunk(trunk, embedded[row].numpy())
+        # The rotary tables are rounded to float32.
+        np.testing.assert_allclose(fast[row], slow, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("layers", [4, 5, 6, 7])
+def test_skips_are_last_in_first_out(layers: int) -> None:
+    trunk = randomised(Trunk(tiny(layers=layers))).double()
+    embedded = torch.randn(1, 6, 16, dtype=torch.float64)
+    fast = trunk(embedded)[0].detach().numpy()
+    right, wrong = (slow_trunk(trunk, embedded[0].numpy(), order) for order in (True, False))
+    np.testing.assert_allclose(fast, right, rtol=0, atol=1e-5)
+    assert np.abs(fast - wrong).max() > 1e-2
+
+
+def test_the_model_agrees_with_the_slow_twin_between_two_lookups() -> None:
+    model = model_with("tied")
+    tokens = random_tokens(1, 12)
+    table = dict(model.head.named_parameters())["table"].detach().double().numpy()
+    hidden = slow_trunk(model.trunk, table[tokens[0].numpy()])
+    z = 30 * np.tanh(hidden @ table.T / 30)
+    expected = z - np.log(np.exp(z).sum(axis=1, keepdims=True))
+    got = model.log_probs(tokens)[0].detach().numpy()
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-4)  # the model is fp32
+    targets = random_tokens(1, 12)
+    nll = model.nll(tokens, targets).detach().double().numpy()
+    np.testing.assert_allclose(nll, -expected[range(12), targets[0]], rtol=0, atol=1e-4)
+
+
+def test_a_fresh_trunk_only_normalises() -> None:
+    # All output projections start at zero, and each skip adds a multiple of the same vector.
+    trunk, x = Trunk(tiny(layers=5)), torch.randn(2, 12, 16)
+    expected = x / x.square().mean(dim=-1, keepdim=True).sqrt()
+    torch.testing.assert_close(trunk(x), expected, rtol=1e-5, atol=1e-5)
+
+
+# Causality.
+
+
+@every_head
+def test_a_token_changes_the_scores_at_its_position_and_later_only(head: str) -> None:
+    model = model_with(head)
+    tokens = random_tokens(2, 12)
+    before = model.log_probs(tokens)
+    for position in range(12):
+        changed = tokens.clone()
+        changed[:, position] = (changed[:, position] + 1) % SHAPE.vocab_size
+        after = model.log_probs(changed)
+        assert torch.equal(after[:, :position], before[:, :position])  # bit for bit
+        differs = (after[:, position:] != before[:, position:]).any(dim=-1)
+        assert differs.all()
+
+
+@every_head
+def test_rows_of_a_batch_are_independent(head: str) -> None:
+    model = model_with(head)
+    tokens = random_tokens(3, 12)
+    together = model.log_probs(tokens)
+    alone = torch.cat([model.log_probs(row[None]) for row in tokens])
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
+    changed = tokens.clone()
+    changed[1] = (changed[1] + 1) % SHAPE.vocab_size
+    after = model.log_probs(changed)
+    assert torch.equal(after[[0, 2]], together[[0, 2]])
+    assert not torch.equal(after[1], together[1])
+
+
+@every_head
+def test_a_shorter_window_is_the_start_of_a_longer_one(head: str) -> None:
+    model = model_with(head)
+    tokens = random_tokens(2, 12)
+    full = model.log_probs(tokens)
+    for time in (1, 2, 7, 11):
+        short = model.log_probs(tokens[:, :time])
+        assert short.shape == (2, time, SHAPE.vocab_size)
+        torch.testing.assert_close(short, full[:, :time], rtol=1e-5, atol=1e-5)
+
+
+class Recorder(Head):
+    """A head that passes everything to another one and keeps the `prev` it was given."""
+
+    def __init__(self, inner: Head) -> None:
+        super().__init__(inner.shape, inner.softcap)
+        self.inner = inner
+        self.seen: list[tuple[str, list[int]]] = []
+
+    def embed(self, tokens: Tensor, prev: Tensor) -> Tensor:
+        self.seen.append(("embed", prev.flatten().tolist()))
+        return self.inner.embed(tokens, prev)
+
+    def features(self, hidden: Tensor, prev: Tensor) -> Tensor:
+        self.seen.append(("features", prev.flatten().tolist()))
+        return self.inner.features(hidden, prev)
+
+    def matrix(self) -> Tensor:
+        return self.inner.matrix()
+
+    def bias(self) -> Tensor | None:
+        return self.inner.bias()
+
+    def stored(self) -> Iterator[Stored]:
+        return self.inner.stored()
+
+    def param_groups(self) -> Iterator[ParamGroup]:
+        return self.inner.param_groups()
+
+
+def test_prev_is_the_token_before_the_input_and_before_the_target() -> None:
+    head = Recorder(head_config({"name": "tied"}).build(SHAPE))
+    model = LanguageModel(Trunk(tiny()), head)
+    tokens = torch.tensor([[10, 11, 12], [20, 21, 22]])
+    bos = SHAPE.bos_id
+    expected = [
+        ("embed", [bos, 10, 11, bos, 20, 21]),
+        ("features", [10, 11, 12, 20, 21, 22]),
+    ]
+    model.log_probs(tokens)
+    assert head.seen == expected
+    head.seen.clear()
+    model.nll(tokens, torch.tensor([[30, 31, 32], [33, 34, 35]]))
+    assert head.seen == expected
+
+
+@every_head
+def test_training_and_scoring_see_the_same_model(head: str) -> None:
+    model = model_with(head)
+    tokens, targets = random_tokens(2, 12), random_tokens(2, 12)
+    nll = model.nll(tokens, targets)
+    scores = model.log_probs(tokens)
+    assert nll.shape == (24,)
+    assert scores.shape == (2, 12, SHAPE.vocab_size)
+    expected = [-scores[row, t, int(targets[row, t])].item() for row in range(2) for t in range(12)]
+    torch.testing.assert_close(nll, torch.tensor(expected), rtol=1e-5, atol=1e-5)
+
+
+# The ledgers.
+
+
+def test_the_baseline_has_17059912_parameters() -> None:
+    shape = HeadShape(vocab_size=1024, d_model=512, bos_id=1)
+    config = head_config({"name": "tied"})
+    model = LanguageModel(Trunk(TrunkConfig()), config.build(shape))
+    assert sum(p.numel() for p in model.parameters()) == 17_059_912
+    assert TrunkConfig().num_params() + config.num_params(shape) == 17_059_912
+    assert sum(tensor.numel() for _, tensor, _ in model.stored()) == 17_059_912
+
+
+@every_trunk
+def test_num_params_of_a_trunk_is_known_before_building(config: TrunkConfig) -> None:
+    assert config.num_params() == sum(p.numel() for p in Trunk(config).parameters())
+
+
+@every_head
+@pytest.mark.parametrize("layers", [1, 2, 5])
+def test_param_groups_are_a_partition(head: str, layers: int) -> None:
+    model = model_with(head, tiny(layers=layers))
+    listed = [item for _, parameters in model.param_groups() for item in parameters.items()]
+    named = {name: p for name, p in model.named_parameters() if p.numel()}
+    assert len(listed) == len(named)
+    assert {name: id(p) for name, p in listed} == {name: id(p) for name, p in named.items()}
+
+
+def test_matrices_and_vectors_of_the_trunk_have_their_roles() -> None:
+    trunk = Trunk(tiny())
+    roles = {name: role for role, group in trunk.param_groups() for name in group}
+    assert set(roles.values()) == {"matrix", "vector"}
+    linear = ("query", "key", "value", "out", "up")
+    for name, role in roles.items():
+        is_linear = name.split(".")[-2:-1] and name.split(".")[-2] in linear
+        assert role == ("matrix" if is_linear else "vector"), name
+    assert sum(role == "matrix" for role in roles.values()) == 3 * 6
+
+
+@every_head
+@pytest.mark.parametrize("layers", [1, 2, 5])
+def test_stored_is_sorted_unique_and_total(head: str, layers: int) -> None:
+    model = model_with(head, tiny(layers=layers))
+    stored = model.stored()
+    names = [name for name, _, _ in stored]
+    assert names == sorted(set(names))
+    parameters = {name: id(p) for name, p in model.named_parameters() if p.numel()}
+    assert {name: id(t) for name, t, kind in stored if kind != "codes"} == parameters
+    state = {name for name, tensor in model.state_dict().items() if tensor.numel()}
+    assert set(names) == state
+    kinds = {name: kind for name, _, kind in stored}
+    for role, group in model.trunk.param_groups():
+        for name in group:
+            assert kinds[f"trunk.{name}"] == role
+
+
+@every_head
+def test_every_tensor_of_the_model_moves_within_four_steps(head: str) -> None:
+    built = head_config(HEAD_OPTIONS[head]).build(SHAPE, torch.arange(SHAPE.vocab_size))
+    model = LanguageModel(Trunk(tiny()), built)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    grouped = [p for _, group in model.param_groups() for p in group.values()]
+    optimizer = torch.optim.Adam(grouped, lr=0.01)
+    for _ in range(4):
+        loss = model.nll(random_tokens(8, 12), random_tokens(8, 12)).mean()
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    still = [name for name, p in model.named_parameters() if torch.equal(p, before[name])]
+    assert still == []
+
+
+def test_rotary_tables_cost_nothing() -> None:
+    names = set(Trunk(tiny()).state_dict())
+    assert names == {name for name, _ in Trunk(tiny()).named_parameters()}

@@ -1,0 +1,1 @@
+"""The `*.golf` artifact: entropy coder, container, export and reading back."""

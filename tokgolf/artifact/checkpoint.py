@@ -1,0 +1,112 @@
+"""Checkpoints: the float model and all that training needs to go on, in a run directory.
+
+    run/tokenizer.tok                    the tokenizer's asset
+    run/checkpoints/step-000123.safetensors   model.* and optimizer tensors
+    run/checkpoints/latest.json          which file is the latest, its SHA-256, and the state
+
+`latest.json` is renamed into place last, so a run is always on a whole checkpoint. No pickle.
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from tokgolf.config import TrunkConfig, from_dict
+from tokgolf.errors import ArtifactError
+from tokgolf.files import write_bytes, write_text
+from tokgolf.heads import HeadConfig, HeadShape, head_config
+from tokgolf.model import LanguageModel, build_model
+from tokgolf.tokenizers import Tokenizer, load_tokenizer
+
+MODEL_PREFIX = "model."
+
+
+@dataclass(frozen=True, kw_only=True)
+class FloatModel:
+    """The trained model of a run before quantization, with what it was trained for."""
+
+    tokenizer: Tokenizer
+    model: LanguageModel
+    trunk: TrunkConfig
+    head: HeadConfig
+    state: dict[str, Any]
+
+
+def write_checkpoint(run: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> Path:
+    """Write a checkpoint and make it the latest; older files go. `state` must have "step"."""
+    folder = run / "checkpoints"
+    folder.mkdir(parents=True, exist_ok=True)
+    data = safetensors.torch.save({name: t.contiguous() for name, t in tensors.items()})
+    path = folder / f"step-{state['step']:06d}.safetensors"
+    write_bytes(path, data)
+    latest = {"file": path.name, "sha256": sha256(data).hexdigest(), "state": state}
+    write_text(folder / "latest.json", json.dumps(latest, indent=1))
+    for old in folder.glob("step-*.safetensors"):
+        if old != path:
+            old.unlink()
+    return path
+
+
+def read_checkpoint(run: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and state of the latest checkpoint of a run.
+
+    Raises `ArtifactError` if there is none, or if it is not what was written.
+    """
+    folder = Path(run) / "checkpoints"
+    pointer = folder / "latest.json"
+    if not pointer.is_file():
+        raise ArtifactError(f"{run} holds no checkpoint; make one with tokgolf train -o {run}")
+    try:
+        latest = json.loads(pointer.read_text("utf-8"))
+        path, expected, state = folder / latest["file"], latest["sha256"], latest["state"]
+        data = path.read_bytes()
+    except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
+        raise ArtifactError(f"{pointer} is damaged: {error!r}") from error
+    found = sha256(data).hexdigest()
+    if found != expected:
+        raise ArtifactError(
+            f"{path} has SHA-256 {found[:16]}, {pointer.name} says {expected[:16]}: "
+            "the checkpoint was damaged or edited"
+        )
+    return safetensors.torch.load(data), state
+
+
+def load_run(run: str | os.PathLike[str]) -> FloatModel:
+    """The float model of the latest checkpoint of a run, in eval mode on the CPU.
+
+    Raises `ArtifactError` if the checkpoint is damaged, or was trained with another tokenizer
+    than the one in the run directory.
+    """
+    tensors, state = read_checkpoint(run)
+    path = Path(run) / "tokenizer.tok"
+    tokenizer = load_tokenizer(path)
+    if tokenizer.fingerprint != state["tokenizer"]:
+        raise ArtifactError(
+            f"{path} has fingerprint {tokenizer.fingerprint[:16]}, but the checkpoint was trained "
+            f"with {state['tokenizer'][:16]}; put the run's own tokenizer back"
+        )
+    trunk = from_dict(TrunkConfig, state["config"]["trunk"], f"{run}, trunk")
+    head = head_config(state["config"]["head"], f"{run}, head")
+    shape = HeadShape(
+        vocab_size=tokenizer.vocab_size, d_model=trunk.d_model, bos_id=tokenizer.bos_id
+    )
+    model = build_model(trunk, head, shape)
+    weights = {
+        name.removeprefix(MODEL_PREFIX): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(MODEL_PREFIX)
+    }
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        first = str(error).splitlines()[-1].strip()
+        raise ArtifactError(f"{run}: the checkpoint does not fit its config: {first}") from error
+    model.eval().requires_grad_(False)
+    return FloatModel(tokenizer=tokenizer, model=model, trunk=trunk, head=head, state=state)

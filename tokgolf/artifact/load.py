@@ -1,0 +1,90 @@
+"""Reading a `*.golf` file: tokenizer and model, decoded from the file's bytes and nothing else."""
+
+import os
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+from tokgolf.artifact import container, weights
+from tokgolf.config import TrunkConfig, from_dict
+from tokgolf.errors import ArtifactError, TokgolfError
+from tokgolf.heads import HeadConfig, HeadShape, head_config
+from tokgolf.model import LanguageModel, build_model
+from tokgolf.tokenizers import Tokenizer, from_asset
+
+MAX_FILE = 1 << 30
+MAX_PARAMS = 1 << 29
+SECTIONS = ["tokenizer", "tables", "steps", "weights", "packed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artifact:
+    """What a `*.golf` file holds. `data` are the file's own bytes."""
+
+    tokenizer: Tokenizer
+    model: LanguageModel
+    trunk: TrunkConfig
+    head: HeadConfig
+    data: bytes
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the whole file."""
+        return sha256(self.data).hexdigest()
+
+
+def load_artifact(path: str | os.PathLike[str]) -> Artifact:
+    """Read, check and decode the artifact at `path`; the model is in eval mode, on the CPU.
+
+    Raises `ArtifactError`, naming the path, for anything but a sound artifact, and `OSError` if
+    the file cannot be read.
+    """
+    with open(path, "rb") as file:
+        data = file.read(MAX_FILE + 1)
+    try:
+        if len(data) > MAX_FILE:
+            raise ArtifactError(f"over {MAX_FILE:,} bytes is no artifact")
+        return decode_artifact(data)
+    except TokgolfError as error:
+        raise ArtifactError(f"{os.fspath(path)}: {error}") from error
+
+
+def decode_artifact(data: bytes) -> Artifact:
+    """The artifact in `data`, the bytes of a file. Raises `TokgolfError` if it is not sound."""
+    header, sections = container.unpack(data)
+    if sorted(header) != ["head", "trunk"] or list(sections) != SECTIONS:
+        raise ArtifactError(
+            f"the artifact has header keys {sorted(header)} and sections {list(sections)}; "
+            f"this format has ['head', 'trunk'] and {SECTIONS}"
+        )
+    trunk = from_dict(TrunkConfig, _table(header, "trunk"), "artifact.trunk")
+    head = head_config(_table(header, "head"), "artifact.head")
+    tokenizer = from_asset(sections["tokenizer"])
+    shape = HeadShape(
+        vocab_size=tokenizer.vocab_size, d_model=trunk.d_model, bos_id=tokenizer.bos_id
+    )
+    params = trunk.num_params() + head.num_params(shape)
+    if params > MAX_PARAMS or trunk.sequence_length * trunk.d_model > MAX_PARAMS:
+        raise ArtifactError(f"the artifact claims {params:,} weights; at most {MAX_PARAMS:,} load")
+    model = build_model(trunk, head, shape)
+    weights.decode(model.stored(), sections)
+    _check_usable(model)
+    model.eval().requires_grad_(False)
+    return Artifact(tokenizer=tokenizer, model=model, trunk=trunk, head=head, data=data)
+
+
+def _check_usable(model: LanguageModel) -> None:
+    """Codes must point into their codebook, and every weight must be a number."""
+    try:
+        finite = all(bool(tensor.isfinite().all()) for _, tensor, _ in model.stored())
+        finite = finite and bool(model.head.matrix().isfinite().all())
+    except IndexError as error:
+        raise ArtifactError(f"the artifact's codes do not fit its codebook: {error}") from error
+    if not finite:
+        raise ArtifactError("the artifact holds weights that are not finite")
+
+
+def _table(header: dict[str, Any], key: str) -> dict[str, Any]:
+    if not isinstance(header[key], dict):
+        raise ArtifactError(f"the artifact's header has {header[key]!r} for {key}")
+    return dict(header[key])

@@ -1,0 +1,89 @@
+"""One nested frozen dataclass is the run: trunk, head, optimizers, budget, data order.
+
+Values come from the defaults (which are the challenge's naive baseline), then a recipe file,
+then `--set key=value`; the resolved config is written into the run directory.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from tokgolf.config import TrunkConfig, check_positive, from_dict, merged, nearest, read_toml
+from tokgolf.errors import ConfigError
+from tokgolf.training.optimizers import OptimizerConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that decides what a run computes, but for tokenizer and corpus.
+
+    The run ends after `steps` steps or `minutes` of training, whichever comes first. The learning
+    rate falls linearly to zero over the last `warmdown_steps` steps, as the baseline's does, or,
+    when that is 0, over the last `warmdown_fraction` of the budget.
+    """
+
+    trunk: TrunkConfig = field(default_factory=TrunkConfig)
+    head: dict[str, Any] = field(default_factory=lambda: {"name": "tied"})
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    batch_tokens: int = 524_288
+    micro_batch_tokens: int = 65_536
+    steps: int = 20_000
+    minutes: float | None = None
+    warmdown_steps: int = 1_200
+    warmdown_fraction: float = 0.0
+    seed: int = 1337
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    compile: bool = False
+    checkpoint_minutes: float = 5.0
+
+    def __post_init__(self) -> None:
+        check_positive(self, "batch_tokens", "micro_batch_tokens", "steps", "checkpoint_minutes")
+        if self.minutes is not None:
+            check_positive(self, "minutes")
+        if self.seed < 0 or self.warmdown_steps < 0:
+            raise ConfigError("seed and warmdown_steps cannot be negative")
+        if not 0 <= self.warmdown_fraction <= 1:
+            raise ConfigError(
+                f"warmdown_fraction is {self.warmdown_fraction}; it must be between 0 and 1"
+            )
+        if self.warmdown_steps and self.warmdown_fraction:
+            raise ConfigError(
+                f"warmdown_steps is {self.warmdown_steps} and warmdown_fraction "
+                f"{self.warmdown_fraction}; set one of them to 0"
+            )
+        length = self.trunk.sequence_length
+        micro = min(self.micro_batch_tokens, self.batch_tokens)
+        if self.batch_tokens % length or micro % length or self.batch_tokens % micro:
+            raise ConfigError(
+                f"batch_tokens {self.batch_tokens} must be a multiple of micro_batch_tokens "
+                f"{micro}, and both of trunk.sequence_length {length}"
+            )
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with tokgolf."""
+    folder = resources.files("tokgolf.training") / "recipes"
+    return sorted(path.name[:-5] for path in folder.iterdir() if path.name.endswith(".toml"))
+
+
+def read_recipe(name_or_path: str) -> dict[str, Any]:
+    """The values of a shipped recipe or of a TOML file. Raises `ConfigError` for neither."""
+    if name_or_path in recipe_names():
+        with resources.as_file(resources.files("tokgolf.training") / "recipes") as folder:
+            return read_toml(folder / f"{name_or_path}.toml")
+    if not Path(name_or_path).is_file():
+        raise ConfigError(
+            f"there is no recipe or file {name_or_path!r}; {nearest(name_or_path, recipe_names())}"
+        )
+    return read_toml(name_or_path)
+
+
+def run_config(recipe: str, overrides: Mapping[str, Any]) -> RunConfig:
+    """Defaults, then the recipe, then the overrides. Another head drops the recipe's options."""
+    values = read_recipe(recipe)
+    old, new = values.get("head", {}), overrides.get("head", {})
+    if isinstance(new, Mapping) and new.get("name", old.get("name")) != old.get("name"):
+        values = {key: value for key, value in values.items() if key != "head"}
+    return from_dict(RunConfig, merged(values, overrides), f"recipe {recipe}")

@@ -1,0 +1,145 @@
+"""Training tokens: documents to shards on disk, shards to batches.
+
+A corpus is tokenized once, streaming, into the run's own shards (the challenge's format); they
+are mapped into memory, so neither documents nor tokens need to fit. The stream is BOS, document,
+BOS, document, ...; batches are windows of it. Which windows make up step s is a function of the
+seed and s alone: a resumed run goes on exactly where it was.
+"""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tokgolf.corpora import Corpus, ShardWriter, read_shard, read_sidecar, shard_files
+from tokgolf.errors import TrainingError
+from tokgolf.tokenizers import Tokenizer
+
+DOCUMENTS_AT_ONCE = 256
+
+
+class TokenStream:
+    """One long sequence of tokens in several memory-mapped shards."""
+
+    def __init__(self, shards: list[NDArray[np.uint16]]) -> None:
+        self.shards = shards
+        self.starts = np.cumsum([0] + [len(shard) for shard in shards])
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def read(self, start: int, length: int) -> NDArray[np.int64]:
+        """Tokens [start, start + length), across shard borders."""
+        parts = []
+        shard = int(np.searchsorted(self.starts, start, side="right")) - 1
+        while length > 0:
+            offset = start - int(self.starts[shard])
+            part = self.shards[shard][offset : offset + length]
+            parts.append(part.astype(np.int64))
+            start, length, shard = start + len(part), length - len(part), shard + 1
+        return np.concatenate(parts)
+
+    def counts(self, vocab_size: int) -> NDArray[np.int64]:
+        """How often each token occurs; an id outside the vocabulary is a `TrainingError`."""
+        total = np.zeros(vocab_size, dtype=np.int64)
+        for shard in self.shards:
+            for start in range(0, len(shard), 1 << 24):
+                part = np.bincount(shard[start : start + (1 << 24)], minlength=vocab_size)
+                if len(part) > vocab_size:
+                    raise TrainingError(
+                        f"the token shards hold id {len(part) - 1}, the tokenizer has "
+                        f"{vocab_size} ids; tokenize the corpus with this tokenizer"
+                    )
+                total += part
+        return total
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizedCorpus:
+    """Where a corpus' tokens are, and what they were made from."""
+
+    stream: TokenStream
+    documents: int
+    bytes: int
+
+
+def tokenize(
+    corpus: Corpus, tokenizer: Tokenizer, folder: Path, prefix: str, corpus_sha256: str
+) -> TokenizedCorpus:
+    """Write the corpus as token shards `folder/prefix_*.bin`, or reuse those already there.
+
+    Shards are reused only if their sidecars name this tokenizer and this corpus.
+    """
+    paths = shard_files(folder, prefix) if folder.is_dir() else []
+    sidecars = [read_sidecar(path) for path in paths]
+    same = all(s is not None and s.corpus == corpus_sha256 for s in sidecars)
+    if not (paths and same and (folder / f"{prefix}.complete").exists()):
+        for path in paths:
+            path.unlink()
+            path.with_suffix(".json").unlink(missing_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        with ShardWriter(
+            folder, prefix, fingerprint=tokenizer.fingerprint, corpus_sha256=corpus_sha256
+        ) as writer:
+            for data, tokens in encoded(corpus, tokenizer):
+                bos = np.array([tokenizer.bos_id], dtype=tokens.dtype)
+                writer.add(np.concatenate([bos, tokens]), len(data))
+        (folder / f"{prefix}.complete").touch()
+        paths = writer.paths
+    shards = [read_shard(path, fingerprint=tokenizer.fingerprint) for path in paths]
+    sidecars = [read_sidecar(path) for path in paths]
+    return TokenizedCorpus(
+        stream=TokenStream(shards),
+        documents=sum(s.documents for s in sidecars if s is not None),
+        bytes=sum(s.bytes for s in sidecars if s is not None),
+    )
+
+
+def encoded(
+    corpus: Corpus, tokenizer: Tokenizer
+) -> Iterator[tuple[bytes, NDArray[np.uint16 | np.uint32]]]:
+    """Each document's bytes with its tokens, in the corpus' order."""
+    documents = (document.data for document in corpus)
+    while data := list(itertools.islice(documents, DOCUMENTS_AT_ONCE)):
+        yield from zip(data, tokenizer.encode_batch(data), strict=True)
+
+
+class Batches:
+    """Windows of `length` tokens and their targets, shuffled anew in every epoch.
+
+    Each epoch starts at another offset, so that documents are cut at other places.
+    """
+
+    def __init__(self, stream: TokenStream, *, rows: int, length: int, seed: int) -> None:
+        if len(stream) < 2 * length:
+            raise TrainingError(
+                f"the corpus has {len(stream):,} tokens, fewer than two sequences of {length:,}; "
+                "use more text or a smaller trunk.sequence_length"
+            )
+        self.stream = stream
+        self.rows = rows
+        self.length = length
+        self.seed = seed
+        self.windows = (len(stream) - length) // length  # with room for any offset
+        self._epoch = -1
+        self._starts = np.zeros(0, dtype=np.int64)
+
+    def step(self, step: int) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of a step.  # each (rows, length) int64"""
+        rows = [self._window(step * self.rows + row) for row in range(self.rows)]
+        tokens = torch.from_numpy(np.stack(rows))
+        return tokens[:, :-1], tokens[:, 1:]
+
+    def _window(self, index: int) -> NDArray[np.int64]:
+        epoch, place = divmod(index, self.windows)
+        if epoch != self._epoch:
+            random = np.random.Generator(np.random.PCG64([self.seed, epoch]))
+            offset = int(random.integers(self.length))
+            self._starts = offset + self.length * random.permutation(self.windows)
+            self._epoch = epoch
+        return self.stream.read(int(self._starts[place]), self.length + 1)

@@ -1,0 +1,346 @@
+"""The training loop: one for every head, trunk and device.
+
+It refuses to go on with an experiment that would mean nothing: every trainable tensor must be in
+one optimizer group with a rate above zero, the first loss must be what the head declares, and
+after three steps every tensor must have moved. A violation stops the run and names the tensor.
+"""
+
+import contextlib
+import json
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tomli_w
+import torch
+from torch import Tensor
+
+from tokgolf.artifact.checkpoint import MODEL_PREFIX, read_checkpoint, write_checkpoint
+from tokgolf.config import to_dict
+from tokgolf.corpora import Corpus, check_disjoint, document_digests
+from tokgolf.errors import TrainingError
+from tokgolf.files import atomic_open, write_bytes, write_text
+from tokgolf.heads import HeadShape, head_config
+from tokgolf.model import LanguageModel, build_model
+from tokgolf.tokenizers import Tokenizer
+from tokgolf.training.config import RunConfig
+from tokgolf.training.data import Batches, tokenize
+from tokgolf.training.optimizers import Optimizers
+
+FIRST_LOSS_TOLERANCE = 0.02
+STEPS_TO_MOVE = 3
+LOG_EVERY = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepReport:
+    """One line of `metrics.jsonl`, and what a progress display shows."""
+
+    step: int
+    loss: float
+    tokens: int
+    seconds: float
+    learning_rate_scale: float
+    tokens_per_second: float
+    seconds_left: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """How a run ended."""
+
+    run: Path
+    steps: int
+    tokens: int
+    seconds: float
+    loss: float
+    params: int
+
+
+def train(
+    config: RunConfig,
+    tokenizer: Tokenizer,
+    corpus: Corpus,
+    run: Path,
+    *,
+    held_out: Corpus | None = None,
+    device: str = "auto",
+    resume: bool = False,
+    on_step: Callable[[StepReport], None] = lambda report: None,
+) -> TrainResult:
+    """Train a model on `corpus` into the run directory `run`, and return how it ended.
+
+    `held_out` is only checked to share no document with `corpus`. With `resume`, an unfinished
+    run goes on from its latest checkpoint. Raises `TrainingError` (and leaves the latest
+    checkpoint) when a tensor is not trained, when the loss is not finite, or on Ctrl-C;
+    `CorpusError` for shared or missing documents.
+    """
+    started = read_checkpoint(run) if resume else None
+    if started is None and (run / "checkpoints" / "latest.json").exists():
+        raise TrainingError(f"{run} already holds a run; use --resume, or another -o")
+    summary = corpus.summary()
+    digests = document_digests(corpus)
+    if held_out is not None:
+        check_disjoint(digests, held_out, held_out_name=held_out.name)
+    state = {
+        "config": to_dict(config),
+        "tokenizer": tokenizer.fingerprint,
+        "corpus": {"name": corpus.name, "sha256": summary.sha256, "bytes": summary.bytes},
+    }
+    if started is not None:
+        _check_same_run(run, started[1], state)
+    run.mkdir(parents=True, exist_ok=True)
+    write_bytes(run / "tokenizer.tok", tokenizer.asset())
+    with atomic_open(run / "train_documents.npy") as file:
+        np.save(file, digests)
+    write_text(run / "config.toml", tomli_w.dumps({**to_dict(config), "corpus": state["corpus"]}))
+    data = tokenize(corpus, tokenizer, run / "tokens", "train", summary.sha256)
+    session = _Session(config, tokenizer, data.stream.counts(tokenizer.vocab_size), device)
+    length = config.trunk.sequence_length
+    batches = Batches(
+        data.stream, rows=config.batch_tokens // length, length=length, seed=config.seed
+    )
+    if started is not None:
+        session.load(*started)
+    return session.run(batches, run, state, on_step)
+
+
+class _Session:
+    """The moving parts of a run: model, optimizers, step counter and clock."""
+
+    def __init__(self, config: RunConfig, tokenizer: Tokenizer, counts: Any, device: str) -> None:
+        self.config = config
+        self.device = torch.device(resolve_device(device))
+        self.bf16 = uses_bf16(config.precision, self.device)
+        torch.manual_seed(config.seed)
+        shape = HeadShape(
+            vocab_size=tokenizer.vocab_size, d_model=config.trunk.d_model, bos_id=tokenizer.bos_id
+        )
+        head = head_config(config.head)
+        self.model = build_model(config.trunk, head, shape, torch.from_numpy(counts))
+        self.model.to(self.device)
+        self.optimizers = Optimizers(self.model, config.optimizer)
+        self.nll: Callable[[Tensor, Tensor], Tensor] = self.model.nll
+        if config.compile:
+            self.nll = torch.compile(self.model.nll, dynamic=False)
+        self.step = 0
+        self.seconds = 0.0
+        self.loss = math.nan
+
+    def load(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        own = self.model.state_dict()
+        own.update({name: tensors[MODEL_PREFIX + name] for name in own})
+        self.model.load_state_dict(own)
+        self.optimizers.load(tensors)
+        self.step, self.seconds, self.loss = state["step"], state["seconds"], state["loss"]
+
+    def save(self, run: Path, state: dict[str, Any], *, finished: bool = False) -> None:
+        """Write a checkpoint."""
+        weights = {MODEL_PREFIX + n: t.cpu() for n, t in self.model.state_dict().items()}
+        optimizer = {name: t.cpu() for name, t in self.optimizers.state().items()}
+        progress = {"step": self.step, "seconds": self.seconds, "loss": self.loss}
+        write_checkpoint(run, {**weights, **optimizer}, {**state, **progress, "finished": finished})
+
+    def remaining_steps(self) -> float:
+        """Steps that are left of the budget, by count or by the clock, whichever is less."""
+        left = float(self.config.steps - self.step)
+        if self.config.minutes is not None and self.step:
+            clock = self.config.minutes * 60 - self.seconds
+            left = min(left, clock / (self.seconds / self.step))
+        return left
+
+    def rate_scale(self, remaining: float) -> float:
+        """The factor on every learning rate: 1, then linearly down to 0 at the end."""
+        warmdown = self.config.warmdown_steps or (
+            self.config.warmdown_fraction * (self.step + remaining)
+        )
+        return min(1.0, remaining / warmdown) if warmdown else 1.0
+
+    def gradients(self, tokens: Tensor, targets: Tensor) -> float:
+        """Accumulate the gradients of the mean loss of a batch; returns that loss in nats."""
+        rows = max(1, self.config.micro_batch_tokens // self.config.trunk.sequence_length)
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        for start in range(0, len(tokens), rows):
+            x, y = tokens[start : start + rows], targets[start : start + rows]
+            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
+                nll = self.nll(x.to(self.device), y.to(self.device))
+            loss = nll.sum() / targets.numel()
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.detach().double()
+        return float(total)
+
+    def run(
+        self,
+        batches: Batches,
+        run: Path,
+        state: dict[str, Any],
+        on_step: Callable[[StepReport], None],
+    ) -> TrainResult:
+        """Train until the budget is spent."""
+        initial = {n: p.detach().clone() for n, p in self.model.named_parameters()}
+        moving = initial if self.step == 0 else None
+        saved = self.seconds
+        offset = time.perf_counter() - self.seconds
+        with _interrupt_flag() as interrupted, _metrics(run, self.step) as metrics:
+            while (remaining := self.remaining_steps()) > 0:
+                scale = self.rate_scale(remaining)
+                loss = self.gradients(*batches.step(self.step))
+                if not math.isfinite(loss):
+                    raise TrainingError(
+                        f"the loss is {loss} at step {self.step}; the latest checkpoint in {run} "
+                        "is from before. Lower the learning rates, e.g. --set optimizer.lr_matrix"
+                    )
+                if self.step == 0:
+                    self._check_first_loss(loss)
+                self.loss = loss
+                self.optimizers.step(self.step, scale)
+                self.step += 1
+                self.seconds = time.perf_counter() - offset
+                if moving is not None and self.step == STEPS_TO_MOVE:
+                    check_moved(moving, self.model)
+                    moving = None
+                report = self._report(scale)
+                on_step(report)
+                if self.step % LOG_EVERY == 0 or self.step <= STEPS_TO_MOVE:
+                    metrics(report)
+                if interrupted():
+                    self.save(run, state)
+                    raise TrainingError(
+                        f"interrupted after step {self.step:,}; the checkpoint in {run} is usable: "
+                        "go on with --resume, or export it as it is"
+                    )
+                if self.seconds - saved > self.config.checkpoint_minutes * 60:
+                    self.save(run, state)
+                    saved = self.seconds
+        self.save(run, state, finished=True)
+        return TrainResult(
+            run=run,
+            steps=self.step,
+            tokens=self.step * self.config.batch_tokens,
+            seconds=self.seconds,
+            loss=self.loss,
+            params=sum(p.numel() for p in self.model.parameters()),
+        )
+
+    def _report(self, scale: float) -> StepReport:
+        tokens = self.step * self.config.batch_tokens
+        return StepReport(
+            step=self.step,
+            loss=self.loss,
+            tokens=tokens,
+            seconds=self.seconds,
+            learning_rate_scale=scale,
+            tokens_per_second=tokens / self.seconds,
+            seconds_left=max(0.0, self.remaining_steps() * self.seconds / self.step),
+        )
+
+    def _check_first_loss(self, loss: float) -> None:
+        declared = self.model.head.initial_loss()
+        if abs(loss - declared) > FIRST_LOSS_TOLERANCE * declared:
+            raise TrainingError(
+                f"the first loss is {loss:.4f} nats, the head declares {declared:.4f} "
+                f"(within {FIRST_LOSS_TOLERANCE:.0%}): its initialisation is not what it says"
+            )
+
+
+def check_moved(initial: dict[str, Tensor], model: LanguageModel) -> None:
+    """Raise `TrainingError`, naming them, if any trainable tensor still is as it began."""
+    still = [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.numel() and torch.equal(parameter.detach(), initial[name])
+    ]
+    if still:
+        raise TrainingError(
+            f"after {STEPS_TO_MOVE} steps these tensors have not moved: {', '.join(still)}; "
+            "they are not being trained, so the run would not measure what it claims"
+        )
+
+
+def resolve_device(device: str) -> str:
+    """ "auto" is CUDA where there is one. Raises `TrainingError` for a device that is not there."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise TrainingError(f"--device {device}: this machine has no CUDA device; use --device cpu")
+    return device
+
+
+def uses_bf16(precision: str, device: torch.device) -> bool:
+    """Whether matrix products run in bf16; "auto" does so where the hardware has it."""
+    if precision != "auto":
+        return precision == "bf16"
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _check_same_run(run: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """A resumed run must be the same run; only its budget may have grown."""
+    if before["tokenizer"] != now["tokenizer"]:
+        raise TrainingError(
+            f"{run} was trained with tokenizer {before['tokenizer'][:16]}, this one is "
+            f"{now['tokenizer'][:16]}; resume with the run's own tokenizer.tok"
+        )
+    if before["corpus"]["sha256"] != now["corpus"]["sha256"]:
+        raise TrainingError(
+            f"{run} was trained on {before['corpus']['name']} "
+            f"({before['corpus']['sha256'][:16]}), this is {now['corpus']['name']} "
+            f"({now['corpus']['sha256'][:16]}); resume with the same corpus"
+        )
+    budget = {"steps", "minutes", "checkpoint_minutes"}
+    changed = [
+        key
+        for key in before["config"].keys() | now["config"].keys()
+        if key not in budget and before["config"].get(key) != now["config"].get(key)
+    ]
+    if changed:
+        raise TrainingError(
+            f"{run} was started with another {', '.join(sorted(changed))} than is now asked for; "
+            "resume with the run's own config.toml as --recipe"
+        )
+
+
+@contextlib.contextmanager
+def _interrupt_flag() -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C into a flag, read between steps; a second one interrupts at once."""
+    hit = False
+
+    def on_interrupt(number: int, frame: Any) -> None:
+        nonlocal hit
+        hit = True
+        signal.signal(signal.SIGINT, old)
+
+    try:
+        old = signal.signal(signal.SIGINT, on_interrupt)
+    except ValueError:  # not the main thread: whoever runs there handles signals
+        yield lambda: False
+        return
+    try:
+        yield lambda: hit
+    finally:
+        signal.signal(signal.SIGINT, old)
+
+
+@contextlib.contextmanager
+def _metrics(run: Path, step: int) -> Iterator[Callable[[StepReport], None]]:
+    """Append reports to `metrics.jsonl`, after dropping those a resumed run will repeat."""
+    path = run / "metrics.jsonl"
+    kept = []
+    if step and path.is_file():
+        lines = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line]
+        kept = [line for line in lines if line["step"] <= step]
+    write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+    with open(path, "a", encoding="utf-8") as file:
+
+        def write(report: StepReport) -> None:
+            file.write(json.dumps(vars(report)) + "\n")
+            file.flush()
+
+        yield write

@@ -1,0 +1,196 @@
+"""Muon for hidden matrices, Adam for everything else, and the coverage check over both.
+
+Muon (Jordan 2024) replaces a matrix's momentum by its nearest semi-orthogonal matrix, found with
+a few Newton-Schulz steps. Matrices of one shape are orthogonalised as one batch: at the sizes
+of this project the cost is in the number of calls, not in the arithmetic.
+"""
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from tokgolf.config import check_positive
+from tokgolf.errors import ConfigError, TrainingError
+from tokgolf.heads.base import Role
+from tokgolf.model import LanguageModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """Learning rate of each role, and the optimizers' constants; defaults are the baseline's.
+
+    Source: openai/parameter-golf, record 2026-03-17 "NaiveBaseline".
+    """
+
+    lr_tied: float = 0.05
+    lr_input: float = 0.6
+    lr_output: float = 0.008
+    lr_matrix: float = 0.04
+    lr_vector: float = 0.04
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.95
+    adam_eps: float = 1e-8
+    muon_momentum: float = 0.95
+    muon_momentum_start: float = 0.85
+    muon_momentum_steps: int = 500
+    muon_iterations: int = 5
+
+    def __post_init__(self) -> None:
+        check_positive(self, "lr_tied", "lr_input", "lr_output", "lr_matrix", "lr_vector")
+        check_positive(self, "adam_eps", "muon_iterations", "muon_momentum_steps")
+        for name in ("adam_beta1", "adam_beta2", "muon_momentum", "muon_momentum_start"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be in [0, 1)")
+
+    def rate(self, role: Role) -> float:
+        """Base learning rate of a role."""
+        return float(getattr(self, f"lr_{role}"))
+
+
+def orthogonalize(matrices: Tensor, iterations: int = 5) -> Tensor:
+    """Approximate the nearest semi-orthogonal matrices by quintic Newton-Schulz steps, in bf16.
+
+    Singular values end near 1 (about 0.7 to 1.2), not at 1: Muon needs no more.
+    Source: Jordan et al., https://kellerjordan.github.io/posts/muon/.
+
+    (batch, rows, columns) -> (batch, rows, columns)
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = matrices.bfloat16()
+    tall = x.size(-2) > x.size(-1)
+    if tall:
+        x = x.mT
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(iterations):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.mT if tall else x  # type: ignore[no-any-return]
+
+
+class Muon:
+    """Nesterov momentum, orthogonalised; the step is scaled by sqrt(max(1, rows / columns))."""
+
+    def __init__(self, parameters: dict[str, nn.Parameter], config: OptimizerConfig) -> None:
+        self.config = config
+        by_shape: dict[torch.Size, dict[str, nn.Parameter]] = defaultdict(dict)
+        for name, parameter in parameters.items():
+            by_shape[parameter.shape][name] = parameter
+        self.batches = list(by_shape.values())
+        self.momentum = [
+            torch.stack([torch.zeros_like(p) for p in batch.values()]) for batch in self.batches
+        ]
+
+    @torch.no_grad()
+    def step(self, step: int, scale: float) -> None:
+        """Update from the gradients; `step` counts from 0, `scale` multiplies the rate."""
+        c = self.config
+        warmed = min(1.0, step / c.muon_momentum_steps)
+        beta = (1 - warmed) * c.muon_momentum_start + warmed * c.muon_momentum
+        for batch, momentum in zip(self.batches, self.momentum, strict=True):
+            gradient = torch.stack([gradient_of(name, p) for name, p in batch.items()])
+            momentum.mul_(beta).add_(gradient)
+            update = orthogonalize(gradient.add_(momentum, alpha=beta), c.muon_iterations).float()
+            rows, columns = update.shape[-2:]
+            rate = c.lr_matrix * scale * max(1.0, rows / columns) ** 0.5
+            for parameter, change in zip(batch.values(), update, strict=True):
+                parameter.add_(change, alpha=-rate)
+
+    def state(self) -> dict[str, Tensor]:
+        """Momentum of each matrix, by name."""
+        pairs = zip(self.batches, self.momentum, strict=True)
+        return {name: m for batch, stack in pairs for name, m in zip(batch, stack, strict=True)}
+
+
+class Adam:
+    """Adam (Kingma & Ba 2014) with a learning rate for each tensor and no weight decay."""
+
+    def __init__(
+        self, parameters: dict[str, nn.Parameter], rates: dict[str, float], config: OptimizerConfig
+    ) -> None:
+        groups = [{"params": [p], "lr": rates[name]} for name, p in parameters.items()]
+        betas = (config.adam_beta1, config.adam_beta2)
+        self.parameters = parameters
+        self.rates = rates
+        self.adam = torch.optim.Adam(groups, betas=betas, eps=config.adam_eps, fused=True)
+
+    def step(self, scale: float) -> None:
+        """Update from the gradients; `scale` multiplies every rate."""
+        for group, (name, parameter) in zip(
+            self.adam.param_groups, self.parameters.items(), strict=True
+        ):
+            group["lr"] = self.rates[name] * scale
+            gradient_of(name, parameter)
+        self.adam.step()
+
+
+def gradient_of(name: str, parameter: nn.Parameter) -> Tensor:
+    """The gradient; a tensor without one takes no part in the loss, which is an error."""
+    if parameter.grad is None:
+        raise TrainingError(f"{name} received no gradient: it takes no part in the loss")
+    return parameter.grad
+
+
+class Optimizers:
+    """Both optimizers over all of a model's trainable tensors, each in exactly one group."""
+
+    def __init__(self, model: LanguageModel, config: OptimizerConfig) -> None:
+        roles = check_coverage(model, config)
+        named = dict(model.named_parameters())
+        self.model = model
+        self.muon = Muon({n: p for n, p in named.items() if roles[n] == "matrix"}, config)
+        others = {n: p for n, p in named.items() if n in roles and roles[n] != "matrix"}
+        self.adam = Adam(others, {name: config.rate(roles[name]) for name in others}, config)
+
+    def step(self, step: int, scale: float) -> None:
+        """Update every tensor, then clear the gradients."""
+        self.muon.step(step, scale)
+        self.adam.step(scale)
+        self.model.zero_grad(set_to_none=True)
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that a resumed run needs, as tensors by name."""
+        tensors = {f"muon.{name}": buffer for name, buffer in self.muon.state().items()}
+        for name, parameter in self.adam.parameters.items():
+            for key, value in self.adam.adam.state[parameter].items():
+                tensors[f"adam.{key}.{name}"] = value
+        return tensors
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Restore what `state` gave. Raises `TrainingError` if a tensor is missing."""
+        try:
+            for name, buffer in self.muon.state().items():
+                buffer.copy_(tensors[f"muon.{name}"])
+            for name, parameter in self.adam.parameters.items():
+                self.adam.adam.state[parameter] = {
+                    key: tensors[f"adam.{key}.{name}"].to(parameter.device)
+                    for key in ("step", "exp_avg", "exp_avg_sq")
+                }
+        except KeyError as error:
+            raise TrainingError(f"the checkpoint holds no optimizer state {error}") from error
+
+
+def check_coverage(model: LanguageModel, config: OptimizerConfig) -> dict[str, Role]:
+    """The role of every trainable tensor, by name.
+
+    Raises `TrainingError`, naming the tensor, unless each is in exactly one group and that
+    group's learning rate is above zero. Much of the public evidence on output heads is void
+    because a new tensor was in no group.
+    """
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    roles: dict[str, Role] = {}
+    for role, parameters in model.param_groups():
+        for listed, parameter in parameters.items():
+            name = names.get(id(parameter))
+            if name is None:
+                raise TrainingError(f"{listed} is in a parameter group but not in the model")
+            if name in roles:
+                raise TrainingError(f"{name} is in two parameter groups: {roles[name]} and {role}")
+            if not config.rate(role) > 0:
+                raise TrainingError(f"{name} has learning rate {config.rate(role)}; it must be > 0")
+            roles[name] = role
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter.numel() and name not in roles:
+            raise TrainingError(f"{name} is trainable but in no parameter group")
+    return roles
