@@ -4,6 +4,7 @@ Bytes are the documents' own, never sums over a table of token lengths. The inva
 cheap enough are checked on every score; one that fails makes the score invalid, an error.
 """
 
+import json
 import math
 import os
 import time
@@ -22,6 +23,7 @@ from tokgolf.artifact.load import Artifact, load_artifact
 from tokgolf.corpora import Corpus, check_disjoint
 from tokgolf.errors import ScoreError
 from tokgolf.eval.scorer import document_nats
+from tokgolf.files import write_text
 from tokgolf.ledger import Ledger, ledger_of
 
 SUM_TOLERANCE = 1e-4
@@ -164,6 +166,11 @@ def read_train_digests(run: Path) -> NDArray[np.uint64] | None:
     except (ValueError, EOFError) as error:
         raise ScoreError(f"{path} is damaged: {error}") from error
     return digests
+
+
+def save_score(score: Score, path: str | os.PathLike[str]) -> None:
+    """Write a score with every document's bits as JSON."""
+    write_text(path, json.dumps(score.as_dict(documents=True), indent=1) + "\n")
 
 
 class _Checks:

@@ -125,7 +125,8 @@ class Head(nn.Module, ABC):
 
     def logits(self, hidden: Tensor, prev: Tensor) -> Tensor:
         """Softcapped fp32 logits.  # (n, d_model), (n,) -> (n, vocab)"""
-        z = F.linear(self.features(hidden, prev), self.matrix()).float()
+        features, matrix = self.features(hidden, prev), self.matrix()
+        z = F.linear(features, matrix.to(features.dtype)).float()
         bias = self.bias()
         if bias is not None:
             z = z + bias.float()

@@ -38,6 +38,9 @@ class BigramHashConfig(HeadConfig):
             )
         if self.base.get("name") == self.name:
             raise ConfigError("bigram-hash cannot be its own base; choose another base.name")
+        if "softcap" in self.base:
+            raise ConfigError("bigram-hash has one softcap for both; set head.softcap, not base's")
+        self.base_config()
 
     def base_config(self) -> HeadConfig:
         """The extended head's own options; the softcap is this head's."""

@@ -51,6 +51,8 @@ class VQConfig(HeadConfig):
                 f"head codes {rows} is greater than the vocabulary {shape.vocab_size}; "
                 f"use at most {shape.vocab_size}"
             )
+        if self.tail_codes > rows:
+            raise ConfigError(f"head tail_codes {self.tail_codes} is greater than codes {rows}")
         return rows
 
     def num_params(self, shape: HeadShape) -> int:
@@ -67,9 +69,13 @@ class VQConfig(HeadConfig):
             )
         if self.assignment == "random":
             codes = random_codes(shape.vocab_size, rows, self.seed)
-        elif counts is None:
+        elif counts is None:  # to be loaded from a checkpoint or an artifact
             codes = torch.zeros(shape.vocab_size, dtype=torch.int64)
         else:
+            if counts.shape != (shape.vocab_size,):
+                raise ConfigError(
+                    f"{counts.numel()} token counts for a vocabulary of {shape.vocab_size}"
+                )
             codes = frequency_codes(counts, rows, self.tail_codes or max(1, rows // 4))
         return VQHead(shape, self, rows, codes)
 

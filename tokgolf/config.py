@@ -12,6 +12,7 @@ import tomllib
 import types
 import typing
 from collections.abc import Iterable, Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -145,7 +146,7 @@ def parse_overrides(settings: Iterable[str]) -> dict[str, Any]:
         try:
             value = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
-            value = text
+            value = text.strip()
         *tables, key = dotted.strip().split(".")
         place = result
         for table in tables:
@@ -181,7 +182,7 @@ def parse_size(text: str) -> int:
     if match is None:
         raise ConfigError(f"{text!r} is not a size; write for example 250KB, 16MB or 16000000")
     number, unit = match.groups()
-    size = float(number) * _UNITS[(unit or "B").lower()]
+    size = round(Decimal(number) * _UNITS[(unit or "B").lower()])
     if size < 1:
         raise ConfigError(f"a size of {text!r} is less than one byte")
-    return round(size)
+    return size

@@ -125,6 +125,11 @@ class Trunk(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Embedded tokens to final hidden states.  # (batch, time, d_model) -> the same"""
         time = x.size(1)
+        if time > self.config.sequence_length:
+            raise ConfigError(
+                f"a window of {time} tokens is longer than the model's "
+                f"sequence_length of {self.config.sequence_length}"
+            )
         x = first = rms_norm(x)
         cos, sin = self.cos[:time].to(x.dtype), self.sin[:time].to(x.dtype)
         half = self.config.layers // 2

@@ -21,7 +21,9 @@ class RunConfig:
 
     The run ends after `steps` steps or `minutes` of training, whichever comes first. The learning
     rate falls linearly to zero over the last `warmdown_steps` steps, as the baseline's does, or,
-    when that is 0, over the last `warmdown_fraction` of the budget.
+    when that is 0, over the last `warmdown_fraction` of the budget. `compile` "auto" compiles the
+    model where that works and goes on without where it does not (on a CPU it needs a C++
+    compiler); `precision` "auto" is bf16 where the hardware has it.
     """
 
     trunk: TrunkConfig = field(default_factory=TrunkConfig)
@@ -35,7 +37,7 @@ class RunConfig:
     warmdown_fraction: float = 0.0
     seed: int = 1337
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    compile: bool = False
+    compile: Literal["auto", "on", "off"] = "auto"
     checkpoint_minutes: float = 5.0
 
     def __post_init__(self) -> None:
@@ -83,6 +85,7 @@ def read_recipe(name_or_path: str) -> dict[str, Any]:
 def run_config(recipe: str, overrides: Mapping[str, Any]) -> RunConfig:
     """Defaults, then the recipe, then the overrides. Another head drops the recipe's options."""
     values = read_recipe(recipe)
+    values.pop("corpus", None)  # a run's own config.toml also says what it was trained on
     old, new = values.get("head", {}), overrides.get("head", {})
     if isinstance(new, Mapping) and new.get("name", old.get("name")) != old.get("name"):
         values = {key: value for key, value in values.items() if key != "head"}

@@ -77,8 +77,11 @@ def tokenize(
     """
     paths = shard_files(folder, prefix) if folder.is_dir() else []
     sidecars = [read_sidecar(path) for path in paths]
-    same = all(s is not None and s.corpus == corpus_sha256 for s in sidecars)
-    if not (paths and same and (folder / f"{prefix}.complete").exists()):
+    wanted = (tokenizer.fingerprint, corpus_sha256)
+    same = all(s is not None and (s.tokenizer, s.corpus) == wanted for s in sidecars)
+    complete = folder / f"{prefix}.complete"
+    if not (paths and same and complete.exists()):
+        complete.unlink(missing_ok=True)  # first, so that it never stands beside half a corpus
         for path in paths:
             path.unlink()
             path.with_suffix(".json").unlink(missing_ok=True)
@@ -89,7 +92,7 @@ def tokenize(
             for data, tokens in encoded(corpus, tokenizer):
                 bos = np.array([tokenizer.bos_id], dtype=tokens.dtype)
                 writer.add(np.concatenate([bos, tokens]), len(data))
-        (folder / f"{prefix}.complete").touch()
+        complete.touch()
         paths = writer.paths
     shards = [read_shard(path, fingerprint=tokenizer.fingerprint) for path in paths]
     sidecars = [read_sidecar(path) for path in paths]

@@ -23,9 +23,10 @@ from torch import Tensor
 from tokgolf.artifact.checkpoint import MODEL_PREFIX, read_checkpoint, write_checkpoint
 from tokgolf.config import to_dict
 from tokgolf.corpora import Corpus, check_disjoint, document_digests
+from tokgolf.device import resolve_device
 from tokgolf.errors import TrainingError
 from tokgolf.files import atomic_open, write_bytes, write_text
-from tokgolf.heads import HeadShape, head_config
+from tokgolf.heads import HeadShape, head_config, head_to_dict
 from tokgolf.model import LanguageModel, build_model
 from tokgolf.tokenizers import Tokenizer
 from tokgolf.training.config import RunConfig
@@ -87,8 +88,9 @@ def train(
     digests = document_digests(corpus)
     if held_out is not None:
         check_disjoint(digests, held_out, held_out_name=held_out.name)
+    resolved = {**to_dict(config), "head": head_to_dict(head_config(config.head))}
     state = {
-        "config": to_dict(config),
+        "config": resolved,
         "tokenizer": tokenizer.fingerprint,
         "corpus": {"name": corpus.name, "sha256": summary.sha256, "bytes": summary.bytes},
     }
@@ -98,7 +100,9 @@ def train(
     write_bytes(run / "tokenizer.tok", tokenizer.asset())
     with atomic_open(run / "train_documents.npy") as file:
         np.save(file, digests)
-    write_text(run / "config.toml", tomli_w.dumps({**to_dict(config), "corpus": state["corpus"]}))
+    # A recipe that repeats this run; the corpus is no part of a recipe, hence the comment.
+    origin = f"# {corpus.name}, {summary.bytes:,} bytes, SHA-256 {summary.sha256}\n"
+    write_text(run / "config.toml", origin + tomli_w.dumps(resolved))
     data = tokenize(corpus, tokenizer, run / "tokens", "train", summary.sha256)
     session = _Session(config, tokenizer, data.stream.counts(tokenizer.vocab_size), device)
     length = config.trunk.sequence_length
@@ -126,8 +130,6 @@ class _Session:
         self.model.to(self.device)
         self.optimizers = Optimizers(self.model, config.optimizer)
         self.nll: Callable[[Tensor, Tensor], Tensor] = self.model.nll
-        if config.compile:
-            self.nll = torch.compile(self.model.nll, dynamic=False)
         self.step = 0
         self.seconds = 0.0
         self.loss = math.nan
@@ -146,6 +148,20 @@ class _Session:
         optimizer = {name: t.cpu() for name, t in self.optimizers.state().items()}
         progress = {"step": self.step, "seconds": self.seconds, "loss": self.loss}
         write_checkpoint(run, {**weights, **optimizer}, {**state, **progress, "finished": finished})
+
+    def compile(self, tokens: Tensor, targets: Tensor) -> None:
+        """Compile the loss for batches of this shape; "auto" stays eager where that fails."""
+        if self.config.compile == "off":
+            return
+        self.nll = torch.compile(self.model.nll, dynamic=False)
+        try:
+            self.gradients(tokens, targets)
+        except Exception as error:  # the compiler's own errors have no common base
+            if self.config.compile == "on":
+                reason = str(error).strip().splitlines()[0]
+                raise TrainingError(f"the model does not compile here: {reason}") from error
+            self.nll = self.model.nll
+        self.model.zero_grad(set_to_none=True)
 
     def remaining_steps(self) -> float:
         """Steps that are left of the budget, by count or by the clock, whichever is less."""
@@ -188,6 +204,7 @@ class _Session:
         saved = self.seconds
         offset = time.perf_counter() - self.seconds
         with _interrupt_flag() as interrupted, _metrics(run, self.step) as metrics:
+            self.compile(*batches.step(self.step))
             while (remaining := self.remaining_steps()) > 0:
                 scale = self.rate_scale(remaining)
                 loss = self.gradients(*batches.step(self.step))
@@ -254,22 +271,15 @@ def check_moved(initial: dict[str, Tensor], model: LanguageModel) -> None:
     still = [
         name
         for name, parameter in model.named_parameters()
-        if parameter.numel() and torch.equal(parameter.detach(), initial[name])
+        if parameter.requires_grad
+        and parameter.numel()
+        and torch.equal(parameter.detach(), initial[name])
     ]
     if still:
         raise TrainingError(
             f"after {STEPS_TO_MOVE} steps these tensors have not moved: {', '.join(still)}; "
             "they are not being trained, so the run would not measure what it claims"
         )
-
-
-def resolve_device(device: str) -> str:
-    """ "auto" is CUDA where there is one. Raises `TrainingError` for a device that is not there."""
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise TrainingError(f"--device {device}: this machine has no CUDA device; use --device cpu")
-    return device
 
 
 def uses_bf16(precision: str, device: torch.device) -> bool:

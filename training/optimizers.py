@@ -139,7 +139,7 @@ class Optimizers:
         roles = check_coverage(model, config)
         named = dict(model.named_parameters())
         self.model = model
-        self.muon = Muon({n: p for n, p in named.items() if roles[n] == "matrix"}, config)
+        self.muon = Muon({n: p for n, p in named.items() if roles.get(n) == "matrix"}, config)
         others = {n: p for n, p in named.items() if n in roles and roles[n] != "matrix"}
         self.adam = Adam(others, {name: config.rate(roles[name]) for name in others}, config)
 

@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokgolf.artifact import container, weights
 from tokgolf.config import TrunkConfig, from_dict
@@ -12,8 +12,13 @@ from tokgolf.heads import HeadConfig, HeadShape, head_config
 from tokgolf.model import LanguageModel, build_model
 from tokgolf.tokenizers import Tokenizer, from_asset
 
+if TYPE_CHECKING:
+    from tokgolf.ledger import Ledger
+
 MAX_FILE = 1 << 30
 MAX_PARAMS = 1 << 29
+MAX_LAYERS = 1 << 10
+MAX_WINDOW = 1 << 20
 SECTIONS = ["tokenizer", "tables", "steps", "weights", "packed"]
 
 
@@ -31,6 +36,13 @@ class Artifact:
     def sha256(self) -> str:
         """Hash of the whole file."""
         return sha256(self.data).hexdigest()
+
+    @property
+    def ledger(self) -> "Ledger":
+        """Where the bytes are."""
+        from tokgolf.ledger import ledger_of
+
+        return ledger_of(self)
 
 
 def load_artifact(path: str | os.PathLike[str]) -> Artifact:
@@ -63,6 +75,11 @@ def decode_artifact(data: bytes) -> Artifact:
     shape = HeadShape(
         vocab_size=tokenizer.vocab_size, d_model=trunk.d_model, bos_id=tokenizer.bos_id
     )
+    if trunk.layers > MAX_LAYERS or trunk.sequence_length > MAX_WINDOW:
+        raise ArtifactError(
+            f"the artifact claims {trunk.layers:,} layers and a window of "
+            f"{trunk.sequence_length:,}; at most {MAX_LAYERS:,} and {MAX_WINDOW:,} load"
+        )
     params = trunk.num_params() + head.num_params(shape)
     if params > MAX_PARAMS or trunk.sequence_length * trunk.d_model > MAX_PARAMS:
         raise ArtifactError(f"the artifact claims {params:,} weights; at most {MAX_PARAMS:,} load")

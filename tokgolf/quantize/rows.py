@@ -1,4 +1,4 @@
-"""Round-to-nearest quantization of rows: what is chosen here, `tokgolf.quantize` restores.
+"""Quantization of rows: the integers chosen here are what `tokgolf.quantize` restores.
 
 Tables and matrices take a step proportional to the standard deviation of the row ("SDClip",
 openai/parameter-golf PR #1394): step = clip * std / (2^(bits-1) - 1). With an entropy coder
@@ -8,6 +8,7 @@ largest entry reach the largest code.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from tokgolf.config import check_positive
 from tokgolf.errors import ArtifactError, ConfigError
 from tokgolf.heads.base import StoredKind
 from tokgolf.quantize import SMALLEST_STEP_LOG2, STEPS_PER_OCTAVE, steps
+from tokgolf.quantize.gptq import round_columns
 
 Quantized = tuple[NDArray[np.int8], NDArray[np.uint8]]
 """codes (rows, columns) and step exponents (rows,)"""
@@ -23,8 +25,12 @@ Quantized = tuple[NDArray[np.int8], NDArray[np.uint8]]
 
 @dataclass(frozen=True, kw_only=True)
 class QuantConfig:
-    """Bits and clip, in standard deviations, of matrices and of tables; vectors are int8."""
+    """Bits and clip, in standard deviations, of matrices and of tables; vectors are int8.
 
+    `method` "gptq" needs training tokens to calibrate on; "nearest" needs nothing.
+    """
+
+    method: Literal["gptq", "nearest"] = "gptq"
     matrix_bits: int = 6
     matrix_clip: float = 12.85
     table_bits: int = 8
@@ -38,18 +44,18 @@ class QuantConfig:
 
 
 def quantize(
-    name: str, weights: NDArray[np.float32], kind: StoredKind, config: QuantConfig
+    name: str,
+    weights: NDArray[np.float32],
+    kind: StoredKind,
+    config: QuantConfig,
+    hessian: NDArray[np.float64] | None = None,
 ) -> Quantized:
     """Quantize one tensor of kind table, matrix or vector; one-dimensional ones as one row.
 
-    `name` is for the `ArtifactError` raised when a weight is not finite.
+    With the `hessian` of the tensor's inputs, codes are chosen by GPTQ, otherwise by rounding to
+    the nearest. `name` is for the `ArtifactError` raised when a weight is not finite.
     """
-    if not np.isfinite(weights).all():
-        bad = weights.size - int(np.isfinite(weights).sum())
-        raise ArtifactError(
-            f"{name} has {bad:,} of {weights.size:,} weights that are not finite; "
-            "export an earlier checkpoint"
-        )
+    check_finite(name, weights)
     rows = weights.reshape(-1, weights.shape[-1]).astype(np.float64)
     if kind == "vector":
         largest, wish = 127, np.abs(rows).max(axis=1) / 127
@@ -60,8 +66,21 @@ def quantize(
         largest = 2 ** (config.matrix_bits - 1) - 1
         wish = config.matrix_clip * rows.std(axis=1) / largest
     exponents = _exponents(wish, up=kind == "vector")
-    codes = np.rint(rows / steps(exponents)[:, None]).clip(-largest, largest)
+    step = steps(exponents).astype(np.float64)
+    if hessian is not None:
+        return round_columns(rows, hessian, step, largest), exponents
+    codes = np.rint(rows / step[:, None]).clip(-largest, largest)
     return codes.astype(np.int8), exponents
+
+
+def check_finite(name: str, weights: NDArray[np.float32]) -> None:
+    """Raise `ArtifactError`, naming the tensor, if a weight is NaN or infinite."""
+    bad = weights.size - int(np.isfinite(weights).sum())
+    if bad:
+        raise ArtifactError(
+            f"{name} has {bad:,} of {weights.size:,} weights that are not finite; "
+            "export an earlier checkpoint"
+        )
 
 
 def _exponents(wish: NDArray[np.float64], *, up: bool) -> NDArray[np.uint8]:

@@ -1,0 +1,31 @@
+# make golf   the whole pipeline on the embedded corpus: about five minutes on two cores
+# make test   the test suite; make check also lints and type-checks
+# Both create .venv and install everything on first use. Needs python3 (3.11+), git and make.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: golf test check install clean
+
+golf: install
+	$(BIN)/tokgolf golf
+
+test: install
+	$(BIN)/pytest
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+install: $(VENV)/installed
+
+# The stamp is newer than what it was installed from, or the install is made again.
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

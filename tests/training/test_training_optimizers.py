@@ -1,0 +1,420 @@
+"""Muon and Adam against their oracles, and the coverage check that names what is not trained."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tokgolf.config import TrunkConfig
+from tokgolf.corpora import Corpus, Document
+from tokgolf.errors import ConfigError, TrainingError
+from tokgolf.heads import HEADS, Head, HeadShape, ParamGroup, head_config
+from tokgolf.heads.tied import TiedConfig, TiedHead
+from tokgolf.heads.untied import UntiedConfig, UntiedHead
+from tokgolf.model import LanguageModel, Trunk
+from tokgolf.tokenizers import build_tokenizer
+from tokgolf.training import RunConfig, loop, train
+from tokgolf.training.optimizers import (
+    Adam,
+    Muon,
+    OptimizerConfig,
+    Optimizers,
+    check_coverage,
+    gradient_of,
+    orthogonalize,
+)
+
+TRUNK = TrunkConfig(layers=2, d_model=16, heads=2, kv_heads=1, mlp_hidden=24, sequence_length=16)
+SHAPE = HeadShape(vocab_size=257, d_model=16, bos_id=256)
+SHAPES = [(16, 16), (48, 16), (16, 48), (7, 31), (64, 8), (1, 5)]
+
+every_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> Iterator[None]:
+    """A fixed seed and one thread (these tensors are too small for more), both put back."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+    torch.set_num_threads(threads)
+
+
+def constant_momentum(beta: float) -> OptimizerConfig:
+    return OptimizerConfig(muon_momentum=beta, muon_momentum_start=beta)
+
+
+def parameters(*shapes: tuple[int, ...]) -> dict[str, nn.Parameter]:
+    return {f"p{i}": nn.Parameter(torch.randn(shape)) for i, shape in enumerate(shapes)}
+
+
+def copies(named: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+    return {name: nn.Parameter(p.detach().clone()) for name, p in named.items()}
+
+
+def give_gradients(*sets: dict[str, nn.Parameter]) -> None:
+    """The same random gradients to each of several equal sets of parameters."""
+    for name, parameter in sets[0].items():
+        gradient = torch.randn_like(parameter)
+        for each in sets:
+            each[name].grad = gradient.clone()
+
+
+# --- orthogonalisation
+
+
+@every_shape
+def test_orthogonalized_singular_values_are_near_one(shape: tuple[int, int]) -> None:
+    x = torch.randn(5, *shape)
+    values = torch.linalg.svdvals(orthogonalize(x).float())
+    assert values.shape == (5, min(shape))
+    # A square Gaussian matrix has singular values next to 0, which five steps need not lift.
+    lifted = torch.linalg.svdvals(x) / x.norm(dim=(-2, -1), keepdim=True).squeeze(-1) > 0.01
+    assert lifted.float().mean() > 0.8
+    assert float(values[lifted].min()) > 0.6
+    assert float(values.max()) < 1.3
+
+
+@every_shape
+def test_orthogonalizing_keeps_the_singular_vectors(shape: tuple[int, int]) -> None:
+    x = torch.randn(3, *shape)
+    u, s, v = torch.linalg.svd(x, full_matrices=False)
+    inside = u.mT @ orthogonalize(x).float() @ v.mT
+    off = inside - torch.diag_embed(torch.diagonal(inside, dim1=-2, dim2=-1))
+    assert float(off.abs().max()) < 0.05
+    large = s > 0.1 * s.norm(dim=-1, keepdim=True)
+    assert float(torch.diagonal(inside, dim1=-2, dim2=-1)[large].min()) > 0.6
+
+
+def test_orthogonalizing_ignores_the_scale() -> None:
+    x = torch.randn(2, 12, 20)
+    assert torch.allclose(orthogonalize(x).float(), orthogonalize(1024 * x).float(), atol=1e-2)
+
+
+def test_orthogonalizing_zero_gives_zero() -> None:
+    assert torch.equal(orthogonalize(torch.zeros(1, 4, 6)).float(), torch.zeros(1, 4, 6))
+
+
+# --- Muon
+
+
+def test_batched_muon_equals_one_matrix_at_a_time() -> None:
+    batched = parameters((16, 24), (16, 24), (24, 16), (16, 24), (8, 8))
+    single = copies(batched)
+    config = OptimizerConfig(muon_momentum_steps=3)
+    muon = Muon(batched, config)
+    twins = [Muon({name: p}, config) for name, p in single.items()]
+    assert len(muon.batches) == 3 < len(twins)
+    for step in range(5):
+        give_gradients(batched, single)
+        muon.step(step, 0.7)
+        for twin in twins:
+            twin.step(step, 0.7)
+    for name in batched:
+        torch.testing.assert_close(batched[name], single[name], rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("beta", [0.5, 0.95])
+@pytest.mark.parametrize("shape", [(16, 24), (48, 16), (20, 20)], ids=str)
+def test_muon_agrees_with_torch(shape: tuple[int, int], beta: float) -> None:
+    """torch's buffer is an average, ours a sum: a factor that orthogonalising takes out again."""
+    ours = parameters(shape)
+    theirs = copies(ours)
+    start = ours["p0"].detach().clone()
+    config = constant_momentum(beta)
+    muon = Muon(ours, config)
+    oracle = torch.optim.Muon(
+        theirs.values(), lr=config.lr_matrix, momentum=beta, nesterov=True, weight_decay=0.0
+    )
+    for step in range(4):
+        give_gradients(ours, theirs)
+        muon.step(step, 1.0)
+        oracle.step()
+        mine, other = ours["p0"].detach(), theirs["p0"].detach()
+        # Both round in bf16, at different places: 4 % apart is usual, 20 % would be another rule.
+        assert float((mine - other).norm() / (mine - start).norm()) < 0.08
+        summed = oracle.state[theirs["p0"]]["momentum_buffer"] / (1 - beta)
+        torch.testing.assert_close(muon.state()["p0"], summed, rtol=1e-4, atol=1e-4)
+
+
+def test_muon_momentum_rises_linearly_from_its_start_to_its_end() -> None:
+    config = OptimizerConfig(muon_momentum_start=0.5, muon_momentum=0.9, muon_momentum_steps=4)
+    named = parameters((4, 4))
+    muon = Muon(named, config)
+    expected = torch.zeros(4, 4)
+    for step, beta in enumerate([0.5, 0.6, 0.7, 0.8, 0.9, 0.9]):
+        give_gradients(named)
+        gradient = gradient_of("p0", named["p0"]).clone()
+        expected = beta * expected + gradient
+        muon.step(step, 1.0)
+        torch.testing.assert_close(muon.state()["p0"], expected)
+
+
+def test_muon_steps_are_in_proportion_to_the_scale() -> None:
+    half = parameters((8, 12))
+    full = copies(half)
+    start = half["p0"].detach().clone()
+    give_gradients(half, full)
+    Muon(half, OptimizerConfig()).step(0, 0.5)
+    Muon(full, OptimizerConfig()).step(0, 1.0)
+    torch.testing.assert_close(2 * (half["p0"] - start), full["p0"] - start)
+
+
+# --- Adam
+
+
+def test_adam_equals_torch_with_a_rate_for_each_tensor() -> None:
+    ours = parameters((5, 3), (7,), (2, 2))
+    theirs = copies(ours)
+    rates = {"p0": 0.05, "p1": 0.6, "p2": 0.008}
+    adam = Adam(ours, rates, OptimizerConfig())
+    oracles = {
+        name: torch.optim.Adam([p], lr=rates[name], betas=(0.9, 0.95), eps=1e-8)
+        for name, p in theirs.items()
+    }
+    for scale in (1.0, 1.0, 0.5, 0.25):
+        give_gradients(ours, theirs)
+        adam.step(scale)
+        for name, oracle in oracles.items():
+            oracle.param_groups[0]["lr"] = scale * rates[name]
+            oracle.step()
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name])
+
+
+def test_defaults_are_the_baselines_constants() -> None:
+    assert dataclasses.asdict(OptimizerConfig()) == {
+        "lr_tied": 0.05,
+        "lr_input": 0.6,
+        "lr_output": 0.008,
+        "lr_matrix": 0.04,
+        "lr_vector": 0.04,
+        "adam_beta1": 0.9,
+        "adam_beta2": 0.95,
+        "adam_eps": 1e-8,
+        "muon_momentum": 0.95,
+        "muon_momentum_start": 0.85,
+        "muon_momentum_steps": 500,
+        "muon_iterations": 5,
+    }
+
+
+@pytest.mark.parametrize("field", ["lr_tied", "lr_input", "lr_output", "lr_matrix", "lr_vector"])
+@pytest.mark.parametrize("value", [0.0, -0.1, float("nan")])
+def test_a_rate_that_trains_nothing_is_refused_by_name(field: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=field):
+        OptimizerConfig(**{field: value})
+
+
+@pytest.mark.parametrize("field", ["adam_beta1", "adam_beta2", "muon_momentum"])
+@pytest.mark.parametrize("value", [1.0, -0.1])
+def test_a_momentum_outside_zero_to_one_is_refused_by_name(field: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=field):
+        OptimizerConfig(**{field: value})
+
+
+# --- coverage: heads that are broken on purpose
+
+
+class Forgotten(TiedHead):
+    """Has a tensor that it uses but puts in no group."""
+
+    def __init__(self) -> None:
+        super().__init__(SHAPE, TiedConfig())
+        self.gain = nn.Parameter(torch.ones(SHAPE.d_model))
+
+    def features(self, hidden: Tensor, prev: Tensor) -> Tensor:
+        return hidden * self.gain
+
+
+class Unused(Forgotten):
+    """Has a tensor in a group that takes no part in the loss."""
+
+    def features(self, hidden: Tensor, prev: Tensor) -> Tensor:
+        return hidden
+
+    def param_groups(self) -> Iterator[ParamGroup]:
+        yield from super().param_groups()
+        yield ParamGroup("vector", {"gain": self.gain})
+
+
+class UnusedMatrix(TiedHead):
+    """The same with a matrix, which is Muon's."""
+
+    def __init__(self) -> None:
+        super().__init__(SHAPE, TiedConfig())
+        self.mix = nn.Parameter(torch.eye(SHAPE.d_model))
+
+    def param_groups(self) -> Iterator[ParamGroup]:
+        yield from super().param_groups()
+        yield ParamGroup("matrix", {"mix": self.mix})
+
+
+class Twice(UntiedHead):
+    """Has its output table in two groups."""
+
+    def __init__(self) -> None:
+        super().__init__(SHAPE, UntiedConfig())
+
+    def param_groups(self) -> Iterator[ParamGroup]:
+        yield from super().param_groups()
+        yield ParamGroup("tied", {"again": self.output})
+
+
+class Foreign(TiedHead):
+    """Lists a tensor that is not its own."""
+
+    def __init__(self) -> None:
+        super().__init__(SHAPE, TiedConfig())
+
+    def param_groups(self) -> Iterator[ParamGroup]:
+        yield from super().param_groups()
+        yield ParamGroup("vector", {"stray": nn.Parameter(torch.ones(3))})
+
+
+class Stuck(TiedHead):
+    """Adds a product of two zero matrices: each has a gradient, which stays zero for ever."""
+
+    def __init__(self) -> None:
+        super().__init__(SHAPE, TiedConfig())
+        self.left = nn.Parameter(torch.zeros(SHAPE.d_model, 4))
+        self.right = nn.Parameter(torch.zeros(4, SHAPE.d_model))
+
+    def features(self, hidden: Tensor, prev: Tensor) -> Tensor:
+        return hidden + hidden @ self.left @ self.right
+
+    def param_groups(self) -> Iterator[ParamGroup]:
+        yield from super().param_groups()
+        yield ParamGroup("matrix", {"left": self.left, "right": self.right})
+
+
+class Loud(TiedHead):
+    """Starts far from what it declares."""
+
+    def __init__(self) -> None:
+        super().__init__(SHAPE, TiedConfig())
+        nn.init.normal_(self.table, std=1.0)
+
+
+def model_of(head: Head) -> LanguageModel:
+    return LanguageModel(Trunk(TRUNK), head)
+
+
+def one_step(model: LanguageModel) -> None:
+    optimizers = Optimizers(model, OptimizerConfig())
+    tokens = torch.randint(0, SHAPE.vocab_size, (2, 9))
+    model.nll(tokens[:, :-1], tokens[:, 1:]).mean().backward()  # type: ignore[no-untyped-call]
+    optimizers.step(0, 1.0)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_every_head_has_each_tensor_in_one_group(name: str) -> None:
+    options = {"name": name, "rank": 8} if name == "factorized" else {"name": name}
+    head = head_config(options).build(SHAPE, torch.arange(SHAPE.vocab_size))
+    model = model_of(head)
+    roles = check_coverage(model, OptimizerConfig())
+    assert set(roles) == {n for n, p in model.named_parameters() if p.numel()}
+
+
+def test_a_tensor_in_no_group_is_named() -> None:
+    with pytest.raises(TrainingError, match=r"head\.gain is trainable but in no parameter group"):
+        Optimizers(model_of(Forgotten()), OptimizerConfig())
+
+
+def test_a_tensor_in_two_groups_is_named() -> None:
+    with pytest.raises(TrainingError, match=r"head\.output is in two .*: output and tied"):
+        Optimizers(model_of(Twice()), OptimizerConfig())
+
+
+def test_a_tensor_of_no_part_of_the_model_is_named() -> None:
+    with pytest.raises(TrainingError, match=r"head\.stray is in a parameter group but not in"):
+        Optimizers(model_of(Foreign()), OptimizerConfig())
+
+
+def test_a_tensor_with_rate_zero_is_named() -> None:
+    config = OptimizerConfig()
+    object.__setattr__(config, "lr_tied", 0.0)  # the config itself would refuse it
+    with pytest.raises(TrainingError, match=r"head\.table has learning rate 0\.0"):
+        Optimizers(model_of(TiedHead(SHAPE, TiedConfig())), config)
+
+
+@pytest.mark.parametrize(("head", "name"), [(Unused, "gain"), (UnusedMatrix, "mix")])
+def test_a_tensor_without_gradient_is_named(head: Callable[[], Head], name: str) -> None:
+    with pytest.raises(TrainingError, match=rf"head\.{name} received no gradient"):
+        one_step(model_of(head()))
+
+
+def test_a_frozen_tensor_needs_no_group() -> None:
+    head = Forgotten()
+    head.gain.requires_grad_(False)
+    one_step(model_of(head))
+    assert torch.equal(head.gain, torch.ones(SHAPE.d_model))
+
+
+def test_optimizer_state_restores_and_a_missing_tensor_is_named() -> None:
+    torch.manual_seed(1)
+    first, second = (model_of(TiedHead(SHAPE, TiedConfig())) for _ in range(2))
+    second.load_state_dict(first.state_dict())
+    tokens = torch.randint(0, SHAPE.vocab_size, (2, 9))
+
+    def step(model: LanguageModel, optimizers: Optimizers, number: int) -> None:
+        model.nll(tokens[:, :-1], tokens[:, 1:]).mean().backward()  # type: ignore[no-untyped-call]
+        optimizers.step(number, 1.0)
+
+    one = Optimizers(first, OptimizerConfig())
+    step(first, one, 0)
+    two = Optimizers(second, OptimizerConfig())
+    state = {name: tensor.clone() for name, tensor in one.state().items()}
+    second.load_state_dict(first.state_dict())
+    two.load(state)
+    step(first, one, 1)
+    step(second, two, 1)
+    for (name, a), b in zip(first.named_parameters(), second.parameters(), strict=True):
+        assert torch.equal(a, b), name
+    missing = sorted(state)[-1]
+    del state[missing]
+    with pytest.raises(TrainingError, match=f"holds no optimizer state '{missing}'"):
+        two.load(state)
+
+
+def test_a_trunk_of_one_layer_has_no_skips_and_trains() -> None:
+    trunk = Trunk(dataclasses.replace(TRUNK, layers=1))
+    assert trunk.skips.numel() == 0
+    one_step(LanguageModel(trunk, TiedHead(SHAPE, TiedConfig())))
+
+
+# --- the same through the training loop, which must stop
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        (Forgotten, r"head\.gain is trainable but in no parameter group"),
+        (Twice, r"head\.output is in two parameter groups"),
+        (Unused, r"head\.gain received no gradient"),
+        (Stuck, r"have not moved: head\.left, head\.right;"),
+        (Loud, r"the first loss is \d+\.\d+ nats, the head declares 5\.549"),
+    ],
+)
+def test_training_a_broken_head_stops_and_says_what_is_wrong(
+    head: Callable[[], Head], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*args: Any) -> LanguageModel:
+        return model_of(head())
+
+    monkeypatch.setattr(loop, "build_model", broken)
+    documents = [Document(str(i), f"document {i} of a small corpus ".encode()) for i in range(20)]
+    corpus = Corpus(name="tiny", split=None, source=lambda: iter(documents))
+    config = RunConfig(
+        trunk=TRUNK, batch_tokens=64, steps=5, warmdown_steps=0, precision="fp32", compile="off"
+    )
+    tokenizer = build_tokenizer("byte", [], None)
+    with pytest.raises(TrainingError, match=message):
+        train(config, tokenizer, corpus, tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run" / "checkpoints").exists()

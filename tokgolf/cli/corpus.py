@@ -1,0 +1,77 @@
+"""`tokgolf corpus`: what text there is, what it amounts to, and writing it out."""
+
+from pathlib import Path
+
+import click
+
+from tokgolf.cli.options import json_option, print_json, print_rows, say
+
+
+@click.group()
+def corpus() -> None:
+    """List, describe and export corpora.
+
+    Example: tokgolf corpus info stdlib:val
+    """
+
+
+@corpus.command("list")
+@json_option
+def list_corpora(as_json: bool) -> None:
+    """List the corpora that have a name. Any path works too.
+
+    Example: tokgolf corpus list
+    """
+    from tokgolf.corpora import corpus_names
+
+    if as_json:
+        print_json(corpus_names())
+    else:
+        print_rows(list(corpus_names().items()))
+
+
+@corpus.command()
+@click.argument("spec")
+@json_option
+def info(spec: str, as_json: bool) -> None:
+    """Count documents and bytes of SPEC (a name or path, or either with :train, :val or :test).
+
+    Example: tokgolf corpus info stdlib:val
+    """
+    from tokgolf.corpora import open_corpus
+
+    summary = open_corpus(spec).summary()
+    values = {
+        "corpus": summary.name,
+        "documents": summary.documents,
+        "bytes": summary.bytes,
+        "sha256": summary.sha256,
+        **summary.provenance,
+    }
+    print_json(values) if as_json else print_rows(list(values.items()))
+
+
+@corpus.command("export")
+@click.argument("spec")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--tokenizer", type=click.Path(path_type=Path), help="Write token shards with this tokenizer."
+)
+def export_corpus(spec: str, output: Path, tokenizer: Path | None) -> None:
+    """Write SPEC as documents (.jsonl or .jsonl.zst) or, with --tokenizer, as token shards.
+
+    Example: tokgolf corpus export stdlib:val -o val.jsonl.zst
+    """
+    from tokgolf.corpora import open_corpus, write_jsonl
+
+    source = open_corpus(spec)
+    if tokenizer is None:
+        count = write_jsonl(output, source.documents())
+        say(f"wrote {count:,} documents to {output}")
+        return
+    from tokgolf.tokenizers import load_tokenizer
+    from tokgolf.training.data import tokenize
+
+    prefix = source.split or "tokens"
+    tokens = tokenize(source, load_tokenizer(tokenizer), output, prefix, source.summary().sha256)
+    say(f"wrote {tokens.documents:,} documents, {len(tokens.stream):,} tokens to {output}")

@@ -1,0 +1,61 @@
+"""`tokgolf golf`: the whole pipeline in one command."""
+
+from pathlib import Path
+
+import click
+
+from tokgolf.cli.options import Size, device_option, print_json, say
+
+
+@click.command()
+@click.option("--corpus", "spec", default="stdlib", show_default=True, help="A corpus with splits.")
+@click.option("--vocab-size", default=1024, show_default=True)
+@click.option("--head", help="Another head than the recipe's.")
+@click.option("--set", "settings", multiple=True, help="key=value, e.g. trunk.layers=3.")
+@click.option("--minutes", type=float, help="Training time; the recipe says how long otherwise.")
+@click.option("--cap", type=Size(), default="250KB", show_default=True)
+@click.option(
+    "-o",
+    "--output",
+    default="runs/golf",
+    type=click.Path(path_type=Path),
+    show_default=True,
+    help="Run directory; an earlier run there is replaced.",
+)
+@device_option
+def golf(
+    spec: str,
+    vocab_size: int,
+    head: str | None,
+    settings: tuple[str, ...],
+    minutes: float | None,
+    cap: int,
+    output: Path,
+    device: str,
+) -> None:
+    """Tokenizer, training, export under a cap, and score, on the embedded corpus, in minutes.
+
+    Ends with one JSON object on stdout.
+
+    Example: tokgolf golf
+    """
+    from tokgolf.cli.options import given
+    from tokgolf.cli.progress import training_progress
+    from tokgolf.config import merged, parse_overrides
+    from tokgolf.pipeline import golf as run_golf
+
+    overrides = merged(parse_overrides(settings), given(minutes=minutes))
+    if head is not None:
+        overrides = merged(overrides, {"head": {"name": head}})
+    with training_progress() as on_step:
+        result = run_golf(
+            spec,
+            output,
+            vocab_size=vocab_size,
+            cap=cap,
+            overrides=overrides,
+            device=device,
+            say=say,
+            on_step=on_step,
+        )
+    print_json(result)

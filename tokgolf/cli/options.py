@@ -1,0 +1,96 @@
+"""What several commands share: options, opening a corpus, printing."""
+
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from tokgolf.config import parse_size
+from tokgolf.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tokgolf.corpora import Corpus
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class Size(click.ParamType[int]):
+    """A byte count such as 250KB, 16MB (decimal) or 1MiB."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        try:
+            return parse_size(value)
+        except ConfigError as error:
+            self.fail(str(error), param, ctx)
+
+
+def json_option(function: Function) -> Function:
+    """--json: the result as one JSON object on stdout."""
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")(function)
+
+
+def device_option(function: Function) -> Function:
+    """--device auto|cpu|cuda."""
+    return click.option(
+        "--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."
+    )(function)
+
+
+def quantize_options(function: Function) -> Function:
+    """How export rounds."""
+    for option in (
+        click.option("--method", type=click.Choice(["gptq", "nearest"]), help="Default: gptq."),
+        click.option("--table-clip", type=float, help="Clip of tables, in standard deviations."),
+        click.option("--table-bits", type=int, help="Largest code of tables, 2 to 8 bits."),
+        click.option(
+            "--clip", "matrix_clip", type=float, help="Clip of matrices, in standard deviations."
+        ),
+        click.option("--bits", "matrix_bits", type=int, help="Largest code of matrices, 2 to 8."),
+    ):
+        function = option(function)
+    return function
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """The options that were given, without the Nones."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def open_corpus(spec: str, split: str) -> "Corpus":
+    """A corpus by name has its usual split unless the spec names one; a path is all of itself."""
+    from tokgolf import corpora
+
+    named = spec in corpora.corpus_names() or spec.startswith("hf:")
+    if named and spec.rpartition(":")[2] not in corpora.SPLITS:
+        return corpora.open_corpus(spec, split)
+    return corpora.open_corpus(spec)
+
+
+def say(message: str) -> None:
+    """A line for a person, on stderr."""
+    click.echo(message, err=True)
+
+
+def print_json(values: dict[str, Any]) -> None:
+    """One JSON object on one line of stdout."""
+    click.echo(json.dumps(values))
+
+
+def print_rows(rows: list[tuple[str, Any]]) -> None:
+    """Aligned `name  value` lines on stdout; integers with thousands separators."""
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        if value is None or isinstance(value, bool):
+            text = {True: "yes", False: "no", None: "-"}[value]
+        elif isinstance(value, str):
+            text = value
+        elif isinstance(value, float):
+            text = f"{value:,.4f}"
+        else:
+            text = f"{value:,}"
+        click.echo(f"{name:<{width}}  {text}")

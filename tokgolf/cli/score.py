@@ -1,0 +1,64 @@
+"""`tokgolf score`."""
+
+from pathlib import Path
+
+import click
+
+from tokgolf.cli.options import device_option, json_option, open_corpus, print_json, print_rows
+
+
+@click.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--corpus", "spec", default="stdlib", show_default=True, help="Name or path[:split].")
+@click.option("--mode", type=click.Choice(["raw"]), default="raw", show_default=True)
+@click.option("--stride", default=0, help="Start a window every N tokens; 0: disjoint windows.")
+@click.option("--train-corpus", help="Check that this text shares no document with --corpus.")
+@click.option(
+    "--save",
+    type=click.Path(path_type=Path),
+    help="Write the score, with every document's bits, as JSON.",
+)
+@device_option
+@json_option
+def score(
+    path: Path,
+    spec: str,
+    mode: str,
+    stride: int,
+    train_corpus: str | None,
+    save: Path | None,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Score an artifact (or a run's float model) in bits per byte, with evidence.
+
+    A corpus by name is scored on its val split. Documents are scored one by one, losslessly; each
+    token and each document's end is paid for.
+
+    Example: tokgolf score runs/golf/model.golf --corpus stdlib --stride 64
+    """
+    from tokgolf.corpora import document_digests
+    from tokgolf.device import resolve_device
+    from tokgolf.eval.score import open_source, read_train_digests, save_score
+    from tokgolf.eval.score import score as run_score
+
+    source, run = open_source(path)
+    digests = read_train_digests(run)
+    if train_corpus is not None:
+        digests = document_digests(open_corpus(train_corpus, "train"))
+    result = run_score(
+        source,
+        open_corpus(spec, "val"),
+        stride=stride,
+        device=resolve_device(device),
+        train_digests=digests,
+    )
+    if save is not None:
+        save_score(result, save)
+    values = {**result.as_dict(), "cap": None}
+    if as_json:
+        print_json(values)
+        return
+    invariants = values.pop("invariants")
+    del values["cap"]
+    print_rows([*values.items(), *((f"invariant {name}", v) for name, v in invariants.items())])

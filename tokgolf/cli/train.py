@@ -1,0 +1,77 @@
+"""`tokgolf train`."""
+
+from pathlib import Path
+
+import click
+
+from tokgolf.cli.options import (
+    device_option,
+    given,
+    json_option,
+    open_corpus,
+    print_json,
+    print_rows,
+)
+
+
+@click.command()
+@click.option("--corpus", "spec", default="stdlib", show_default=True, help="Name or path[:split].")
+@click.option("--val", help="Held-out corpus; checked to share no document with --corpus.")
+@click.option("--tokenizer", required=True, type=click.Path(path_type=Path))
+@click.option("--recipe", default="cpu", show_default=True, help="A shipped one or a file.")
+@click.option("--head", help="tied, untied, factorized, vq or bigram-hash.")
+@click.option("--set", "settings", multiple=True, help="key=value, e.g. head.rank=32.")
+@click.option("--minutes", type=float, help="Training time budget.")
+@click.option("--steps", type=int, help="Step budget.")
+@click.option("--seed", type=int)
+@click.option("--resume", is_flag=True, help="Go on from the latest checkpoint in -o.")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path))
+@device_option
+@json_option
+def train(
+    spec: str,
+    val: str | None,
+    tokenizer: Path,
+    recipe: str,
+    head: str | None,
+    settings: tuple[str, ...],
+    minutes: float | None,
+    steps: int | None,
+    seed: int | None,
+    resume: bool,
+    output: Path,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Train the trunk with a head on a corpus, into a run directory.
+
+    A corpus by name is trained on its train split, with its val split held out. Ctrl-C leaves a
+    usable checkpoint.
+
+    Example: tokgolf train --tokenizer bpe1024.tok --head factorized --set head.rank=32 -o runs/f32
+    """
+    from tokgolf.cli.progress import training_progress
+    from tokgolf.config import merged, parse_overrides
+    from tokgolf.corpora import corpus_names
+    from tokgolf.tokenizers import load_tokenizer
+    from tokgolf.training import run_config
+    from tokgolf.training import train as run_training
+
+    overrides = merged(parse_overrides(settings), given(minutes=minutes, steps=steps, seed=seed))
+    if head is not None:
+        overrides = merged(overrides, {"head": {"name": head}})
+    if val is None and spec in corpus_names():
+        val = spec
+    with training_progress() as on_step:
+        result = run_training(
+            run_config(recipe, overrides),
+            load_tokenizer(tokenizer),
+            open_corpus(spec, "train"),
+            output,
+            held_out=None if val is None else open_corpus(val, "val"),
+            device=device,
+            resume=resume,
+            on_step=on_step,
+        )
+    values = {**vars(result), "run": str(result.run)}
+    print_json(values) if as_json else print_rows(list(values.items()))

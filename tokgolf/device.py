@@ -1,0 +1,17 @@
+"""Which device the work runs on."""
+
+import torch
+
+from tokgolf.errors import ConfigError
+
+
+def resolve_device(device: str) -> str:
+    """ "auto" is CUDA where there is one. Raises `ConfigError` for a device that is not there."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"--device {device}: this machine has no CUDA device; use --device cpu")
+    try:
+        return str(torch.device(device))
+    except RuntimeError as error:
+        raise ConfigError(f"there is no device {device!r}; use auto, cpu or cuda") from error

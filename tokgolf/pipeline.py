@@ -1,0 +1,96 @@
+"""The whole job in one call: documents, tokenizer, training, export, decode, score.
+
+It only strings together what the other commands do, in the order a person would run them.
+"""
+
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tokgolf.artifact.export import export_run
+from tokgolf.config import merged
+from tokgolf.corpora import open_corpus
+from tokgolf.errors import ConfigError
+from tokgolf.eval.compressors import baselines
+from tokgolf.eval.score import open_source, read_train_digests, save_score, score
+from tokgolf.quantize.rows import QuantConfig
+from tokgolf.tokenizers import build_tokenizer
+from tokgolf.training import StepReport, run_config, train
+
+RECIPE = "cpu"
+SCORE_STRIDE = 64
+
+
+def golf(
+    corpus: str,
+    run: Path,
+    *,
+    vocab_size: int,
+    cap: int,
+    overrides: Mapping[str, Any],
+    quantizer: QuantConfig | None = None,
+    device: str = "auto",
+    say: Callable[[str], None] = lambda line: None,
+    on_step: Callable[[StepReport], None] = lambda report: None,
+) -> dict[str, Any]:
+    """Run the pipeline on a corpus with train and val splits, into the directory `run`.
+
+    An earlier run in that directory is replaced; any other directory there is refused. Returns
+    what the command prints as JSON. Raises whatever the stages raise.
+    """
+    began = time.perf_counter()
+    if run.exists():
+        if not (run / "config.toml").is_file() and any(run.iterdir()):
+            raise ConfigError(f"{run} exists and is not a tokgolf run; choose another -o")
+        shutil.rmtree(run)
+    config = run_config(RECIPE, overrides)
+    train_corpus, val_corpus = open_corpus(corpus, "train"), open_corpus(corpus, "val")
+    summary = val_corpus.summary()
+    say(f"corpus    {corpus}: {summary.documents} held-out documents, {summary.bytes:,} bytes")
+    tokenizer = build_tokenizer("bpe", (document.data for document in train_corpus), vocab_size)
+    say(f"tokenizer bpe, {tokenizer.vocab_size:,} tokens in {len(tokenizer.asset()):,} bytes")
+    result = train(
+        config,
+        tokenizer,
+        train_corpus,
+        run,
+        held_out=val_corpus,
+        device=device,
+        on_step=on_step,
+    )
+    say(
+        f"training  {result.params:,} parameters, {result.steps:,} steps, "
+        f"{result.tokens:,} tokens in {result.seconds:.0f} s"
+    )
+    path = run / "model.golf"
+    ledger = export_run(run, path, cap=cap, config=quantizer)
+    say(f"export    {path}: {ledger.full:,} of {cap:,} bytes, tokenizer and code included")
+    scores = []
+    for place in (run, path):
+        source, folder = open_source(place)
+        digests = read_train_digests(folder)
+        scores.append(score(source, val_corpus, stride=SCORE_STRIDE, train_digests=digests))
+    before, after = scores
+    save_score(after, run / "score.json")
+    say(f"score     {after.bpb:.4f} bits per byte ({before.bpb:.4f} before export)")
+    others = baselines(val_corpus)
+    say(
+        f"compare   xz -9e {others.xz_bpb:.4f}, PPMd order {others.ppmd_order} "
+        f"{others.ppmd_bpb:.4f} bits per byte"
+    )
+    return merged(
+        after.as_dict(),
+        {
+            "bpb_before_export": before.bpb,
+            "cap": cap,
+            "xz_bpb": others.xz_bpb,
+            "ppmd_bpb": others.ppmd_bpb,
+            "seconds": time.perf_counter() - began,
+            "head": config.head["name"],
+            "vocab_size": tokenizer.vocab_size,
+            "steps": result.steps,
+            "params": result.params,
+        },
+    )
