@@ -107,6 +107,8 @@ def _checked(kind: Any, value: Any, where: str) -> Any:
         return value
     kind = typing.get_origin(kind) or kind
     if kind is float and type(value) is int:
+        if abs(value) >= 1 << 1023:
+            raise ConfigError(f"{where} is an integer of {value.bit_length()} bits; no float is")
         return float(value)
     if kind is Any or (isinstance(value, kind) and not (kind is int and type(value) is bool)):
         return value

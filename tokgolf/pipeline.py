@@ -20,7 +20,7 @@ from tokgolf.tokenizers import build_tokenizer
 from tokgolf.training import StepReport, run_config, train
 
 RECIPE = "cpu"
-SCORE_STRIDE = 64
+SCORE_STRIDE = 128
 
 
 def golf(
@@ -67,11 +67,12 @@ def golf(
     path = run / "model.golf"
     ledger = export_run(run, path, cap=cap, config=quantizer)
     say(f"export    {path}: {ledger.full:,} of {cap:,} bytes, tokenizer and code included")
+    stride = min(SCORE_STRIDE, config.trunk.sequence_length)
     scores = []
     for place in (run, path):
         source, folder = open_source(place)
         digests = read_train_digests(folder)
-        scores.append(score(source, val_corpus, stride=SCORE_STRIDE, train_digests=digests))
+        scores.append(score(source, val_corpus, stride=stride, train_digests=digests))
     before, after = scores
     save_score(after, run / "score.json")
     say(f"score     {after.bpb:.4f} bits per byte ({before.bpb:.4f} before export)")

@@ -85,7 +85,6 @@ def read_recipe(name_or_path: str) -> dict[str, Any]:
 def run_config(recipe: str, overrides: Mapping[str, Any]) -> RunConfig:
     """Defaults, then the recipe, then the overrides. Another head drops the recipe's options."""
     values = read_recipe(recipe)
-    values.pop("corpus", None)  # a run's own config.toml also says what it was trained on
     old, new = values.get("head", {}), overrides.get("head", {})
     if isinstance(new, Mapping) and new.get("name", old.get("name")) != old.get("name"):
         values = {key: value for key, value in values.items() if key != "head"}

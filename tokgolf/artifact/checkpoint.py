@@ -85,15 +85,19 @@ def load_run(run: str | os.PathLike[str]) -> FloatModel:
     than the one in the run directory.
     """
     tensors, state = read_checkpoint(run)
+    try:
+        trained_with, config = str(state["tokenizer"]), state["config"]
+        trunk = from_dict(TrunkConfig, config["trunk"], f"{run}, trunk")
+        head = head_config(config["head"], f"{run}, head")
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ArtifactError(f"{run}: the checkpoint's state is damaged: {error!r}") from error
     path = Path(run) / "tokenizer.tok"
     tokenizer = load_tokenizer(path)
-    if tokenizer.fingerprint != state["tokenizer"]:
+    if tokenizer.fingerprint != trained_with:
         raise ArtifactError(
             f"{path} has fingerprint {tokenizer.fingerprint[:16]}, but the checkpoint was trained "
-            f"with {state['tokenizer'][:16]}; put the run's own tokenizer back"
+            f"with {trained_with[:16]}; put the run's own tokenizer back"
         )
-    trunk = from_dict(TrunkConfig, state["config"]["trunk"], f"{run}, trunk")
-    head = head_config(state["config"]["head"], f"{run}, head")
     shape = HeadShape(
         vocab_size=tokenizer.vocab_size, d_model=trunk.d_model, bos_id=tokenizer.bos_id
     )

@@ -29,19 +29,25 @@ def encode_artifact(
 ) -> Artifact:
     """Quantize and encode a model, decode the bytes again, and return what came back.
 
-    `calibration` are batches of training tokens (rows, time); GPTQ needs them. Raises
+    `calibration` are batches of training tokens (rows, time); GPTQ needs them, and
+    they weight the rows of tables by how often each token occurs. Raises
     `ArtifactError` for weights that are not finite, naming the tensor.
     """
     for name, tensor, _ in source.model.stored():  # one NaN would spread to every Hessian
         check_finite(name, tensor.detach().float().cpu().numpy())
-    hessians = input_hessians(source.model, calibration) if config.method == "gptq" else {}
-    if config.method == "gptq" and not hessians:
+    batches = list(calibration)
+    if config.method == "gptq" and not batches:
         raise ArtifactError("GPTQ needs calibration tokens and got none; use --method nearest")
+    hessians = input_hessians(source.model, batches) if config.method == "gptq" else {}
+    counts = None
+    if batches:
+        tokens = torch.cat([batch.flatten() for batch in batches])
+        counts = torch.bincount(tokens, minlength=source.tokenizer.vocab_size).numpy()
 
     def quantized(stored: Stored) -> Quantized:
         values = stored.tensor.detach().float().cpu().numpy()
         hessian = hessians.get(stored.name)
-        return quantize(stored.name, values, stored.kind, config, hessian)
+        return quantize(stored.name, values, stored.kind, config, hessian, counts)
 
     header = {"trunk": to_dict(source.trunk), "head": head_to_dict(source.head)}
     sections = weights.encode(source.model.stored(), quantized)
@@ -51,10 +57,11 @@ def encode_artifact(
 
 def calibration_tokens(run: Path, source: FloatModel) -> Iterator[Tensor]:
     """Batches of windows spread evenly over the first shard of a run's training tokens."""
-    paths = shard_files(run / "tokens", "train")
+    folder = run / "tokens"
+    paths = shard_files(folder, "train") if folder.is_dir() else []
     if not paths:
         raise ArtifactError(
-            f"{run / 'tokens'} holds no training tokens to calibrate on; use --method nearest"
+            f"{folder} holds no training tokens to calibrate on; use --method nearest"
         )
     shard = read_shard(paths[0], fingerprint=source.tokenizer.fingerprint)
     length = source.trunk.sequence_length

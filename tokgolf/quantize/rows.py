@@ -49,11 +49,14 @@ def quantize(
     kind: StoredKind,
     config: QuantConfig,
     hessian: NDArray[np.float64] | None = None,
+    counts: NDArray[np.int64] | None = None,
 ) -> Quantized:
     """Quantize one tensor of kind table, matrix or vector; one-dimensional ones as one row.
 
-    With the `hessian` of the tensor's inputs, codes are chosen by GPTQ, otherwise by rounding to
-    the nearest. `name` is for the `ArtifactError` raised when a weight is not finite.
+    With the tokens' `counts` (vocab,), a table with a row for each token takes finer steps for
+    frequent tokens (see `frequency_weights`). With the `hessian` of the tensor's inputs, codes
+    are chosen by GPTQ, otherwise by rounding to the nearest. `name` is for the `ArtifactError`
+    raised when a weight is not finite.
     """
     check_finite(name, weights)
     rows = weights.reshape(-1, weights.shape[-1]).astype(np.float64)
@@ -61,16 +64,30 @@ def quantize(
         largest, wish = 127, np.abs(rows).max(axis=1) / 127
     elif kind == "table":
         largest = 2 ** (config.table_bits - 1) - 1
-        wish = config.table_clip * rows.std(axis=1) / largest
+        wish = config.table_clip * _spread(rows) / largest
+        if counts is not None and len(counts) == len(rows):
+            wish = wish * frequency_weights(counts)
     else:
         largest = 2 ** (config.matrix_bits - 1) - 1
-        wish = config.matrix_clip * rows.std(axis=1) / largest
+        wish = config.matrix_clip * _spread(rows) / largest
     exponents = _exponents(wish, up=kind == "vector")
     step = steps(exponents).astype(np.float64)
     if hessian is not None:
         return round_columns(rows, hessian, step, largest), exponents
     codes = np.rint(rows / step[:, None]).clip(-largest, largest)
     return codes.astype(np.int8), exponents
+
+
+def frequency_weights(counts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Factors on the steps of a table's rows, with geometric mean 1: (count + 5)^(-1/4).
+
+    A frequent token's row is read and predicted more often, so its error costs more. Measured on
+    a tied table (V = 1024, d = 128): at 4.3 to 4.4 bits a weight the damage is 0.016 bpb with these
+    factors and 0.031 without; exponents of -0.35 and -0.5 were no better.
+    """
+    weights = (counts.astype(np.float64) + 5) ** -0.25
+    result: NDArray[np.float64] = weights / np.exp(np.log(weights).mean())
+    return result
 
 
 def check_finite(name: str, weights: NDArray[np.float32]) -> None:
@@ -81,6 +98,13 @@ def check_finite(name: str, weights: NDArray[np.float32]) -> None:
             f"{name} has {bad:,} of {weights.size:,} weights that are not finite; "
             "export an earlier checkpoint"
         )
+
+
+def _spread(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Standard deviation of each row, but no less than its mean: a row of one column, or of equal
+    entries, has none, and a step of that would clip all of it away."""
+    spread: NDArray[np.float64] = np.maximum(rows.std(axis=1), np.abs(rows.mean(axis=1)))
+    return spread
 
 
 def _exponents(wish: NDArray[np.float64], *, up: bool) -> NDArray[np.uint8]:

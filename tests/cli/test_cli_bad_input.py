@@ -1,0 +1,483 @@
+"""What goes wrong: one line that starts with "error: ", exit code 1, and no half-written file."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from tokgolf import build_tokenizer, cli, load_artifact, load_tokenizer, open_corpus
+from tokgolf.cli import options
+from tokgolf.errors import TokgolfError
+from tokgolf.model import LanguageModel
+from tokgolf.tokenizers import save_tokenizer
+
+ROOT = Path(__file__).resolve().parents[2]
+SETTINGS = {
+    "trunk.layers": 1,
+    "trunk.d_model": 16,
+    "trunk.heads": 2,
+    "trunk.kv_heads": 1,
+    "trunk.mlp_hidden": 24,
+    "trunk.sequence_length": 16,
+    "batch_tokens": 64,
+    "micro_batch_tokens": 64,
+    "precision": "fp32",
+    "compile": "off",
+    "steps": 4,
+}
+TINY = [part for key, value in SETTINGS.items() for part in ("--set", f"{key}={value}")]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """These tensors are too small for more; put back afterwards."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with torch.random.fork_rng(devices=[]):
+        yield
+    torch.set_num_threads(threads)
+
+
+Refused = Callable[..., str]
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
+    """Run the command line, which must fail with 1 and one line; returns that line."""
+
+    def run(*arguments: object) -> str:
+        code = cli.run([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        return one_error_line(code, out, err)
+
+    return run
+
+
+def one_error_line(code: int, out: str, err: str) -> str:
+    """The error, once it is proved to be all that was said, but for the progress before it."""
+    lines = [line for line in err.splitlines() if not line.startswith("training: step ")]
+    assert code == 1, (out, err)
+    assert out == ""
+    assert len(lines) == 1 and lines[0].startswith("error: "), err
+    assert "Traceback" not in err
+    return lines[0].removeprefix("error: ")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a corpus, a tokenizer, a run and an artifact."""
+    folder = tmp_path_factory.mktemp("made")
+    texts = [f"Document {i} says that tiny models learn tiny things, {i}." for i in range(60)]
+    (folder / "c.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+    (folder / "val.txt").write_text("A held-out document.")
+    corpus, tokenizer = str(folder / "c.jsonl"), str(folder / "t.tok")
+    train = ["train", "--corpus", corpus, "--tokenizer", tokenizer, "-o", str(folder / "run")]
+    for arguments in (
+        ["build-tokenizer", "--vocab-size", "270", "--corpus", corpus, "-o", tokenizer],
+        [*train, *TINY],
+        ["export", str(folder / "run"), "--cap", "1MB", "-o", str(folder / "m.golf")],
+    ):
+        assert cli.run(arguments) == 0
+    return folder
+
+
+def train_command(made: Path, run: Path, *more: object) -> list[object]:
+    corpus, tokenizer = made / "c.jsonl", made / "t.tok"
+    return ["train", "--corpus", corpus, "--tokenizer", tokenizer, "-o", run, *TINY, *more]
+
+
+# --- corpora
+
+
+@pytest.mark.parametrize("command", ["info", "build", "train", "score", "golf"])
+def test_a_missing_corpus(command: str, refused: Refused, made: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    corpus, tokenizer = ["--corpus", tmp_path / "none.txt"], ["--tokenizer", made / "t.tok"]
+    arguments = {
+        "info": ["corpus", "info", tmp_path / "none.txt"],
+        "build": ["build-tokenizer", "--vocab-size", 300, *corpus, "-o", output],
+        "train": ["train", *corpus, *tokenizer, "-o", output],
+        "score": ["score", made / "m.golf", *corpus, "--save", output],
+        "golf": ["golf", *corpus, "-o", output],
+    }[command]
+    assert "no corpus or path" in refused(*arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_misspelt_corpus_name_gets_a_hint(refused: Refused) -> None:
+    assert "did you mean 'stdlib'?" in refused("corpus", "info", "stdlb")
+
+
+@pytest.mark.parametrize("name", ["empty.txt", "empty.jsonl"])
+@pytest.mark.parametrize("command", ["info", "build", "train", "score", "export"])
+def test_an_empty_corpus(
+    command: str, name: str, refused: Refused, made: Path, tmp_path: Path
+) -> None:
+    empty = tmp_path / name
+    empty.touch()
+    output = tmp_path / "out.jsonl"
+    arguments = {
+        "info": ["corpus", "info", empty],
+        "build": ["build-tokenizer", "--vocab-size", 300, "--corpus", empty, "-o", output],
+        "train": ["train", "--corpus", empty, "--tokenizer", made / "t.tok", "-o", output],
+        "score": ["score", made / "m.golf", "--corpus", empty, "--save", output],
+        "export": ["corpus", "export", empty, "-o", output],
+    }[command]
+    assert re.search("has no documents|has 0 bytes|no documents|empty", refused(*arguments))
+    assert list(tmp_path.iterdir()) == [empty]
+
+
+def test_one_huge_line_works(made: Path, tmp_path: Path) -> None:
+    path = tmp_path / "huge.jsonl"
+    text = "one word after another " * 40_000
+    path.write_text(json.dumps({"text": text}))
+    tokenizer = tmp_path / "t.tok"
+    build = ["build-tokenizer", "--vocab-size", "270", "--corpus", str(path), "-o", str(tokenizer)]
+    assert cli.run(build) == 0
+    loaded = load_tokenizer(tokenizer)
+    assert loaded.decode(loaded.encode(text.encode())) == text.encode()
+    run = train_command(made, tmp_path / "run", "--corpus", path, "--tokenizer", tokenizer)
+    assert cli.run([str(argument) for argument in run]) == 0
+
+
+def test_invalid_utf8_in_a_text_file_is_kept_byte_for_byte(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "bytes.txt"
+    path.write_bytes(b"valid text, then \xff\xfe\x00\xc3\x28 and \xed\xa0\x80 bytes " * 8)
+    tokenizer = tmp_path / "t.tok"
+    build = ["build-tokenizer", "--vocab-size", "262", "--corpus", str(path), "-o", str(tokenizer)]
+    assert cli.run(build) == 0
+    loaded = load_tokenizer(tokenizer)
+    assert loaded.decode(loaded.encode(path.read_bytes())) == path.read_bytes()
+    capsys.readouterr()
+    assert cli.run(["score", str(made / "m.golf"), "--corpus", str(path), "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert values["bytes"] == path.stat().st_size
+    assert values["invariants"]["documents_decode_exactly"] is True
+
+
+def test_invalid_utf8_in_json_lines_is_refused_with_the_line(
+    refused: Refused, tmp_path: Path
+) -> None:
+    path = tmp_path / "bad.jsonl"
+    path.write_bytes(b'{"text": "good"}\n{"text": "\xff"}\n')
+    output = tmp_path / "t.tok"
+    message = refused("build-tokenizer", "--vocab-size", 300, "--corpus", path, "-o", output)
+    assert f"{path} line 2 is not UTF-8 at byte 10" in message
+    assert not output.exists()
+
+
+def test_bytes_that_json_cannot_hold_are_not_half_exported(
+    refused: Refused, tmp_path: Path
+) -> None:
+    (tmp_path / "bytes.txt").write_bytes(b"\xff")
+    message = refused("corpus", "export", tmp_path / "bytes.txt", "-o", tmp_path / "out.jsonl")
+    assert "document bytes.txt is not UTF-8 at byte 0 of 1" in message
+    assert [path.name for path in tmp_path.iterdir()] == ["bytes.txt"]
+
+
+def test_a_held_out_document_that_was_trained_on(
+    refused: Refused, made: Path, tmp_path: Path
+) -> None:
+    message = refused(*train_command(made, tmp_path / "run", "--val", made / "c.jsonl"))
+    assert "60 of 60 documents" in message
+    assert not (tmp_path / "run").exists()
+    score = refused(
+        "score", made / "run", "--corpus", made / "c.jsonl", "--save", tmp_path / "s.json"
+    )
+    assert "60 of 60 documents" in score
+    assert not (tmp_path / "s.json").exists()
+
+
+# --- tokenizers
+
+
+def test_a_vocabulary_larger_than_the_text_supports(
+    refused: Refused, made: Path, tmp_path: Path
+) -> None:
+    for kind in ("bpe", "unigram"):
+        output = tmp_path / "t.tok"
+        build = ["build-tokenizer", "--kind", kind, "--corpus", made / "c.jsonl", "-o", output]
+        assert re.search(r"60,?000", refused(*build, "--vocab-size", 60_000))
+        assert "100000 is outside 257" in refused(*build, "--vocab-size", 100_000)
+        assert not output.exists()
+
+
+def test_an_unknown_kind_of_tokenizer(refused: Refused, made: Path, tmp_path: Path) -> None:
+    build = ["build-tokenizer", "--corpus", made / "c.jsonl", "-o", tmp_path / "t.tok"]
+    assert "did you mean 'unigram'?" in refused(*build, "--kind", "unigrams", "--vocab-size", 300)
+    assert "a bpe tokenizer needs a size" in refused(*build)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a tokenizer", bytes(100)])
+def test_a_file_that_is_no_tokenizer(
+    content: bytes, refused: Refused, made: Path, tmp_path: Path
+) -> None:
+    bad = tmp_path / "bad.tok"
+    bad.write_bytes(content)
+    assert str(bad) in refused(*train_command(made, tmp_path / "run", "--tokenizer", bad))
+    assert str(bad) in refused("inspect", bad)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_tokenizer(refused: Refused, made: Path, tmp_path: Path) -> None:
+    missing = tmp_path / "none.tok"
+    message = refused(*train_command(made, tmp_path / "run", "--tokenizer", missing))
+    assert message == f"{missing}: No such file or directory"
+
+
+def copy_of(folder: Path, to: Path) -> Path:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            target = to / path.relative_to(folder)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(path.read_bytes())
+    return to
+
+
+def test_a_tokenizer_that_is_not_the_checkpoints(
+    refused: Refused, made: Path, tmp_path: Path
+) -> None:
+    run = copy_of(made / "run", tmp_path / "run")
+    other = run / "tokenizer.tok"
+    save_tokenizer(build_tokenizer("byte", [], None), other)
+    for command in (["export", run], ["score", run, "--corpus", made / "val.txt"]):
+        assert "the checkpoint was trained with" in refused(*command)
+    assert not (run / "model.golf").exists()
+    own = load_tokenizer(made / "t.tok").fingerprint[:16]
+    resume = train_command(made, made / "run", "--tokenizer", other, "--resume")
+    assert f"was trained with tokenizer {own}" in refused(*resume, "--steps", 9)
+
+
+# --- artifacts and runs
+
+
+def test_a_cap_that_is_too_small(refused: Refused, made: Path, tmp_path: Path) -> None:
+    path = tmp_path / "m.golf"
+    message = refused("export", made / "run", "--cap", 1000, "-o", path)
+    size = load_artifact(made / "m.golf").ledger.full
+    assert f"{size:,}" in message and "1,000" in message
+    assert list(tmp_path.iterdir()) == []
+    path.write_bytes(b"an older artifact")
+    refused("export", made / "run", "--cap", 1000, "-o", path)
+    assert path.read_bytes() == b"an older artifact"
+
+
+@pytest.mark.parametrize("keep", [0, 3, 16, 100, -1])
+def test_a_truncated_artifact(keep: int, refused: Refused, made: Path, tmp_path: Path) -> None:
+    path = tmp_path / "cut.golf"
+    path.write_bytes((made / "m.golf").read_bytes()[:keep])
+    for command in (["inspect", path], ["score", path, "--corpus", made / "val.txt"]):
+        assert refused(*command).startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize("place", [5, 20, 200, -40, -1])
+def test_an_edited_artifact(place: int, refused: Refused, made: Path, tmp_path: Path) -> None:
+    data = bytearray((made / "m.golf").read_bytes())
+    data[place] ^= 1
+    path = tmp_path / "edited.golf"
+    path.write_bytes(data)
+    message = refused("score", path, "--corpus", made / "val.txt", "--save", tmp_path / "s.json")
+    assert message.startswith(f"{path}: ")
+    assert not (tmp_path / "s.json").exists()
+
+
+def test_a_directory_that_is_no_run(refused: Refused, made: Path, tmp_path: Path) -> None:
+    for command in (["export", tmp_path], ["inspect", tmp_path], ["score", tmp_path]):
+        assert "holds no checkpoint" in refused(*command)
+    (tmp_path / "precious").touch()
+    golf = ["golf", "--corpus", made / "c.jsonl", "-o", tmp_path]
+    assert "is not a tokgolf run; choose another -o" in refused(*golf)
+    assert (tmp_path / "precious").exists()
+
+
+def test_a_damaged_checkpoint(refused: Refused, made: Path, tmp_path: Path) -> None:
+    run = copy_of(made / "run", tmp_path / "run")
+    (weights,) = (run / "checkpoints").glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x7f")
+    assert "was damaged or edited" in refused("export", run)
+    weights.unlink()
+    assert "is damaged" in refused("export", run)
+    assert not (run / "model.golf").exists()
+
+
+def test_a_run_that_is_already_there(refused: Refused, made: Path) -> None:
+    assert "already holds a run; use --resume" in refused(*train_command(made, made / "run"))
+
+
+# --- training
+
+
+def test_a_loss_that_is_not_a_number(
+    refused: Refused, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nll = LanguageModel.nll
+    monkeypatch.setattr(LanguageModel, "nll", lambda *batch: nll(*batch) * float("nan"))
+    message = refused(*train_command(made, tmp_path / "run"))
+    assert message.startswith("the loss is nan at step 0;")
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_an_absurd_learning_rate_is_stopped_within_a_few_steps(
+    refused: Refused, made: Path, tmp_path: Path
+) -> None:
+    settings = ["--set", "optimizer.lr_vector=1e38", "--set", "optimizer.lr_matrix=1e38"]
+    message = refused(*train_command(made, tmp_path / "run", *settings, "--steps", 50))
+    assert re.match(r"the loss is (nan|inf) at step [1-9]", message)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--head", "teid"], "there is no head 'teid'; did you mean 'tied'?"),
+        (["--recipe", "cqu"], "there is no recipe or file 'cqu'; did you mean 'cpu'?"),
+        (["--set", "trunk.layer=2"], "unknown key 'layer'; did you mean 'layers'?"),
+        (["--set", "stepz=2"], "unknown key 'stepz'; did you mean 'steps'?"),
+        (["--set", "head.rnk=2"], "unknown key 'rnk'"),
+        (["--head", "factorized", "--set", "head.rnk=2"], "did you mean 'rank'?"),
+        (["--set", "steps"], "write it as key=value"),
+        (["--set", "steps=many"], "steps is 'many'; it must be of type int"),
+        (["--steps", "0"], "steps is 0; it must be greater than 0"),
+        (["--set", "trunk.heads=5"], "d_model 16 does not split into 5 heads"),
+        (["--device", "warp"], "there is no device 'warp'"),
+    ],
+)
+def test_a_setting_that_cannot_be(
+    arguments: list[str], message: str, refused: Refused, made: Path, tmp_path: Path
+) -> None:
+    assert message in refused(*train_command(made, tmp_path / "run", *arguments))
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("stride", [-1, 17])
+def test_a_stride_that_cannot_be(stride: int, refused: Refused, made: Path) -> None:
+    command = ["score", made / "m.golf", "--corpus", made / "val.txt", "--stride", stride]
+    assert f"stride is {stride}" in refused(*command)
+
+
+# --- usage
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["no-such-command"],
+        ["train"],
+        ["train", "--nonsense"],
+        ["build-tokenizer", "--vocab-size", "many", "-o", "x.tok"],
+        ["export", "run", "--cap", "sixteen"],
+        ["export", "run", "--cap", "0"],
+        ["export"],
+        ["score"],
+        ["score", "m.golf", "--mode", "sideways"],
+        ["corpus", "info"],
+        ["corpus"],
+        [],
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_exits_2_and_shows_usage(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("Usage: tokgolf")
+    assert "Traceback" not in err
+
+
+def test_any_error_is_one_line(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*rows: object) -> None:
+        raise TokgolfError("two\n  lines")
+
+    monkeypatch.setattr("tokgolf.cli.corpus.print_rows", fail)
+    assert refused("corpus", "list") == "two lines"
+
+
+def test_ctrl_c_is_one_line_below_the_terminals_own(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*rows: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tokgolf.cli.corpus.print_rows", interrupt)
+    assert cli.run(["corpus", "list"]) == 1
+    assert capsys.readouterr() == ("", "\nerror: interrupted\n")  # click ends the line of "^C"
+
+
+# --- the operating system's own errors
+
+
+def test_an_output_folder_that_is_not_there(refused: Refused, made: Path, tmp_path: Path) -> None:
+    output = tmp_path / "none" / "x.tok"
+    build = ["build-tokenizer", "--vocab-size", 270, "--corpus", made / "c.jsonl", "-o", output]
+    assert "No such file or directory" in refused(*build)
+    export = ["export", made / "run", "-o", tmp_path / "none" / "m.golf"]
+    assert "No such file or directory" in refused(*export)
+
+
+def on_a_full_disk(limit: int, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """The command in a process that may write no file beyond `limit` bytes."""
+    script = (
+        "import resource, signal\n"
+        "from tokgolf.cli import main\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
+        "main()\n"
+    )
+    return subprocess.run(
+        [sys.executable, "-B", "-c", script, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+
+
+def is_full(result: subprocess.CompletedProcess[str]) -> bool:
+    message = one_error_line(result.returncode, result.stdout, result.stderr)
+    return "the disk is full" in message
+
+
+def test_a_full_disk_leaves_no_tokenizer(made: Path, tmp_path: Path) -> None:
+    path = tmp_path / "t.tok"
+    build = ["build-tokenizer", "--vocab-size", 270, "--corpus", made / "c.jsonl", "-o", path]
+    assert is_full(on_a_full_disk(16, *build))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_leaves_no_artifact_and_keeps_the_older_one(made: Path, tmp_path: Path) -> None:
+    path = tmp_path / "m.golf"
+    assert is_full(on_a_full_disk(1000, "export", made / "run", "-o", path))
+    assert list(tmp_path.iterdir()) == []
+    path.write_bytes(b"older")
+    assert is_full(on_a_full_disk(1000, "export", made / "run", "-o", path))
+    assert [each.name for each in tmp_path.iterdir()] == ["m.golf"]
+    assert path.read_bytes() == b"older"
+
+
+# The digests (608 bytes), the token shards (1 kB of header and more), and the checkpoint.
+@pytest.mark.parametrize("limit", [100, 700, 8000])
+def test_a_full_disk_leaves_no_checkpoint(limit: int, made: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert is_full(on_a_full_disk(limit, *train_command(made, run)))
+    assert not (run / "checkpoints" / "latest.json").exists()
+    assert not list(run.rglob("*.tmp")) and not list(run.rglob("*.safetensors"))
+    assert all(path.stat().st_size <= limit for path in run.rglob("*") if path.is_file())
+    again = [str(word) for word in train_command(made, run)]
+    assert cli.run(again) == 0  # once there is room, the same command does it
+
+
+def test_a_corpus_by_name_has_its_split_and_a_path_is_all_of_itself(made: Path) -> None:
+    assert options.open_corpus("stdlib", "train").name == "stdlib:train"
+    assert options.open_corpus("stdlib:val", "train").name == "stdlib:val"
+    whole = options.open_corpus(str(made / "c.jsonl"), "train")
+    assert whole.summary().documents == open_corpus(str(made / "c.jsonl")).summary().documents

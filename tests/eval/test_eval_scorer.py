@@ -1,0 +1,227 @@
+"""The scorer against a slow twin, and the windows it cuts a document into."""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tokgolf.config import TrunkConfig
+from tokgolf.errors import ScoreError
+from tokgolf.eval.scorer import document_nats, windows
+from tokgolf.heads import HeadShape, head_config
+from tokgolf.model import LanguageModel, build_model
+from tokgolf.tokenizers import Tokenizer, build_tokenizer
+
+WINDOW = 8
+TRUNK = TrunkConfig(
+    layers=2, d_model=16, heads=2, kv_heads=1, mlp_hidden=24, sequence_length=WINDOW
+)
+TEXT = b"the cat sat on the mat; the dog sat on the log. " * 20
+DOCUMENTS = [
+    b"",
+    b"a",
+    bytes(range(40, 40 + WINDOW - 1)),  # with the closing BOS exactly one window of targets
+    bytes(range(40, 40 + WINDOW)),  # one window and one target
+    bytes(range(40, 40 + WINDOW + 1)),
+    TEXT[:101],
+    b"",
+    b"\xff\x00\xfe",
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return build_tokenizer("byte", [], None)
+
+
+def model_for(tokenizer: Tokenizer, head: str = "bigram-hash") -> LanguageModel:
+    torch.manual_seed(0)
+    shape = HeadShape(vocab_size=tokenizer.vocab_size, d_model=16, bos_id=tokenizer.bos_id)
+    model = build_model(TRUNK, head_config({"name": head}), shape).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.4)
+    return model
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer: Tokenizer) -> LanguageModel:
+    return model_for(tokenizer)
+
+
+def nats_of(
+    model: LanguageModel, tokenizer: Tokenizer, documents: list[bytes], **options: int
+) -> list[np.ndarray[tuple[int], np.dtype[np.float64]]]:
+    scored = list(document_nats(model, tokenizer, documents, **options))  # type: ignore[arg-type]
+    assert [data for data, _ in scored] == documents
+    return [nats for _, nats in scored]
+
+
+def twin(model: LanguageModel, tokenizer: Tokenizer, data: bytes, stride: int) -> list[float]:
+    """One forward a token: the rule of the windows in its plainest form.
+
+    Target n is predicted from the tokens before it. The first WINDOW targets see all of them; the
+    rest come in groups of `stride`, and a group sees from where its last target has a full window.
+    """
+    stride = stride or WINDOW
+    tokens = [tokenizer.bos_id, *tokenizer.encode(data).tolist(), tokenizer.bos_id]
+    count, nats = len(tokens) - 1, []
+    for target in range(1, count + 1):
+        start = 0
+        if target > WINDOW:
+            groups_done = (target - WINDOW - 1) // stride
+            last = min(count, WINDOW + (groups_done + 1) * stride)
+            start = last - WINDOW
+        with torch.no_grad():
+            log_probs = model.log_probs(torch.tensor([tokens[start:target]]))[0, -1]
+        nats.append(-float(log_probs[tokens[target]]))
+    return nats
+
+
+@pytest.mark.parametrize("stride", [0, 1, 3, WINDOW - 1, WINDOW])
+def test_nats_agree_with_one_forward_a_token(
+    model: LanguageModel, tokenizer: Tokenizer, stride: int
+) -> None:
+    for data, nats in zip(
+        DOCUMENTS, nats_of(model, tokenizer, DOCUMENTS, stride=stride), strict=True
+    ):
+        np.testing.assert_allclose(nats, twin(model, tokenizer, data, stride), rtol=0, atol=1e-5)
+        assert nats.dtype == np.float64 and nats.shape == (len(data) + 1,)
+
+
+def test_nats_of_a_learned_tokenizer_agree_with_the_twin() -> None:
+    tokenizer = build_tokenizer("bpe", [TEXT], 270)
+    model = model_for(tokenizer, "tied")
+    documents = [TEXT[:150], b"", b"\xff the cat"]
+    for data, nats in zip(documents, nats_of(model, tokenizer, documents, stride=3), strict=True):
+        assert len(nats) == len(tokenizer.encode(data)) + 1
+        np.testing.assert_allclose(nats, twin(model, tokenizer, data, 3), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("stride", [0, 3])
+def test_the_batch_changes_neither_nats_nor_order(
+    model: LanguageModel, tokenizer: Tokenizer, stride: int
+) -> None:
+    alone = [nats_of(model, tokenizer, [data], stride=stride)[0] for data in DOCUMENTS]
+    for batch_tokens in (1, 2 * WINDOW, 5 * WINDOW, 10**6):
+        options = {"stride": stride, "batch_tokens": batch_tokens}
+        together = nats_of(model, tokenizer, DOCUMENTS, **options)
+        for one, other in zip(alone, together, strict=True):
+            np.testing.assert_allclose(one, other, rtol=0, atol=1e-5)
+        turned = nats_of(model, tokenizer, DOCUMENTS[::-1], **options)[::-1]
+        for one, other in zip(alone, turned, strict=True):
+            np.testing.assert_allclose(one, other, rtol=0, atol=1e-5)
+
+
+def test_documents_come_as_soon_as_they_are_done(
+    model: LanguageModel, tokenizer: Tokenizer
+) -> None:
+    taken = 0
+
+    def endless() -> Iterator[bytes]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield b"abc"
+
+    scored = document_nats(model, tokenizer, endless(), batch_tokens=4 * WINDOW)
+    assert [next(scored)[0] for _ in range(5)] == [b"abc"] * 5
+    assert taken <= 12
+
+
+def test_a_document_says_nothing_about_the_next(model: LanguageModel, tokenizer: Tokenizer) -> None:
+    one = nats_of(model, tokenizer, [b"first", b"shared text"])[1]
+    other = nats_of(model, tokenizer, [b"zzzzz", b"shared text"])[1]
+    assert (one == other).all()
+
+
+def test_a_longer_context_reaches_further_with_a_stride(
+    model: LanguageModel, tokenizer: Tokenizer
+) -> None:
+    plain = nats_of(model, tokenizer, [TEXT[:100]])[0]
+    strided = nats_of(model, tokenizer, [TEXT[:100]], stride=1)[0]
+    np.testing.assert_allclose(plain[:WINDOW], strided[:WINDOW], rtol=0, atol=1e-5)
+    assert (np.abs(plain - strided)[WINDOW:] > 1e-4).mean() > 0.5
+
+
+@pytest.mark.parametrize("stride", [-1, WINDOW + 1])
+def test_a_stride_beyond_the_window_is_refused(
+    model: LanguageModel, tokenizer: Tokenizer, stride: int
+) -> None:
+    with pytest.raises(ScoreError, match=f"stride is {stride}; it must be 1 to the window of 8"):
+        nats_of(model, tokenizer, [b"x"], stride=stride)
+
+
+class Fixed(LanguageModel):
+    """A model that gives every position the same log-probabilities."""
+
+    values: Tensor
+
+    def log_probs(self, tokens: Tensor) -> Tensor:
+        return self.values.expand(*tokens.shape, -1)
+
+
+def fixed(model: LanguageModel, values: Tensor) -> Fixed:
+    result = Fixed(model.trunk, model.head)
+    result.values = values
+    return result
+
+
+def test_a_uniform_model_pays_ln_v_for_every_token(
+    model: LanguageModel, tokenizer: Tokenizer
+) -> None:
+    uniform = fixed(model, torch.full((257,), -math.log(257)))
+    for data, nats in zip(DOCUMENTS, nats_of(uniform, tokenizer, DOCUMENTS), strict=True):
+        assert len(nats) == len(data) + 1
+        np.testing.assert_allclose(nats, math.log(257), rtol=1e-7)
+
+
+@pytest.mark.parametrize("value", [-math.inf, math.nan, math.inf])
+def test_probability_zero_or_none_is_refused(
+    model: LanguageModel, tokenizer: Tokenizer, value: float
+) -> None:
+    values = torch.full((257,), -math.log(256))
+    values[ord("q")] = value
+    broken = fixed(model, values)
+    assert len(nats_of(broken, tokenizer, [TEXT])[0]) == len(TEXT) + 1  # it has no q
+    with pytest.raises(ScoreError, match="probability zero or NaN"):
+        nats_of(broken, tokenizer, [TEXT, b"quit"])
+
+
+# Windows.
+
+
+def test_windows_of_a_short_document_are_these() -> None:
+    assert list(windows(10, 4, 2)) == [(0, 0, 4), (2, 4, 6), (4, 6, 8), (6, 8, 10)]
+    assert list(windows(9, 4, 4)) == [(0, 0, 4), (4, 4, 8), (5, 8, 9)]
+    assert list(windows(3, 4, 2)) == [(0, 0, 3)]
+    assert list(windows(0, 4, 2)) == []
+
+
+@given(st.integers(0, 300), st.integers(1, 40), st.data())
+def test_windows_count_each_target_once_within_the_length(
+    count: int, length: int, data: st.DataObject
+) -> None:
+    stride = data.draw(st.integers(1, length))
+    found = list(windows(count, length, stride))
+    assert [n for _, first, end in found for n in range(first, end)] == list(range(count))
+    for start, first, end in found:
+        assert 0 <= start <= first < end and end - start <= length
+        # The window is full, unless the document is shorter than it.
+        assert end - start == min(length, count)
+    if found:
+        assert found[0] == (0, 0, min(count, length))
+        assert all(end - first <= stride for _, first, end in found[1:])

@@ -1,0 +1,289 @@
+"""The ledger: rows that sum, only the code that runs, and a fresh process that proves it."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import tokgolf
+from tokgolf import ledger as ledger_module
+from tokgolf.artifact import container
+from tokgolf.artifact.checkpoint import FloatModel, write_checkpoint
+from tokgolf.artifact.export import encode_artifact
+from tokgolf.artifact.load import Artifact
+from tokgolf.config import TrunkConfig
+from tokgolf.device import resolve_device
+from tokgolf.errors import ArtifactError, CapError, ConfigError
+from tokgolf.heads import HEADS, HeadShape, head_config
+from tokgolf.inspection import inspect_path
+from tokgolf.ledger import Ledger, code_bytes, ledger_of
+from tokgolf.model import build_model
+from tokgolf.quantize.rows import QuantConfig
+from tokgolf.tokenizers import Tokenizer, build_tokenizer, save_tokenizer
+
+TRUNK = TrunkConfig(layers=1, d_model=16, heads=2, kv_heads=1, mlp_hidden=16, sequence_length=16)
+TEXT = b"the cat sat on the mat; the dog sat on the log. " * 20
+OPTIONS: dict[str, dict[str, Any]] = {
+    "factorized": {"name": "factorized", "rank": 6},
+    "bigram-hash": {"name": "bigram-hash", "buckets": 64, "dim": 4},
+}
+CASES = {name: OPTIONS.get(name, {"name": name}) for name in HEADS} | {
+    "bigram-hash-on-vq": {**OPTIONS["bigram-hash"], "base": {"name": "vq"}},
+}
+ROOT = str(Path(tokgolf.__file__).parent.parent)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def make(case: str, kind: str = "byte") -> FloatModel:
+    torch.manual_seed(0)
+    sizes = {"byte": None, "bpe": 270, "unigram": 259}
+    tokenizer: Tokenizer = build_tokenizer(kind, [TEXT], sizes[kind])
+    shape = HeadShape(vocab_size=tokenizer.vocab_size, d_model=16, bos_id=tokenizer.bos_id)
+    head = head_config(CASES[case])
+    model = build_model(TRUNK, head, shape, torch.arange(shape.vocab_size)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.3)
+    return FloatModel(tokenizer=tokenizer, model=model, trunk=TRUNK, head=head, state={})
+
+
+def encoded(case: str, kind: str = "byte") -> Artifact:
+    return encode_artifact(make(case, kind), QuantConfig(method="nearest"))
+
+
+@pytest.fixture(scope="module")
+def tied_bpe() -> Artifact:
+    return encoded("tied", "bpe")
+
+
+# Sums.
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_rows_sum_to_the_full_accounting_exactly(case: str) -> None:
+    artifact = encoded(case)
+    ledger, (_, sections) = artifact.ledger, container.unpack(artifact.data)
+    rows = dict(ledger.rows)
+    assert len(rows) == len(ledger.rows)
+    assert sum(rows.values()) == ledger.full == rows["code"] + len(artifact.data)
+    assert {name: rows[name] for name in sections} == {n: len(d) for n, d in sections.items()}
+    assert set(rows) == {"code", "header and checksum", *sections}
+    assert all(size >= 0 for size in rows.values())
+
+
+@pytest.mark.parametrize("kind", ["byte", "bpe", "unigram"])
+def test_the_accountings_differ_by_what_they_say(kind: str) -> None:
+    artifact = encoded("tied", kind)
+    ledger = ledger_of(artifact)
+    asset = len(artifact.tokenizer.asset())
+    assert ledger.official == ledger.full - asset
+    assert dict(ledger.rows)["tokenizer"] == asset
+    packed, plain = code_bytes(ledger.modules)
+    assert dict(ledger.rows)["code"] == packed < plain
+    original = len(artifact.tokenizer.original_file())
+    assert ledger.raw == plain + len(artifact.data) - asset + original
+
+
+def test_code_bytes_grow_with_modules_and_do_not_depend_on_comments() -> None:
+    stripped = ledger_module._stripped
+    bare = "class A:\n    x: int = 1\n\n    def f(self, a, b=2):\n        return a + b"
+    dressed = (
+        '"""Text."""\n# note\nclass A:\n    """Text."""\n    x: int = 1\n    "of x"\n'
+        '    def f(self, a: int, b: int = 2) -> int:\n        """Text."""\n        return a + b\n'
+    )
+    assert stripped(dressed) == bare
+    assert stripped('def f(): "only a docstring"') == "def f():\n    pass"
+    assert stripped('class E(Exception):\n    "text"') == "class E(Exception):\n    pass"
+    few = code_bytes(("tokgolf.errors",))
+    more = code_bytes(("tokgolf.errors", "tokgolf.hashing"))
+    assert 0 < few[0] < more[0] and few[1] < more[1]
+
+
+# The cap.
+
+
+def test_the_cap_holds_the_full_accounting_to_the_byte(tied_bpe: Artifact) -> None:
+    ledger = tied_bpe.ledger
+    ledger.check_cap(ledger.full)
+    with pytest.raises(CapError) as caught:
+        ledger.check_cap(ledger.full - 1)
+    message = str(caught.value)
+    largest, size = max(ledger.rows, key=lambda row: row[1])
+    assert f"is {ledger.full:,} bytes" in message and f"cap of {ledger.full - 1:,}" in message
+    assert " 1 over" in message and f"largest: {largest} {size:,}." in message
+
+
+# Which code.
+
+
+def head_modules(ledger: Ledger) -> set[str]:
+    prefix = "tokgolf.heads."
+    return {name.removeprefix(prefix) for name in ledger.modules if name.startswith(prefix)}
+
+
+@pytest.mark.parametrize(
+    ("case", "modules"),
+    [
+        ("tied", {"base", "tied"}),
+        ("untied", {"base", "untied", "tied"}),
+        ("bigram-hash", {"base", "bigram_hash", "tied"}),
+        ("bigram-hash-on-vq", {"base", "bigram_hash", "vq", "tied"}),
+    ],
+)
+def test_only_the_heads_in_use_are_paid_for(case: str, modules: set[str]) -> None:
+    assert head_modules(encoded(case).ledger) == modules
+
+
+def test_only_the_tokenizer_in_use_is_paid_for() -> None:
+    for kind, others in (("byte", {"bpe", "unigram"}), ("bpe", {"unigram", "byte"})):
+        modules = set(encoded("tied", kind).ledger.modules)
+        assert f"tokgolf.tokenizers.{kind}" in modules
+        assert not modules & {f"tokgolf.tokenizers.{other}" for other in others}
+        assert not modules & {"tokgolf.tokenizers.build", "tokgolf.tokenizers.pack"}
+
+
+def test_the_decoders_files_are_paid_for_and_the_writers_are_not(tied_bpe: Artifact) -> None:
+    modules = set(tied_bpe.ledger.modules)
+    assert {
+        "tokgolf", "tokgolf.artifact.container", "tokgolf.artifact.load", "tokgolf.artifact.rans",
+        "tokgolf.artifact.weights", "tokgolf.eval.scorer", "tokgolf.model", "tokgolf.quantize",
+    } <= modules  # fmt: skip
+    rest = ("training", "cli", "corpora", "ledger", "quantize.rows", "artifact.export")
+    assert not [name for name in modules if name.startswith(tuple(f"tokgolf.{r}" for r in rest))]
+
+
+SCORE = """
+import json, sys
+from tokgolf.artifact.load import load_artifact
+from tokgolf.eval.scorer import document_nats
+import torch
+torch.set_num_threads(1)
+artifact = load_artifact(sys.argv[1])
+documents = [b"the cat sat", b"", b"on the log. " * 5]
+nats = [n.tolist() for _, n in document_nats(artifact.model, artifact.tokenizer, documents)]
+print(json.dumps({"modules": sorted(sys.modules), "nats": nats,
+                  "files": [sys.modules["tokgolf.model"].__file__]}))
+"""
+
+
+def fresh_process(path: Path, source: Path | str = ROOT) -> dict[str, Any]:
+    """Load and score the artifact at `path` in a new interpreter that sees `source`."""
+    environment = {**os.environ, "PYTHONPATH": str(source), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", SCORE, str(path)],
+        env=environment, cwd=path.parent, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
+
+
+@pytest.mark.parametrize(
+    ("case", "kind"), [("tied", "bpe"), ("bigram-hash-on-vq", "byte"), ("factorized", "unigram")]
+)
+def test_a_process_that_scores_loads_the_ledgers_modules_and_no_others(
+    case: str, kind: str, tmp_path: Path
+) -> None:
+    artifact = encoded(case, kind)
+    path = tmp_path / "model.golf"
+    path.write_bytes(artifact.data)
+    loaded = fresh_process(path)["modules"]
+    ours = {name for name in loaded if name.split(".")[0] == "tokgolf"}
+    assert ours == set(artifact.ledger.modules)
+    foreign = {name.split(".")[0] for name in loaded}
+    assert not foreign & {"datasets", "zstandard", "pyppmd", "click", "rich", "pyarrow"}
+    engines = {"byte": set(), "bpe": {"tokenizers"}, "unigram": {"sentencepiece"}}
+    assert foreign & {"tokenizers", "sentencepiece"} == engines[kind]
+
+
+def test_the_stripped_source_of_the_ledger_scores_the_same(
+    tied_bpe: Artifact, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.golf"
+    path.write_bytes(tied_bpe.data)
+    names = tied_bpe.ledger.modules
+    for name in names:
+        package = any(other.startswith(f"{name}.") for other in names)
+        file = tmp_path.joinpath("bare", *name.split("."), "__init__.py")
+        file = file if package else file.parent.with_suffix(".py")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(ledger_module._stripped(ledger_module._source(name) or ""))
+    bare, full = fresh_process(path, tmp_path / "bare"), fresh_process(path)
+    assert str(tmp_path) in bare["files"][0] and str(tmp_path) not in full["files"][0]
+    assert bare["nats"] == full["nats"]
+    assert np.isfinite(np.concatenate(full["nats"])).all()
+
+
+# What `tokgolf inspect` says, and devices.
+
+
+def test_inspect_tells_the_ledger_of_an_artifact(tied_bpe: Artifact, tmp_path: Path) -> None:
+    path = tmp_path / "model.golf"
+    path.write_bytes(tied_bpe.data)
+    facts, ledger = inspect_path(path), tied_bpe.ledger
+    assert {f"bytes: {n}": s for n, s in ledger.rows}.items() <= facts.items()
+    assert (facts["full"], facts["official"], facts["raw"]) == (
+        ledger.full, ledger.official, ledger.raw,
+    )  # fmt: skip
+    assert (facts["head"], facts["vocab_size"]) == ("tied", 270)
+    assert facts["sha256"] == tied_bpe.sha256
+    json.dumps(facts)
+
+
+def test_inspect_tells_the_facts_of_a_tokenizer_and_a_run(tmp_path: Path) -> None:
+    source = make("untied", "bpe")
+    save_tokenizer(source.tokenizer, tmp_path / "tokenizer.tok")
+    facts = inspect_path(tmp_path / "tokenizer.tok")
+    assert (facts["kind"], facts["vocab_size"]) == ("bpe", 270)
+    assert facts["asset_bytes"] == (tmp_path / "tokenizer.tok").stat().st_size
+    assert facts["fingerprint"] == source.tokenizer.fingerprint
+    state = {
+        "step": 7, "seconds": 2, "loss": 3.5, "finished": False,
+        "tokenizer": source.tokenizer.fingerprint,
+        "corpus": {"name": "tiny:train", "sha256": "0" * 64, "bytes": len(TEXT)},
+        "config": {"trunk": vars(TRUNK), "head": CASES["untied"]},
+    }  # fmt: skip
+    tensors = {f"model.{name}": tensor for name, tensor in source.model.state_dict().items()}
+    write_checkpoint(tmp_path, tensors, state)
+    run = inspect_path(tmp_path)
+    assert (run["steps"], run["seconds"], run["finished"]) == (7, 2.0, False)
+    assert (run["corpus"], run["head"], run["vocab_size"]) == ("tiny:train", "untied", 270)
+    assert run["head_params"] == 2 * 270 * 16
+    assert run["params"] == run["head_params"] + TRUNK.num_params()
+    json.dumps([facts, run])
+
+
+def test_inspect_of_something_else_is_an_error_that_names_it(tmp_path: Path) -> None:
+    (tmp_path / "x.golf").write_bytes(b"no artifact")
+    with pytest.raises(ArtifactError, match="x.golf: not a .golf artifact"):
+        inspect_path(tmp_path / "x.golf")
+    with pytest.raises(ArtifactError, match="holds no checkpoint"):
+        inspect_path(tmp_path)
+
+
+def test_auto_takes_cuda_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert resolve_device("auto") == "cuda" and resolve_device("cuda:0") == "cuda:0"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert resolve_device("auto") == "cpu" and resolve_device("cpu") == "cpu"
+    with pytest.raises(ConfigError, match="no CUDA device; use --device cpu"):
+        resolve_device("cuda")
+
+
+def test_an_unknown_device_is_named() -> None:
+    with pytest.raises(ConfigError, match="there is no device 'toaster'; use auto, cpu or cuda"):
+        resolve_device("toaster")

@@ -1,0 +1,121 @@
+"""The run's config: defaults are the baseline, recipes have names, nonsense is refused."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+
+from tokgolf.config import TrunkConfig, from_dict, to_dict
+from tokgolf.errors import ConfigError
+from tokgolf.heads import HeadShape, head_config
+from tokgolf.heads.tied import TiedConfig
+from tokgolf.training import RunConfig, read_recipe, recipe_names, run_config
+
+every_recipe = pytest.mark.parametrize("name", recipe_names())
+
+
+def test_the_defaults_are_the_challenges_baseline() -> None:
+    config = RunConfig()
+    assert config.trunk == TrunkConfig(
+        layers=9,
+        d_model=512,
+        heads=8,
+        kv_heads=4,
+        mlp_hidden=1024,
+        sequence_length=1024,
+        rope_base=10_000.0,
+        qk_gain=1.5,
+    )
+    assert (config.batch_tokens, config.steps, config.warmdown_steps) == (524_288, 20_000, 1_200)
+    shape = HeadShape(vocab_size=1024, d_model=512, bos_id=256)
+    head = head_config(config.head)
+    assert config.trunk.num_params() + head.num_params(shape) == 17_059_912
+
+
+def test_the_baseline_recipe_is_the_defaults_but_for_its_time() -> None:
+    baseline = run_config("baseline", {})
+    assert baseline.minutes == 10.0
+    assert head_config(baseline.head) == head_config(RunConfig().head) == TiedConfig(softcap=30.0)
+    assert dataclasses.replace(baseline, minutes=None, head=RunConfig().head) == RunConfig()
+
+
+def test_the_shipped_recipes_are_baseline_and_cpu() -> None:
+    assert {"baseline", "cpu"} <= set(recipe_names())
+    assert recipe_names() == sorted(recipe_names())
+
+
+@every_recipe
+def test_each_recipe_builds_and_comes_back_from_its_own_toml(name: str, tmp_path: Path) -> None:
+    config = run_config(name, {})
+    head_config(config.head)
+    path = tmp_path / "config.toml"
+    path.write_bytes(tomli_w.dumps(to_dict(config)).encode())
+    assert run_config(str(path), {}) == config
+
+
+def test_overrides_go_over_the_recipe_and_leave_the_rest() -> None:
+    plain = run_config("cpu", {})
+    changed = run_config("cpu", {"trunk": {"layers": 2}, "steps": 7})
+    assert (changed.trunk.layers, changed.steps) == (2, 7)
+    assert dataclasses.replace(changed, trunk=plain.trunk, steps=plain.steps) == plain
+
+
+def test_an_option_of_the_recipes_own_head_leaves_its_other_options(tmp_path: Path) -> None:
+    path = tmp_path / "r.toml"
+    path.write_text('[head]\nname = "factorized"\nrank = 8\nsoftcap = 15.0\n')
+    changed = run_config(str(path), {"head": {"rank": 4}})
+    assert changed.head == {"name": "factorized", "rank": 4, "softcap": 15.0}
+    same = run_config(str(path), {"head": {"name": "factorized"}})
+    assert same.head == {"name": "factorized", "rank": 8, "softcap": 15.0}
+
+
+def test_another_head_drops_the_options_of_the_recipes_head(tmp_path: Path) -> None:
+    path = tmp_path / "r.toml"
+    path.write_text('[head]\nname = "factorized"\nrank = 8\n')
+    assert run_config(str(path), {"head": {"name": "tied"}}).head == {"name": "tied"}
+
+
+def test_an_unknown_recipe_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="no recipe or file 'basline'; did you mean 'baseline'"):
+        read_recipe("basline")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"stepz": 5}, "unknown key 'stepz'; did you mean 'steps'"),
+        ({"trunk": {"layer": 5}}, "unknown key 'layer'; did you mean 'layers'"),
+        ({"optimizer": {"lr_tide": 1.0}}, "unknown key 'lr_tide'; did you mean 'lr_tied'"),
+        ({"steps": 2.5}, "steps is 2.5; it must be of type int"),
+        ({"steps": 0}, "steps is 0; it must be greater than 0"),
+        ({"minutes": 0.0}, "minutes is 0.0; it must be greater than 0"),
+        ({"minutes": float("nan")}, "minutes is nan"),
+        ({"batch_tokens": 0}, "batch_tokens is 0"),
+        ({"checkpoint_minutes": -1.0}, "checkpoint_minutes is -1.0"),
+        ({"seed": -1}, "seed and warmdown_steps cannot be negative"),
+        ({"warmdown_steps": -1}, "seed and warmdown_steps cannot be negative"),
+        ({"warmdown_fraction": 1.5}, "warmdown_fraction is 1.5; it must be between 0 and 1"),
+        ({"warmdown_steps": 5}, "warmdown_steps is 5 and warmdown_fraction 0.6; set one of them"),
+        ({"precision": "fp16"}, "precision is 'fp16'"),
+        ({"compile": "of"}, "compile is 'of'; did you mean 'off'"),
+        ({"batch_tokens": 8193}, "batch_tokens 8193 must be a multiple"),
+        ({"micro_batch_tokens": 3 * 256}, "multiple of micro_batch_tokens 768"),
+        ({"trunk": {"sequence_length": 100}}, "both of trunk.sequence_length 100"),
+    ],
+)
+def test_nonsense_is_refused_with_the_reason(overrides: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        run_config("cpu", overrides)
+    assert message in str(caught.value)
+
+
+def test_a_micro_batch_larger_than_the_batch_is_the_batch() -> None:
+    config = from_dict(RunConfig, {"batch_tokens": 1024}, "test")
+    assert config.micro_batch_tokens > config.batch_tokens
+
+
+def test_a_config_does_not_change() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        RunConfig().steps = 3  # type: ignore[misc]

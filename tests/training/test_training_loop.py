@@ -1,0 +1,448 @@
+"""The training loop: it learns, it repeats itself bit by bit, and it stops where it must."""
+
+import dataclasses
+import json
+import math
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tokgolf.artifact.checkpoint import load_run, read_checkpoint
+from tokgolf.config import TrunkConfig, read_toml, to_dict
+from tokgolf.corpora import Corpus, Document, document_digests
+from tokgolf.errors import ArtifactError, ConfigError, CorpusError, TrainingError
+from tokgolf.heads import HEADS, head_config, head_to_dict
+from tokgolf.model import LanguageModel
+from tokgolf.tokenizers import Tokenizer, build_tokenizer
+from tokgolf.training import RunConfig, StepReport, TrainResult, loop, run_config, train
+
+TRUNK = TrunkConfig(layers=2, d_model=16, heads=2, kv_heads=1, mlp_hidden=24, sequence_length=16)
+CONFIG = RunConfig(
+    trunk=TRUNK, batch_tokens=64, steps=6, warmdown_steps=3, precision="fp32", compile="off"
+)
+HEAD_OPTIONS: dict[str, dict[str, Any]] = {
+    "factorized": {"rank": 8},
+    "bigram-hash": {"buckets": 97, "dim": 8},
+}
+
+every_head = pytest.mark.parametrize("head", HEADS)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """These tensors are too small for more; put back afterwards."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with torch.random.fork_rng(devices=[]):
+        yield
+    torch.set_num_threads(threads)
+
+
+def corpus_of(texts: list[str], name: str = "tiny") -> Corpus:
+    documents = [Document(f"{name}{i}", text.encode()) for i, text in enumerate(texts)]
+    return Corpus(name=name, split=None, source=lambda: iter(documents))
+
+
+CORPUS = corpus_of([f"document {i} says that tiny models learn tiny things. " for i in range(30)])
+OTHER = corpus_of(["another corpus altogether, with words of its own. " * 9], "other")
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return build_tokenizer("bpe", (document.data for document in CORPUS), 270)
+
+
+def ignore(report: StepReport) -> None:
+    """Watch nothing."""
+
+
+@pytest.fixture(scope="module")
+def run_it(tokenizer: Tokenizer) -> Callable[..., TrainResult]:
+    """Train into a directory with `CONFIG`, changed as asked."""
+
+    def call(
+        run: Path,
+        *,
+        corpus: Corpus = CORPUS,
+        with_tokenizer: Tokenizer = tokenizer,
+        held_out: Corpus | None = None,
+        resume: bool = False,
+        on_step: Callable[[StepReport], None] = ignore,
+        **changes: Any,
+    ) -> TrainResult:
+        config = dataclasses.replace(CONFIG, **changes)
+        return train(
+            config,
+            with_tokenizer,
+            corpus,
+            run,
+            held_out=held_out,
+            device="cpu",
+            resume=resume,
+            on_step=on_step,
+        )
+
+    return call
+
+
+Run = Callable[..., TrainResult]
+
+
+@pytest.fixture(scope="module")
+def finished(run_it: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TrainResult]:
+    """A run of six steps that nothing disturbed."""
+    path = tmp_path_factory.mktemp("runs") / "finished"
+    return path, run_it(path)
+
+
+def tensors_of(run: Path) -> dict[str, Tensor]:
+    return read_checkpoint(run)[0]
+
+
+def assert_same_tensors(one: Path, two: Path) -> None:
+    first, second = tensors_of(one), tensors_of(two)
+    assert first.keys() == second.keys()
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+
+
+def metrics_of(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+# --- it learns
+
+
+@every_head
+def test_the_loss_goes_down_and_every_tensor_moves(head: str, run_it: Run, tmp_path: Path) -> None:
+    losses: list[float] = []
+    run_it(
+        tmp_path / "run",
+        head={"name": head, **HEAD_OPTIONS.get(head, {})},
+        steps=40,
+        warmdown_steps=10,
+        on_step=lambda report: losses.append(report.loss),
+    )
+    assert losses[0] == pytest.approx(math.log(270), rel=0.02)
+    assert sum(losses[-5:]) / 5 < losses[0] - 1
+    model = load_run(tmp_path / "run").model
+    assert all(bool(p.isfinite().all()) for p in model.parameters())
+
+
+def test_micro_batches_give_the_gradient_of_the_whole_batch(run_it: Run, tmp_path: Path) -> None:
+    run_it(tmp_path / "parts", micro_batch_tokens=16, steps=1, warmdown_steps=0)
+    run_it(tmp_path / "whole", steps=1, warmdown_steps=0)
+    parts, whole = tensors_of(tmp_path / "parts"), tensors_of(tmp_path / "whole")
+    for name in whole:
+        if name.startswith("muon."):  # after one step, momentum is the gradient
+            torch.testing.assert_close(parts[name], whole[name], rtol=1e-4, atol=1e-7)
+
+
+# --- what it leaves behind
+
+
+def test_the_result_says_how_the_run_ended(finished: tuple[Path, TrainResult]) -> None:
+    path, result = finished
+    run = load_run(path)
+    assert result.run == path
+    assert (result.steps, result.tokens) == (6, 6 * 64)
+    assert result.params == sum(p.numel() for p in run.model.parameters())
+    assert result.seconds > 0
+    assert run.state["finished"] is True
+    assert (run.state["step"], run.state["loss"]) == (6, result.loss)
+
+
+def test_metrics_are_one_json_object_a_line(run_it: Run, tmp_path: Path) -> None:
+    reports: list[StepReport] = []
+    run_it(tmp_path, steps=25, on_step=reports.append)
+    assert [report.step for report in reports] == list(range(1, 26))
+    lines = metrics_of(tmp_path)
+    assert [line["step"] for line in lines] == [1, 2, 3, 10, 20]
+    assert lines == [vars(reports[line["step"] - 1]) for line in lines]
+    assert all(line["tokens"] == 64 * line["step"] for line in lines)
+    assert [line["seconds"] for line in lines] == sorted(line["seconds"] for line in lines)
+
+
+def test_the_config_file_says_everything_and_is_a_recipe(
+    finished: tuple[Path, TrainResult],
+) -> None:
+    path, _ = finished
+    text = (path / "config.toml").read_text()
+    summary = CORPUS.summary()
+    assert text.startswith(f"# tiny, {summary.bytes:,} bytes, SHA-256 {summary.sha256}\n")
+    head = head_to_dict(head_config(CONFIG.head))
+    assert head == {"name": "tied", "softcap": 30.0}
+    assert read_toml(path / "config.toml") == {**to_dict(CONFIG), "head": head}
+    assert run_config(str(path / "config.toml"), {}) == dataclasses.replace(CONFIG, head=head)
+
+
+def test_a_run_resumes_with_its_own_config_file_as_recipe(
+    finished: tuple[Path, TrainResult], tokenizer: Tokenizer
+) -> None:
+    config = run_config(str(finished[0] / "config.toml"), {})
+    assert train(config, tokenizer, CORPUS, finished[0], device="cpu", resume=True).steps == 6
+
+
+def test_the_digests_of_the_training_documents_are_kept(
+    finished: tuple[Path, TrainResult],
+) -> None:
+    kept = np.load(finished[0] / "train_documents.npy", allow_pickle=False)
+    assert np.array_equal(kept, document_digests(CORPUS))
+
+
+def test_the_tokenizer_is_kept(finished: tuple[Path, TrainResult], tokenizer: Tokenizer) -> None:
+    assert (finished[0] / "tokenizer.tok").read_bytes() == tokenizer.asset()
+
+
+# --- it repeats itself
+
+
+def test_the_same_run_twice_has_the_same_weights(
+    finished: tuple[Path, TrainResult], run_it: Run, tmp_path: Path
+) -> None:
+    run_it(tmp_path / "again")
+    assert_same_tensors(finished[0], tmp_path / "again")
+
+
+def test_another_seed_has_other_weights(
+    finished: tuple[Path, TrainResult], run_it: Run, tmp_path: Path
+) -> None:
+    run_it(tmp_path / "other", seed=1)
+    one, two = tensors_of(finished[0]), tensors_of(tmp_path / "other")
+    assert not torch.equal(one["model.head.table"], two["model.head.table"])
+
+
+def interrupt_at(step: int) -> Callable[[StepReport], None]:
+    """Send this process the signal of Ctrl-C after a step."""
+
+    def on_step(report: StepReport) -> None:
+        if report.step == step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    return on_step
+
+
+@pytest.mark.parametrize("at", [1, 3, 5])
+@pytest.mark.parametrize("head", ["tied", "bigram-hash"])
+def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one_bit_by_bit(
+    at: int, head: str, run_it: Run, tmp_path: Path
+) -> None:
+    options = {"name": head, **HEAD_OPTIONS.get(head, {})}
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(TrainingError, match=f"interrupted after step {at}; .* --resume"):
+        run_it(tmp_path / "cut", head=options, on_step=interrupt_at(at))
+    assert signal.getsignal(signal.SIGINT) is handler
+    state = load_run(tmp_path / "cut").state
+    assert (state["step"], state["finished"]) == (at, False)
+    seen: list[int] = []
+    run_it(
+        tmp_path / "cut", head=options, resume=True, on_step=lambda report: seen.append(report.step)
+    )
+    assert seen == list(range(at + 1, 7))
+    run_it(tmp_path / "whole", head=options)
+    assert_same_tensors(tmp_path / "cut", tmp_path / "whole")
+
+
+def test_a_resumed_run_repeats_no_metrics(run_it: Run, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="interrupted"):
+        run_it(tmp_path, steps=25, on_step=interrupt_at(12))
+    with open(tmp_path / "metrics.jsonl", "a") as file:  # as a killed run would leave it
+        file.write(json.dumps({"step": 20, "loss": 0.0}) + "\n")
+    run_it(tmp_path, steps=25, resume=True)
+    lines = metrics_of(tmp_path)
+    assert [line["step"] for line in lines] == [1, 2, 3, 10, 20]
+    assert lines[-1]["loss"] > 0
+
+
+def test_a_checkpoint_on_the_way_holds_the_step_it_was_made_at(run_it: Run, tmp_path: Path) -> None:
+    steps: list[int] = []
+
+    def look(report: StepReport) -> None:
+        if report.step > 1:
+            steps.append(read_checkpoint(tmp_path)[1]["step"])
+
+    run_it(tmp_path, steps=4, checkpoint_minutes=1e-9, on_step=look)
+    assert steps == [1, 2, 3]
+    assert len(list((tmp_path / "checkpoints").glob("*.safetensors"))) == 1
+
+
+def test_a_finished_run_goes_on_with_a_larger_budget(run_it: Run, tmp_path: Path) -> None:
+    run_it(tmp_path, steps=3)
+    result = run_it(tmp_path, steps=5, resume=True)
+    assert result.steps == 5
+    assert result.loss == result.loss  # a number
+    again = run_it(tmp_path, steps=5, resume=True)
+    assert (again.steps, again.loss) == (5, result.loss)
+
+
+# --- what it refuses
+
+
+def test_a_directory_with_a_run_is_refused_without_resume(
+    finished: tuple[Path, TrainResult], run_it: Run
+) -> None:
+    before = (finished[0] / "checkpoints" / "latest.json").read_bytes()
+    with pytest.raises(TrainingError, match="already holds a run; use --resume"):
+        run_it(finished[0])
+    assert (finished[0] / "checkpoints" / "latest.json").read_bytes() == before
+
+
+def test_resuming_nothing_is_refused(run_it: Run, tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="holds no checkpoint"):
+        run_it(tmp_path / "none", resume=True)
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"seed": 3}, "another seed"),
+        ({"trunk": dataclasses.replace(TRUNK, layers=1)}, "another trunk"),
+        ({"head": {"name": "untied"}}, "another head"),
+        ({"batch_tokens": 32, "warmdown_steps": 2}, "another batch_tokens, warmdown_steps"),
+    ],
+)
+def test_resuming_with_another_config_is_refused_and_names_what_changed(
+    changes: dict[str, Any], named: str, finished: tuple[Path, TrainResult], run_it: Run
+) -> None:
+    config = (finished[0] / "config.toml").read_bytes()
+    with pytest.raises(TrainingError, match=named):
+        run_it(finished[0], resume=True, **changes)
+    assert (finished[0] / "config.toml").read_bytes() == config
+
+
+def test_resuming_with_another_tokenizer_is_refused(
+    finished: tuple[Path, TrainResult], run_it: Run, tokenizer: Tokenizer
+) -> None:
+    other = build_tokenizer("byte", [], None)
+    with pytest.raises(TrainingError, match=f"{tokenizer.fingerprint[:16]}, this one is"):
+        run_it(finished[0], with_tokenizer=other, resume=True)
+    assert (finished[0] / "tokenizer.tok").read_bytes() == tokenizer.asset()
+
+
+def test_resuming_on_another_corpus_is_refused(
+    finished: tuple[Path, TrainResult], run_it: Run
+) -> None:
+    with pytest.raises(TrainingError, match=r"was trained on tiny .*, this is other"):
+        run_it(finished[0], corpus=OTHER, resume=True)
+
+
+def test_a_held_out_document_that_is_trained_on_is_refused(run_it: Run, tmp_path: Path) -> None:
+    shared = corpus_of(["a held-out document", next(iter(CORPUS)).data.decode()], "held")
+    with pytest.raises(CorpusError, match=r"1 of 2 documents of held were trained on.*held1"):
+        run_it(tmp_path / "run", held_out=shared)
+    assert not (tmp_path / "run").exists()
+    assert run_it(tmp_path / "run", held_out=OTHER, steps=1).steps == 1
+
+
+def test_too_little_text_is_refused(run_it: Run, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="fewer than two sequences of 16"):
+        run_it(tmp_path / "run", corpus=corpus_of(["short"]))
+
+
+def test_a_device_that_is_not_there_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no device 'gpu'"):
+        train(CONFIG, tokenizer, CORPUS, tmp_path / "run", device="gpu")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint_before(
+    value: float, run_it: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nll = LanguageModel.nll
+    calls = 0
+
+    def broken(model: LanguageModel, tokens: Tensor, targets: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return nll(model, tokens, targets) * (value if calls == 5 else 1.0)
+
+    monkeypatch.setattr(LanguageModel, "nll", broken)
+    with pytest.raises(TrainingError, match=rf"the loss is {value} at step 4;.*optimizer\.lr_"):
+        run_it(tmp_path, checkpoint_minutes=1e-9)
+    assert load_run(tmp_path).state["step"] == 4
+    assert all(bool(tensor.isfinite().all()) for tensor in tensors_of(tmp_path).values())
+    monkeypatch.setattr(LanguageModel, "nll", nll)
+    assert run_it(tmp_path, checkpoint_minutes=1e-9, resume=True).steps == 6
+
+
+# --- budget and schedule
+
+
+def test_a_run_stops_when_its_minutes_are_over(
+    run_it: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+
+    def clock() -> float:
+        return now
+
+    monkeypatch.setattr(time, "perf_counter", clock)
+    gradients = loop._Session.gradients
+
+    def slow(session: loop._Session, tokens: Tensor, targets: Tensor) -> float:
+        nonlocal now
+        now += 1.0
+        return gradients(session, tokens, targets)
+
+    monkeypatch.setattr(loop._Session, "gradients", slow)
+    scales: list[float] = []
+    result = run_it(
+        tmp_path,
+        steps=10_000,
+        minutes=20 / 60,
+        warmdown_steps=0,
+        warmdown_fraction=0.5,
+        on_step=lambda report: scales.append(report.learning_rate_scale),
+    )
+    assert result.steps == 20
+    assert result.seconds == pytest.approx(20.0)
+    # Step 0 cannot know yet how long steps take; from then on the clock tells.
+    assert scales == pytest.approx([1.0] * 11 + [1 - i / 10 for i in range(1, 10)])
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"warmdown_steps": 0}, [1.0] * 8),
+        ({"warmdown_steps": 4}, [1, 1, 1, 1, 1, 0.75, 0.5, 0.25]),
+        ({"warmdown_steps": 16}, [0.5, 7 / 16, 6 / 16, 5 / 16, 4 / 16, 3 / 16, 2 / 16, 1 / 16]),
+        (
+            {"warmdown_steps": 0, "warmdown_fraction": 0.5},
+            [1, 1, 1, 1, 1, 0.75, 0.5, 0.25],
+        ),
+        (
+            {"warmdown_steps": 0, "warmdown_fraction": 1.0},
+            [1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8],
+        ),
+    ],
+)
+def test_rates_fall_linearly_to_zero_over_the_warmdown(
+    changes: dict[str, Any], expected: list[float], run_it: Run, tmp_path: Path
+) -> None:
+    scales: list[float] = []
+    run_it(
+        tmp_path,
+        steps=8,
+        on_step=lambda report: scales.append(report.learning_rate_scale),
+        **changes,
+    )
+    assert scales == pytest.approx(expected)
+
+
+def test_the_report_says_how_much_is_left(run_it: Run, tmp_path: Path) -> None:
+    reports: list[StepReport] = []
+    run_it(tmp_path, on_step=reports.append)
+    for report in reports:
+        assert report.seconds_left == pytest.approx(
+            (6 - report.step) * report.seconds / report.step
+        )
+        assert report.tokens_per_second == pytest.approx(report.tokens / report.seconds)
