@@ -194,8 +194,7 @@ class _Checks:
         self.bytes_equal &= lengths == len(data)
 
     def observe(self, tokens: torch.Tensor, log_probs: torch.Tensor) -> None:
-        sums = log_probs[0].double().exp().sum(-1)
-        self.sums &= bool(((sums - 1).abs() < SUM_TOLERANCE).all())
+        self.sums &= bool((log_probs.logsumexp(-1).abs() < SUM_TOLERANCE).all())
         if self.causal is None and tokens.size(1) > 1:
             # Change every token from the middle on: what was predicted before must not move.
             middle = tokens.size(1) // 2

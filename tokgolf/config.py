@@ -59,11 +59,11 @@ class TrunkConfig:
 
 
 def check_positive(config: Any, *names: str) -> None:
-    """Raise `ConfigError` unless every named field of `config` is greater than zero."""
+    """Raise `ConfigError` unless every named field of `config` is greater than 0 and finite."""
     for name in names:
         value = getattr(config, name)
-        if not value > 0:
-            raise ConfigError(f"{name} is {value}; it must be greater than 0")
+        if not 0 < value < float("inf"):
+            raise ConfigError(f"{name} is {value}; it must be greater than 0 and finite")
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -184,7 +184,7 @@ def parse_size(text: str) -> int:
     if match is None:
         raise ConfigError(f"{text!r} is not a size; write for example 250KB, 16MB or 16000000")
     number, unit = match.groups()
-    size = round(Decimal(number) * _UNITS[(unit or "B").lower()])
+    size = Decimal(number) * _UNITS[(unit or "B").lower()]
     if size < 1:
         raise ConfigError(f"a size of {text!r} is less than one byte")
-    return size
+    return round(size)

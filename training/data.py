@@ -73,10 +73,15 @@ def tokenize(
 ) -> TokenizedCorpus:
     """Write the corpus as token shards `folder/prefix_*.bin`, or reuse those already there.
 
-    Shards are reused only if their sidecars name this tokenizer and this corpus.
+    Shards are reused only if their sidecars name this tokenizer and this corpus; others of ours
+    are replaced. Raises `TrainingError` rather than replace shards without sidecars.
     """
     paths = shard_files(folder, prefix) if folder.is_dir() else []
     sidecars = [read_sidecar(path) for path in paths]
+    if None in sidecars:
+        raise TrainingError(
+            f"{folder} holds {prefix} shards that tokgolf did not write; choose another folder"
+        )
     wanted = (tokenizer.fingerprint, corpus_sha256)
     same = all(s is not None and (s.tokenizer, s.corpus) == wanted for s in sidecars)
     complete = folder / f"{prefix}.complete"

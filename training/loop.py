@@ -210,8 +210,8 @@ class _Session:
                 loss = self.gradients(*batches.step(self.step))
                 if not math.isfinite(loss):
                     raise TrainingError(
-                        f"the loss is {loss} at step {self.step}; the latest checkpoint in {run} "
-                        "is from before. Lower the learning rates, e.g. --set optimizer.lr_matrix"
+                        f"the loss is {loss} at step {self.step}; checkpoints in {run} are from "
+                        "before. Lower the learning rates, e.g. --set optimizer.lr_matrix=0.01"
                     )
                 if self.step == 0:
                     self._check_first_loss(loss)
