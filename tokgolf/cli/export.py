@@ -8,7 +8,7 @@ import click
 from tokgolf.cli.options import Size, given, json_option, print_json, print_rows, quantize_options
 
 
-@click.command()
+@click.command(short_help="Pack a run into one artifact under a cap.")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--cap", type=Size(), default="16MB", show_default=True, help="Byte cap, full count.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Default: RUN/model.golf.")

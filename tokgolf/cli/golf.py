@@ -7,7 +7,7 @@ import click
 from tokgolf.cli.options import Size, device_option, print_json, say
 
 
-@click.command()
+@click.command(short_help="The whole pipeline, in minutes.")
 @click.option("--corpus", "spec", default="stdlib", show_default=True, help="A corpus with splits.")
 @click.option("--vocab-size", default=1024, show_default=True)
 @click.option("--head", help="Another head than the recipe's.")

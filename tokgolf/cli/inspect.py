@@ -7,7 +7,7 @@ import click
 from tokgolf.cli.options import json_option, print_json, print_rows
 
 
-@click.command()
+@click.command(short_help="Show where the bytes are.")
 @click.argument("path", type=click.Path(path_type=Path))
 @json_option
 def inspect(path: Path, as_json: bool) -> None:

@@ -7,7 +7,7 @@ import click
 from tokgolf.cli.options import device_option, json_option, open_corpus, print_json, print_rows
 
 
-@click.command()
+@click.command(short_help="Bits per byte of an artifact, with evidence.")
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--corpus", "spec", default="stdlib", show_default=True, help="Name or path[:split].")
 @click.option("--mode", type=click.Choice(["raw"]), default="raw", show_default=True)

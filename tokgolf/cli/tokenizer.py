@@ -7,7 +7,7 @@ import click
 from tokgolf.cli.options import json_option, open_corpus, print_json, print_rows
 
 
-@click.command("build-tokenizer")
+@click.command("build-tokenizer", short_help="Build a lossless tokenizer from a corpus.")
 @click.option("--kind", default="bpe", show_default=True, help="bpe, unigram or byte.")
 @click.option("--vocab-size", type=int, help="All ids, with the 256 bytes and BOS.")
 @click.option("--corpus", "spec", default="stdlib", show_default=True, help="Name or path[:split].")

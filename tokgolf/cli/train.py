@@ -14,7 +14,7 @@ from tokgolf.cli.options import (
 )
 
 
-@click.command()
+@click.command(short_help="Train a trunk with a head on a corpus.")
 @click.option("--corpus", "spec", default="stdlib", show_default=True, help="Name or path[:split].")
 @click.option("--val", help="Held-out corpus; checked to share no document with --corpus.")
 @click.option("--tokenizer", required=True, type=click.Path(path_type=Path))
