@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tokgolf.artifact.checkpoint import FloatModel, load_run
+from tokgolf.artifact.checkpoint import FloatModel, exported, load_run
 from tokgolf.artifact.load import Artifact, load_artifact
 from tokgolf.corpora import Corpus, check_disjoint
 from tokgolf.errors import ScoreError
@@ -156,10 +156,15 @@ def open_source(path: str | os.PathLike[str]) -> tuple[Artifact | FloatModel, Pa
     return load_artifact(place), place.parent
 
 
-def read_train_digests(run: Path) -> NDArray[np.uint64] | None:
-    """Digests of the documents that a run was trained on, or None if it did not record them."""
+def read_train_digests(source: Artifact | FloatModel, run: Path) -> NDArray[np.uint64] | None:
+    """Digests of the documents that `source` was trained on, as recorded in the directory `run`.
+
+    None if there is no record, or if the record is of another run than the artifact's.
+    """
     path = run / "train_documents.npy"
     if not path.is_file():
+        return None
+    if isinstance(source, Artifact) and source.sha256 not in exported(run):
         return None
     try:
         digests: NDArray[np.uint64] = np.load(path, allow_pickle=False)

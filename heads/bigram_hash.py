@@ -1,9 +1,10 @@
 """`bigram-hash`: any other head, plus an input-side table of hashed token pairs.
 
 x = base.embed(t) + scale * T[bucket(prev, t)] P, before the trunk's input norm. Exactly the
-definition of openai/parameter-golf PR #162 but for two things: the table is zero and P is
+definition of openai/parameter-golf PR #162 but for three things: the table is zero and P is
 orthogonal at every size (the original leaves both at zero for narrow tables, a point from which
-no gradient leads away), and a BOS never sees the document before it. The classifier is the
+no gradient leads away), a BOS never sees the document before it, and the first token of a
+window, whose predecessor is unknown, is hashed as if it followed a BOS. The classifier is the
 base head's. The bucket function costs no bytes.
 """
 

@@ -277,13 +277,18 @@ def test_inspect_of_something_else_is_an_error_that_names_it(tmp_path: Path) -> 
 
 def test_auto_takes_cuda_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert resolve_device("auto") == "cuda" and resolve_device("cuda:0") == "cuda:0"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert resolve_device("auto") == "cpu" and resolve_device("cpu") == "cpu"
     with pytest.raises(ConfigError, match="no CUDA device; use --device cpu"):
         resolve_device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(ConfigError, match="there is no device 'cuda:7' here; .* below 1"):
+        resolve_device("cuda:7")
 
 
 def test_an_unknown_device_is_named() -> None:
-    with pytest.raises(ConfigError, match="there is no device 'toaster'; use auto, cpu or cuda"):
-        resolve_device("toaster")
+    for device in ("toaster", "mps", "meta"):
+        with pytest.raises(ConfigError, match=f"there is no device '{device}' here; use auto, cpu"):
+            resolve_device(device)

@@ -12,9 +12,11 @@ from typing import Any
 from tokgolf.artifact.export import export_run
 from tokgolf.config import merged
 from tokgolf.corpora import open_corpus
+from tokgolf.device import resolve_device
 from tokgolf.errors import ConfigError
 from tokgolf.eval.compressors import baselines
 from tokgolf.eval.score import open_source, read_train_digests, save_score, score
+from tokgolf.heads import HeadShape, head_config
 from tokgolf.quantize.rows import QuantConfig
 from tokgolf.tokenizers import build_tokenizer
 from tokgolf.training import StepReport, run_config, train
@@ -31,34 +33,43 @@ def golf(
     *,
     vocab_size: int,
     cap: int,
+    split: str = "test",
     overrides: Mapping[str, Any],
     quantizer: QuantConfig = QUANTIZER,
     device: str = "auto",
     say: Callable[[str], None] = lambda line: None,
     on_step: Callable[[StepReport], None] = lambda report: None,
 ) -> dict[str, Any]:
-    """Run the pipeline on a corpus with train and val splits, into the directory `run`.
+    """Run the pipeline on a corpus with splits, into the directory `run`; scores `split`.
+
+    The score is of the test split, which no choice made for the recipe has looked at.
 
     An earlier run in that directory is replaced; any other directory there is refused. Returns
     what the command prints as JSON. Raises whatever the stages raise.
     """
     began = time.perf_counter()
-    if run.exists() and not (run / "config.toml").is_file() and any(run.iterdir()):
+    ours = all((run / name).is_file() for name in ("tokenizer.tok", "train_documents.npy"))
+    if run.exists() and not ours and (not run.is_dir() or any(run.iterdir())):
         raise ConfigError(f"{run} exists and is not a tokgolf run; choose another -o")
     config = run_config(RECIPE, overrides)
-    train_corpus, val_corpus = open_corpus(corpus, "train"), open_corpus(corpus, "val")
-    summary = val_corpus.summary()
+    device = resolve_device(device)
+    train_corpus, held_out = open_corpus(corpus, "train"), open_corpus(corpus, split)
+    summary = held_out.summary()
     say(f"corpus    {corpus}: {summary.documents} held-out documents, {summary.bytes:,} bytes")
     tokenizer = build_tokenizer("bpe", (document.data for document in train_corpus), vocab_size)
     say(f"tokenizer bpe, {tokenizer.vocab_size:,} tokens in {len(tokenizer.asset()):,} bytes")
-    if run.exists():  # only now: whatever was wrong with the request has been said
+    shape = HeadShape(
+        vocab_size=tokenizer.vocab_size, d_model=config.trunk.d_model, bos_id=tokenizer.bos_id
+    )
+    head_config(config.head).build(shape)  # what is wrong with the options is said before ...
+    if run.exists():  # ... an earlier run goes
         shutil.rmtree(run)
     result = train(
         config,
         tokenizer,
         train_corpus,
         run,
-        held_out=val_corpus,
+        held_out=held_out,
         device=device,
         on_step=on_step,
     )
@@ -73,12 +84,12 @@ def golf(
     scores = []
     for place in (run, path):
         source, folder = open_source(place)
-        digests = read_train_digests(folder)
-        scores.append(score(source, val_corpus, stride=stride, train_digests=digests))
+        digests = read_train_digests(source, folder)
+        scores.append(score(source, held_out, stride=stride, device=device, train_digests=digests))
     before, after = scores
     save_score(after, run / "score.json")
     say(f"score     {after.bpb:.4f} bits per byte ({before.bpb:.4f} before export)")
-    others = baselines(val_corpus)
+    others = baselines(held_out)
     say(
         f"compare   xz -9e {others.xz_bpb:.4f}, PPMd order {others.ppmd_order} "
         f"{others.ppmd_bpb:.4f} bits per byte"

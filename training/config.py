@@ -86,6 +86,7 @@ def run_config(recipe: str, overrides: Mapping[str, Any]) -> RunConfig:
     """Defaults, then the recipe, then the overrides. Another head drops the recipe's options."""
     values = read_recipe(recipe)
     old, new = values.get("head", {}), overrides.get("head", {})
-    if isinstance(new, Mapping) and new.get("name", old.get("name")) != old.get("name"):
+    both = isinstance(old, Mapping) and isinstance(new, Mapping)
+    if both and new.get("name", old.get("name")) != old.get("name"):
         values = {key: value for key, value in values.items() if key != "head"}
     return from_dict(RunConfig, merged(values, overrides), f"recipe {recipe}")

@@ -132,6 +132,7 @@ class _Session:
         self.nll: Callable[[Tensor, Tensor], Tensor] = self.model.nll
         self.step = 0
         self.seconds = 0.0
+        self.compile_seconds = 0.0
         self.loss = math.nan
 
     def load(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
@@ -141,18 +142,25 @@ class _Session:
         self.model.load_state_dict(own)
         self.optimizers.load(tensors)
         self.step, self.seconds, self.loss = state["step"], state["seconds"], state["loss"]
+        self.compile_seconds = state["compile_seconds"]
 
     def save(self, run: Path, state: dict[str, Any], *, finished: bool = False) -> None:
         """Write a checkpoint."""
         weights = {MODEL_PREFIX + n: t.cpu() for n, t in self.model.state_dict().items()}
         optimizer = {name: t.cpu() for name, t in self.optimizers.state().items()}
-        progress = {"step": self.step, "seconds": self.seconds, "loss": self.loss}
+        progress = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "compile_seconds": self.compile_seconds,
+            "loss": self.loss,
+        }
         write_checkpoint(run, {**weights, **optimizer}, {**state, **progress, "finished": finished})
 
     def compile(self, tokens: Tensor, targets: Tensor) -> None:
         """Compile the loss for batches of this shape; "auto" stays eager where that fails."""
         if self.config.compile == "off":
             return
+        began = time.perf_counter()
         self.nll = torch.compile(self.model.nll, dynamic=False)
         try:
             self.gradients(tokens, targets)
@@ -162,14 +170,20 @@ class _Session:
                 raise TrainingError(f"the model does not compile here: {reason}") from error
             self.nll = self.model.nll
         self.model.zero_grad(set_to_none=True)
+        self.compile_seconds += time.perf_counter() - began
 
     def remaining_steps(self) -> float:
         """Steps that are left of the budget, by count or by the clock, whichever is less."""
         left = float(self.config.steps - self.step)
         if self.config.minutes is not None and self.step:
             clock = self.config.minutes * 60 - self.seconds
-            left = min(left, clock / (self.seconds / self.step))
+            left = min(left, clock / self.seconds_per_step())
         return left
+
+    def seconds_per_step(self) -> float:
+        """Mean time of a step so far. Compiling is paid from the budget, but is no step: counted
+        as one, it would make the end look near and the learning rate fall at the start."""
+        return max(self.seconds - self.compile_seconds, 1e-9) / self.step
 
     def rate_scale(self, remaining: float) -> float:
         """The factor on every learning rate: 1, then linearly down to 0 at the end."""
@@ -254,7 +268,7 @@ class _Session:
             seconds=self.seconds,
             learning_rate_scale=scale,
             tokens_per_second=tokens / self.seconds,
-            seconds_left=max(0.0, self.remaining_steps() * self.seconds / self.step),
+            seconds_left=max(0.0, self.remaining_steps() * self.seconds_per_step()),
         )
 
     def _check_first_loss(self, loss: float) -> None:
@@ -288,7 +302,8 @@ def uses_bf16(precision: str, device: torch.device) -> bool:
         return precision == "bf16"
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported())
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    mkldnn = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+    return mkldnn and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _check_same_run(run: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
@@ -344,8 +359,11 @@ def _metrics(run: Path, step: int) -> Iterator[Callable[[StepReport], None]]:
     path = run / "metrics.jsonl"
     kept = []
     if step and path.is_file():
-        lines = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line]
-        kept = [line for line in lines if line["step"] <= step]
+        for line in path.read_text("utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError):  # a line cut short when the run was killed
+                report = json.loads(line)
+                if report["step"] <= step:
+                    kept.append(report)
     write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
     with open(path, "a", encoding="utf-8") as file:
 

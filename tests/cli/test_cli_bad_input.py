@@ -293,6 +293,7 @@ def test_a_directory_that_is_no_run(refused: Refused, made: Path, tmp_path: Path
     for command in (["export", tmp_path], ["inspect", tmp_path], ["score", tmp_path]):
         assert "holds no checkpoint" in refused(*command)
     (tmp_path / "precious").touch()
+    (tmp_path / "config.toml").touch()  # of some other program
     golf = ["golf", "--corpus", made / "c.jsonl", "-o", tmp_path]
     assert "is not a tokgolf run; choose another -o" in refused(*golf)
     assert (tmp_path / "precious").exists()
@@ -376,7 +377,7 @@ def test_a_stride_that_cannot_be(stride: int, refused: Refused, made: Path) -> N
         ["export", "run", "--cap", "0"],
         ["export"],
         ["score"],
-        ["score", "m.golf", "--mode", "sideways"],
+        ["score", "m.golf", "--stride", "sideways"],
         ["corpus", "info"],
         ["corpus"],
         [],
@@ -418,9 +419,9 @@ def test_ctrl_c_is_one_line_below_the_terminals_own(
 def test_an_output_folder_that_is_not_there(refused: Refused, made: Path, tmp_path: Path) -> None:
     output = tmp_path / "none" / "x.tok"
     build = ["build-tokenizer", "--vocab-size", 270, "--corpus", made / "c.jsonl", "-o", output]
-    assert "No such file or directory" in refused(*build)
+    assert f"{output.parent} is no folder; make it" in refused(*build)
     export = ["export", made / "run", "-o", tmp_path / "none" / "m.golf"]
-    assert "No such file or directory" in refused(*export)
+    assert f"{output.parent} is no folder; make it" in refused(*export)
 
 
 def on_a_full_disk(limit: int, *arguments: object) -> subprocess.CompletedProcess[str]:

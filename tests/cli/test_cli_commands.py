@@ -14,6 +14,7 @@ import torch
 
 from tokgolf import __version__, cli, load_artifact, load_tokenizer, open_corpus, score
 from tokgolf.cli import options
+from tokgolf.cli import run as cli_run
 from tokgolf.config import read_toml
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -324,7 +325,7 @@ def test_inspecting_an_artifact_adds_up(call: Call, made: Path) -> None:
 def golf(data: Path, output: Path, *more: str) -> list[str]:
     return [
         "golf", "--corpus", str(data), "--vocab-size", "270", "-o", str(output),
-        "--set", "warmdown_fraction=0.5", *TINY, *more,
+        "--split", "val", "--set", "warmdown_fraction=0.5", *TINY, *more,
     ]  # fmt: skip
 
 
@@ -358,6 +359,18 @@ def test_golf_replaces_an_earlier_run_and_repeats_its_score(
     assert scores[0]["head"] == "untied"
     assert scores[0]["bpb"] == scores[1]["bpb"]
     assert scores[0]["artifact_sha256"] == scores[1]["artifact_sha256"]
+
+
+def test_golf_with_bad_options_keeps_the_earlier_run(
+    call: Call, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "golf"
+    call(*golf(data, run))
+    before = (run / "model.golf").read_bytes()
+    for more in (["--head", "tiied"], ["--head", "vq", "--set", "head.codes=999"]):
+        assert cli_run(golf(data, run, *more)) == 1
+    assert "greater than the vocabulary" in capsys.readouterr().err
+    assert (run / "model.golf").read_bytes() == before
 
 
 # --- printing

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tokgolf.artifact.checkpoint import FloatModel
+from tokgolf.artifact.checkpoint import FloatModel, record_export
 from tokgolf.artifact.export import encode_artifact
 from tokgolf.config import TrunkConfig
 from tokgolf.corpora import Corpus, Document, document_digests
@@ -256,14 +256,18 @@ def test_a_saved_score_is_json_with_these_keys(source: FloatModel, tmp_path: Pat
     assert (found["documents"], found["artifact_bytes"]) == (4, None)
 
 
-def test_train_digests_are_read_from_the_run(tmp_path: Path) -> None:
-    assert read_train_digests(tmp_path) is None
+def test_train_digests_are_read_from_the_run(source: FloatModel, tmp_path: Path) -> None:
+    assert read_train_digests(source, tmp_path) is None
     digests = document_digests([Document("a", b"a"), Document("b", b"b")])
     path = tmp_path / "train_documents.npy"
     np.save(path, digests)
-    found = read_train_digests(tmp_path)
+    found = read_train_digests(source, tmp_path)
     assert found is not None and (found == digests).all()
+    artifact = encode_artifact(source, QuantConfig(method="nearest"))
+    assert read_train_digests(artifact, tmp_path) is None  # it may come from any run
+    record_export(tmp_path, artifact.sha256)
+    assert read_train_digests(artifact, tmp_path) is not None
     for damaged in (b"", b"\x93NUMPY", b"abc", path.read_bytes()[:-1]):
         path.write_bytes(damaged)
         with pytest.raises(ScoreError, match="train_documents.npy is damaged"):
-            read_train_digests(tmp_path)
+            read_train_digests(source, tmp_path)

@@ -20,7 +20,7 @@ def problem(seed: int, rows: int, columns: int) -> tuple[Array, Array, Array]:
     mixing = random.normal(size=(columns, columns)) / columns**0.5
     inputs = random.normal(size=(4 * columns, columns)) @ mixing
     weights = random.normal(size=(rows, columns))
-    return weights, inputs.T @ inputs / len(inputs), 0.4 * weights.std(axis=1)
+    return weights, inputs.T @ inputs / len(inputs), 0.4 * np.sqrt((weights**2).mean(axis=1))
 
 
 def slow_twin(weights: Array, hessian: Array, step: Array, largest: int) -> NDArray[np.int8]:

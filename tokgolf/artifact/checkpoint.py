@@ -78,6 +78,18 @@ def read_checkpoint(run: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dic
     return safetensors.torch.load(data), state
 
 
+def exported(run: Path) -> list[str]:
+    """SHA-256 of every artifact that was exported from a run, oldest first."""
+    path = run / "exports.txt"
+    return path.read_text("ascii", errors="replace").split() if path.is_file() else []
+
+
+def record_export(run: Path, sha256: str) -> None:
+    """Note that an artifact comes from this run: it ties a file to what it was trained on."""
+    lines = [line for line in exported(run) if line != sha256] + [sha256]
+    write_text(run / "exports.txt", "".join(f"{line}\n" for line in lines))
+
+
 def load_run(run: str | os.PathLike[str]) -> FloatModel:
     """The float model of the latest checkpoint of a run, in eval mode on the CPU.
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tokgolf.artifact import container, weights
-from tokgolf.artifact.checkpoint import FloatModel, load_run
+from tokgolf.artifact.checkpoint import FloatModel, load_run, record_export
 from tokgolf.artifact.load import Artifact, decode_artifact
 from tokgolf.config import to_dict
 from tokgolf.corpora import read_shard, shard_files
@@ -85,9 +85,12 @@ def export_run(
     """
     source = load_run(run)
     config = config or QuantConfig()
-    calibration = calibration_tokens(Path(run), source) if config.method == "gptq" else ()
+    # Rounding to the nearest does without, but not without the tokens' frequencies if it can.
+    wanted = config.method == "gptq" or (Path(run) / "tokens").is_dir()
+    calibration = calibration_tokens(Path(run), source) if wanted else ()
     artifact = encode_artifact(source, config, calibration)
     ledger = ledger_of(artifact)
     ledger.check_cap(cap)
     write_bytes(path, artifact.data)
+    record_export(Path(run), artifact.sha256)
     return ledger

@@ -5,7 +5,15 @@ from typing import Any
 
 import click
 
-from tokgolf.cli.options import Size, given, json_option, print_json, print_rows, quantize_options
+from tokgolf.cli.options import (
+    Size,
+    check_folder,
+    given,
+    json_option,
+    print_json,
+    print_rows,
+    quantize_options,
+)
 
 
 @click.command(short_help="Pack a run into one artifact under a cap.")
@@ -26,6 +34,7 @@ def export(run: Path, cap: int, output: Path | None, as_json: bool, **quantizer:
     from tokgolf.quantize.rows import QuantConfig
 
     path = output or run / "model.golf"
+    check_folder(path)
     ledger = export_run(run, path, cap=cap, config=QuantConfig(**given(**quantizer)))
     totals = {
         "artifact": str(path),

@@ -13,6 +13,7 @@ from tokgolf.cli.options import Size, device_option, print_json, say
 @click.option("--head", help="Another head than the recipe's.")
 @click.option("--set", "settings", multiple=True, help="key=value, e.g. trunk.layers=3.")
 @click.option("--minutes", type=float, help="Training time; the recipe says how long otherwise.")
+@click.option("--split", default="test", show_default=True, help="The split that is scored.")
 @click.option("--cap", type=Size(), default="250KB", show_default=True)
 @click.option(
     "-o",
@@ -30,6 +31,7 @@ def golf(
     settings: tuple[str, ...],
     minutes: float | None,
     cap: int,
+    split: str,
     output: Path,
     device: str,
 ) -> None:
@@ -53,6 +55,7 @@ def golf(
             output,
             vocab_size=vocab_size,
             cap=cap,
+            split=split,
             overrides=overrides,
             device=device,
             say=say,

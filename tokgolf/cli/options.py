@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -65,10 +66,21 @@ def open_corpus(spec: str, split: str) -> "Corpus":
     """A corpus by name has its usual split unless the spec names one; a path is all of itself."""
     from tokgolf import corpora
 
+    return corpora.open_corpus(spec, split if is_bare_name(spec) else None)
+
+
+def is_bare_name(spec: str) -> bool:
+    """Whether a corpus is given by name alone, so that the command chooses the split."""
+    from tokgolf import corpora
+
     named = spec in corpora.corpus_names() or spec.startswith("hf:")
-    if named and spec.rpartition(":")[2] not in corpora.SPLITS:
-        return corpora.open_corpus(spec, split)
-    return corpora.open_corpus(spec)
+    return named and spec.rpartition(":")[2] not in corpora.SPLITS
+
+
+def check_folder(path: Path) -> None:
+    """Raise `ConfigError` before any work is done if `path` is in a folder that is not there."""
+    if not path.parent.is_dir():
+        raise ConfigError(f"{path.parent} is no folder; make it, or write {path.name} elsewhere")
 
 
 def say(message: str) -> None:

@@ -4,13 +4,19 @@ from pathlib import Path
 
 import click
 
-from tokgolf.cli.options import device_option, json_option, open_corpus, print_json, print_rows
+from tokgolf.cli.options import (
+    check_folder,
+    device_option,
+    json_option,
+    open_corpus,
+    print_json,
+    print_rows,
+)
 
 
 @click.command(short_help="Bits per byte of an artifact, with evidence.")
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--corpus", "spec", default="stdlib", show_default=True, help="Name or path[:split].")
-@click.option("--mode", type=click.Choice(["raw"]), default="raw", show_default=True)
 @click.option("--stride", default=0, help="Start a window every N tokens; 0: disjoint windows.")
 @click.option("--train-corpus", help="Check that this text shares no document with --corpus.")
 @click.option(
@@ -23,7 +29,6 @@ from tokgolf.cli.options import device_option, json_option, open_corpus, print_j
 def score(
     path: Path,
     spec: str,
-    mode: str,
     stride: int,
     train_corpus: str | None,
     save: Path | None,
@@ -37,15 +42,20 @@ def score(
 
     Example: tokgolf score runs/golf/model.golf --corpus stdlib --stride 64
     """
+    import numpy as np
+
     from tokgolf.corpora import document_digests
     from tokgolf.device import resolve_device
     from tokgolf.eval.score import open_source, read_train_digests, save_score
     from tokgolf.eval.score import score as run_score
 
+    if save is not None:
+        check_folder(save)
     source, run = open_source(path)
-    digests = read_train_digests(run)
-    if train_corpus is not None:
-        digests = document_digests(open_corpus(train_corpus, "train"))
+    digests = read_train_digests(source, run)
+    if train_corpus is not None:  # more evidence never replaces the run's own record
+        given = document_digests(open_corpus(train_corpus, "train"))
+        digests = given if digests is None else np.union1d(digests, given)
     result = run_score(
         source,
         open_corpus(spec, "val"),
@@ -53,12 +63,11 @@ def score(
         device=resolve_device(device),
         train_digests=digests,
     )
+    values = result.as_dict()
+    if as_json:
+        print_json({**values, "cap": None})
+    else:
+        checks = values.pop("invariants").items()
+        print_rows([*values.items(), *((f"invariant {name}", holds) for name, holds in checks)])
     if save is not None:
         save_score(result, save)
-    values = {**result.as_dict(), "cap": None}
-    if as_json:
-        print_json(values)
-        return
-    invariants = values.pop("invariants")
-    del values["cap"]
-    print_rows([*values.items(), *((f"invariant {name}", v) for name, v in invariants.items())])

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from tokgolf.cli.options import json_option, open_corpus, print_json, print_rows
+from tokgolf.cli.options import check_folder, json_option, open_corpus, print_json, print_rows
 
 
 @click.command("build-tokenizer", short_help="Build a lossless tokenizer from a corpus.")
@@ -23,6 +23,7 @@ def build_tokenizer(
     from tokgolf.tokenizers import build_tokenizer as build
     from tokgolf.tokenizers import save_tokenizer
 
+    check_folder(output)
     corpus = open_corpus(spec, "train")
     tokenizer = build(kind, (document.data for document in corpus), vocab_size)
     save_tokenizer(tokenizer, output)

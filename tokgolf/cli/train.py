@@ -7,6 +7,7 @@ import click
 from tokgolf.cli.options import (
     device_option,
     given,
+    is_bare_name,
     json_option,
     open_corpus,
     print_json,
@@ -52,7 +53,6 @@ def train(
     """
     from tokgolf.cli.progress import training_progress
     from tokgolf.config import merged, parse_overrides
-    from tokgolf.corpora import corpus_names
     from tokgolf.tokenizers import load_tokenizer
     from tokgolf.training import run_config
     from tokgolf.training import train as run_training
@@ -60,7 +60,7 @@ def train(
     overrides = merged(parse_overrides(settings), given(minutes=minutes, steps=steps, seed=seed))
     if head is not None:
         overrides = merged(overrides, {"head": {"name": head}})
-    if val is None and spec in corpus_names():
+    if val is None and is_bare_name(spec):
         val = spec
     with training_progress() as on_step:
         result = run_training(
