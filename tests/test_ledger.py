@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +37,6 @@ CASES = {name: OPTIONS.get(name, {"name": name}) for name in HEADS} | {
     "bigram-hash-on-vq": {**OPTIONS["bigram-hash"], "base": {"name": "vq"}},
 }
 ROOT = str(Path(tokgolf.__file__).parent.parent)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def make(case: str, kind: str = "byte") -> FloatModel:

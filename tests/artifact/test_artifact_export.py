@@ -6,7 +6,6 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -40,14 +39,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "bigram-hash": {"name": "bigram-hash", "buckets": 64, "dim": 4},
 }
 every_head = pytest.mark.parametrize("head", HEADS)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def bpe(vocab_size: int) -> Tokenizer:

@@ -5,11 +5,10 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
 from tokgolf import build_tokenizer, cli, load_artifact, load_tokenizer, open_corpus
 from tokgolf.cli import options
@@ -32,16 +31,6 @@ SETTINGS = {
     "steps": 4,
 }
 TINY = [part for key, value in SETTINGS.items() for part in ("--set", f"{key}={value}")]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """These tensors are too small for more; put back afterwards."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with torch.random.fork_rng(devices=[]):
-        yield
-    torch.set_num_threads(threads)
 
 
 Refused = Callable[..., str]

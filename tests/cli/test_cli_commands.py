@@ -10,7 +10,6 @@ from typing import Any
 
 import click
 import pytest
-import torch
 
 from tokgolf import __version__, cli, load_artifact, load_tokenizer, open_corpus, score
 from tokgolf.cli import options
@@ -44,16 +43,6 @@ SCORE_KEYS = {
     "seconds",
     "invariants",
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """These tensors are too small for more; put back afterwards."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with torch.random.fork_rng(devices=[]):
-        yield
-    torch.set_num_threads(threads)
 
 
 Call = Callable[..., tuple[str, str]]

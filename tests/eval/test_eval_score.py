@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -27,14 +27,6 @@ from tokgolf.tokenizers.base import Ids
 
 TRUNK = TrunkConfig(layers=1, d_model=16, heads=2, kv_heads=1, mlp_hidden=16, sequence_length=16)
 TEXTS = [b"def f(x):\n    return x + 1\n", b"", b"import os\n" * 9, "r\u00e9sum\u00e9".encode()]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def corpus_of(texts: list[bytes], name: str = "tiny:val") -> Corpus:
