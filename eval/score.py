@@ -8,7 +8,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -195,8 +195,7 @@ class _Checks:
         ids = tokenizer.encode(data)
         self.once &= len(nats) == len(ids) + 1 and bool(np.isfinite(nats).all())
         self.decoded_equal &= tokenizer.decode(ids) == data
-        lengths = sum(len(tokenizer.token_bytes[token]) for token in ids.tolist())
-        self.bytes_equal &= lengths == len(data)
+        self.bytes_equal &= int(tokenizer.byte_lengths(ids).sum()) == len(data)
 
     def observe(self, tokens: torch.Tensor, log_probs: torch.Tensor) -> None:
         self.sums &= bool((log_probs.logsumexp(-1).abs() < SUM_TOLERANCE).all())
@@ -223,11 +222,6 @@ class _Checks:
 
 def _weights_hash(source: Artifact | FloatModel) -> str:
     digest = sha256()
-    for data in _weight_bytes(source):
-        digest.update(data)
-    return digest.hexdigest()
-
-
-def _weight_bytes(source: Artifact | FloatModel) -> Iterator[bytes]:
     for _, tensor, _ in source.model.stored():
-        yield tensor.detach().cpu().numpy().tobytes()
+        digest.update(tensor.detach().cpu().numpy().tobytes())
+    return digest.hexdigest()

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokgolf.errors import ConfigError
+from tokgolf.hashing import BigramBuckets
 
 StoredKind = Literal["table", "matrix", "codes", "vector"]
 """How a tensor is stored: `table` and `matrix` are quantized per row, `vector` as one row of
@@ -56,6 +57,7 @@ class HeadShape:
     vocab_size: int
     d_model: int
     bos_id: int
+    bigram: BigramBuckets | None = None  # the tokenizer's own, if it carries one
 
 
 @dataclass(frozen=True, kw_only=True)

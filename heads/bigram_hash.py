@@ -5,7 +5,8 @@ definition of openai/parameter-golf PR #162 but for three things: the table is z
 orthogonal at every size (the original leaves both at zero for narrow tables, a point from which
 no gradient leads away), a BOS never sees the document before it, and the first token of a
 window, whose predecessor is unknown, is hashed as if it followed a BOS. The classifier is the
-base head's. The bucket function costs no bytes.
+base head's. The bucket function is the tokenizer's if it carries one (its few bytes are in the
+asset), and else the published one for `buckets` buckets, which costs nothing.
 """
 
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokgolf.errors import ConfigError
-from tokgolf.hashing import bigram_bucket
+from tokgolf.hashing import BigramBuckets
 from tokgolf.heads.base import Head, HeadConfig, HeadShape, ParamGroup, Stored, orthogonal, table
 
 
@@ -27,13 +28,13 @@ class BigramHashConfig(HeadConfig):
 
     name: ClassVar[str] = "bigram-hash"
 
-    buckets: int = 4096
+    buckets: int | None = None  # None: as many as the tokenizer's, or 4096
     dim: int = 32
     base: dict[str, Any] = field(default_factory=lambda: {"name": "tied"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.buckets < 2 or self.dim < 1:
+        if (self.buckets is not None and self.buckets < 2) or self.dim < 1:
             raise ConfigError(
                 f"bigram-hash needs buckets >= 2 and dim >= 1, got {self.buckets} and {self.dim}"
             )
@@ -50,8 +51,19 @@ class BigramHashConfig(HeadConfig):
 
         return head_config({**self.base, "softcap": self.softcap}, "head.base")
 
+    def function(self, shape: HeadShape) -> BigramBuckets:
+        """The bucket function. Raises `ConfigError` if the tokenizer's has another count."""
+        if shape.bigram is None:
+            return BigramBuckets(count=self.buckets or 4096)
+        if self.buckets not in (None, shape.bigram.count):
+            raise ConfigError(
+                f"bigram-hash has {self.buckets} buckets, but the tokenizer's bucket function has "
+                f"{shape.bigram.count}; leave head.buckets out"
+            )
+        return shape.bigram
+
     def num_params(self, shape: HeadShape) -> int:
-        own = self.buckets * self.dim + self.dim * shape.d_model + 1
+        own = self.function(shape).count * self.dim + self.dim * shape.d_model + 1
         return own + self.base_config().num_params(shape)
 
     def build(self, shape: HeadShape, counts: Tensor | None = None) -> Head:
@@ -64,14 +76,14 @@ class BigramHashHead(Head):
     def __init__(self, shape: HeadShape, config: BigramHashConfig, base: Head) -> None:
         super().__init__(shape, config.softcap)
         self.base = base
-        self.buckets = config.buckets
-        self.table = table(config.buckets, config.dim, 0.0)
+        self.buckets = config.function(shape)
+        self.table = table(self.buckets.count, config.dim, 0.0)
         self.projection = orthogonal(config.dim, shape.d_model)
         self.scale = nn.Parameter(torch.tensor([0.05]))
 
     def embed(self, tokens: Tensor, prev: Tensor) -> Tensor:
-        bucket = bigram_bucket(prev, tokens, self.buckets)
-        bucket = torch.where(tokens == self.shape.bos_id, self.buckets - 1, bucket)
+        bucket = self.buckets.bucket(prev, tokens)
+        bucket = torch.where(tokens == self.shape.bos_id, self.buckets.count - 1, bucket)
         pairs = F.embedding(bucket, self.table) @ self.projection
         return self.base.embed(tokens, prev) + self.scale * pairs
 

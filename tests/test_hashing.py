@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokgolf.hashing import BIGRAM_MULTIPLIERS, bigram_bucket, splitmix64
+from tokgolf.hashing import BIGRAM_MULTIPLIERS, BigramBuckets, splitmix64
 
 IDS = st.integers(0, 10**6)
 SEEDS = st.integers(0, 2**64 - 1)
@@ -83,7 +83,7 @@ def test_splitmix64_of_another_seed_is_another_value(seed: int, index: int) -> N
 def test_bigram_buckets_have_these_values(
     previous: int, current: int, buckets: int, expected: int
 ) -> None:
-    assert bigram_bucket(previous, current, buckets) == expected
+    assert BigramBuckets(count=buckets).bucket(previous, current) == expected
 
 
 def test_the_bigram_multipliers_never_change() -> None:
@@ -95,14 +95,16 @@ def test_the_bigram_multipliers_never_change() -> None:
 def test_a_bucket_is_the_same_in_every_number_type(
     pairs: list[tuple[int, int]], buckets: int
 ) -> None:
-    expected = [bigram_bucket(p, c, buckets) for p, c in pairs]
+    expected = [BigramBuckets(count=buckets).bucket(p, c) for p, c in pairs]
     assert expected == [((36313 * c) ^ (27191 * p)) % (buckets - 1) for p, c in pairs]
     previous, current = np.array(pairs, dtype=np.int64).T
-    assert bigram_bucket(previous, current, buckets).tolist() == expected
-    unsigned = bigram_bucket(previous.astype(np.uint64), current.astype(np.uint64), buckets)
+    assert BigramBuckets(count=buckets).bucket(previous, current).tolist() == expected
+    unsigned = BigramBuckets(count=buckets).bucket(
+        previous.astype(np.uint64), current.astype(np.uint64)
+    )
     assert unsigned.tolist() == expected
     tensors = torch.from_numpy(previous.copy()), torch.from_numpy(current.copy())
-    assert bigram_bucket(*tensors, buckets).tolist() == expected
+    assert BigramBuckets(count=buckets).bucket(*tensors).tolist() == expected
 
 
 @given(
@@ -112,21 +114,21 @@ def test_a_bucket_is_the_same_in_every_number_type(
 )
 @settings(deadline=None)
 def test_the_last_bucket_is_never_hashed_to(previous: int, current: int, buckets: int) -> None:
-    expected = bigram_bucket(previous, current, buckets)
+    expected = BigramBuckets(count=buckets).bucket(previous, current)
     assert 0 <= expected <= buckets - 2
     pair = torch.tensor([previous]), torch.tensor([current])
-    assert bigram_bucket(*pair, buckets).tolist() == [expected]
+    assert BigramBuckets(count=buckets).bucket(*pair).tolist() == [expected]
 
 
 def test_every_other_bucket_is_hashed_to() -> None:
     ids = torch.arange(300)
-    buckets = bigram_bucket(ids[:, None], ids[None, :], 97)
+    buckets = BigramBuckets(count=97).bucket(ids[:, None], ids[None, :])
     assert set(buckets.flatten().tolist()) == set(range(96))
 
 
 def test_the_order_of_a_pair_matters() -> None:
     ids = torch.arange(200)
-    forward = bigram_bucket(ids[:, None], ids[None, :], 4096)
+    forward = BigramBuckets(count=4096).bucket(ids[:, None], ids[None, :])
     share = (forward == forward.T).double().mean()
     assert share < 0.02  # the diagonal alone is 0.005
 
@@ -135,12 +137,12 @@ def test_32_bits_overflow_from_id_59139_on() -> None:
     largest = np.iinfo(np.int32).max
     assert 36313 * 59_138 <= largest < 36313 * 59_139
     for token, fits in ((59_138, True), (59_139, False)):
-        right = bigram_bucket(3, token, 4096)
-        narrow_numpy = bigram_bucket(
-            np.array([3], dtype=np.int32), np.array([token], dtype=np.int32), 4096
+        right = BigramBuckets(count=4096).bucket(3, token)
+        narrow_numpy = BigramBuckets(count=4096).bucket(
+            np.array([3], dtype=np.int32), np.array([token], dtype=np.int32)
         )
-        narrow_torch = bigram_bucket(
-            torch.tensor([3], dtype=torch.int32), torch.tensor([token], dtype=torch.int32), 4096
+        narrow_torch = BigramBuckets(count=4096).bucket(
+            torch.tensor([3], dtype=torch.int32), torch.tensor([token], dtype=torch.int32)
         )
         assert (narrow_numpy.item() == right) is fits
         assert (narrow_torch.item() == right) is fits

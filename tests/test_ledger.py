@@ -173,7 +173,13 @@ print(json.dumps({"modules": sorted(sys.modules), "nats": nats,
 
 def fresh_process(path: Path, source: Path | str = ROOT) -> dict[str, Any]:
     """Load and score the artifact at `path` in a new interpreter that sees `source`."""
-    environment = {**os.environ, "PYTHONPATH": str(source), "PYTHONDONTWRITEBYTECODE": "1"}
+    # The engine that is always there: another gives the same ids and is not paid for.
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(source),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "TOKGOLF_ENGINE": "tokenizers",
+    }
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", SCORE, str(path)],
         env=environment, cwd=path.parent, capture_output=True, text=True, timeout=120,

@@ -1,26 +1,52 @@
 """The hashes that stored models depend on. Standard library only, and never changed.
 
-Both functions use nothing but `*`, `^`, `+`, `>>` and `%` on non-negative integers, so one body
+Both hashes use nothing but `*`, `^`, `+`, `>>` and `%` on non-negative integers, so one body
 serves Python ints, NumPy int64/uint64 arrays and torch int64 tensors, with the same result on
 every platform.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
+from tokgolf.errors import ConfigError
+
 BIGRAM_MULTIPLIERS = (36313, 27191)  # openai/parameter-golf PR #162
+_MAX_BUCKETS, _MAX_MULTIPLIER, _MAX_SEED = 1 << 31, 1 << 22, 1 << 62
 
 
-def bigram_bucket(previous: Any, current: Any, buckets: int) -> Any:
-    """Bucket of the token pair (previous, current), in [0, buckets - 2].
+@dataclass(frozen=True, kw_only=True)
+class BigramBuckets:
+    """A function from pairs of token ids to `count` buckets (openai/parameter-golf PR #162).
 
-    Bucket `buckets - 1` is left free for "there is no previous token". Arguments are ints or
-    int64 arrays/tensors of one shape; ids must be below 2**40, so that nothing overflows (in
-    32 bits 36313 * id would, from id 59139 on). Source: openai/parameter-golf PR #162.
-
-        previous=5, current=7, buckets=4096 -> 1051
+    `bucket(previous, current)` is in [0, count - 2]; bucket `count - 1` is left free for "there
+    is no previous token". Seed 0 is the published function; another seed is another function
+    of the same quality. Raises `ConfigError` for a count, multiplier or seed out of range.
     """
-    current_multiplier, previous_multiplier = BIGRAM_MULTIPLIERS
-    return ((current_multiplier * current) ^ (previous_multiplier * previous)) % (buckets - 1)
+
+    count: int
+    multipliers: tuple[int, int] = BIGRAM_MULTIPLIERS
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, value, low, high in (
+            ("bucket count", self.count, 2, _MAX_BUCKETS),
+            ("bigram multiplier", min(self.multipliers), 1, _MAX_MULTIPLIER),
+            ("bigram multiplier", max(self.multipliers), 1, _MAX_MULTIPLIER),
+            ("bigram seed", self.seed, 0, _MAX_SEED),
+        ):
+            if not low <= value <= high:
+                raise ConfigError(f"{name} is {value}; it must be from {low} to {high}")
+
+    def bucket(self, previous: Any, current: Any) -> Any:
+        """The bucket of (previous, current): ints, or int64 arrays or tensors of one shape.
+
+        Ids must be below 2**40, so that nothing overflows (in 32 bits 36313 * id would, from
+        id 59139 on).
+
+            count=4096, previous=5, current=7 -> 1051
+        """
+        first, second = self.multipliers
+        return ((first * current) ^ (second * previous) ^ self.seed) % (self.count - 1)
 
 
 def splitmix64(seed: int, index: int) -> int:

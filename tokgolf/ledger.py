@@ -18,11 +18,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tokgolf
 from tokgolf.artifact import container
-from tokgolf.artifact.load import Artifact
 from tokgolf.errors import CapError
+from tokgolf.tokenizers import Tokenizer
+
+if TYPE_CHECKING:  # it brings torch, which the code bytes of a tokenizer do without
+    from tokgolf.artifact.load import Artifact
 
 ENTRY_MODULES = ("tokgolf.artifact.load", "tokgolf.eval.scorer")
 
@@ -48,7 +52,7 @@ class Ledger:
             )
 
 
-def ledger_of(artifact: Artifact) -> Ledger:
+def ledger_of(artifact: "Artifact") -> Ledger:
     """The ledger of an artifact; the rows but for the code sum to the file's length."""
     _, sections = container.unpack(artifact.data)
     modules = scoring_modules(artifact)
@@ -72,10 +76,25 @@ def ledger_of(artifact: Artifact) -> Ledger:
     )
 
 
-def scoring_modules(artifact: Artifact) -> tuple[str, ...]:
+def scoring_modules(artifact: "Artifact") -> tuple[str, ...]:
     """Names of the tokgolf modules that scoring this artifact imports."""
-    parts = [artifact.tokenizer, *artifact.model.modules()]
-    queue = [*ENTRY_MODULES, *{type(part).__module__ for part in parts}]
+    model = {type(part).__module__ for part in artifact.model.modules()}
+    return _closure([*ENTRY_MODULES, *model, *_own_modules(artifact.tokenizer)])
+
+
+def tokenizer_modules(tokenizer: Tokenizer) -> tuple[str, ...]:
+    """Names of the tokgolf modules that restoring and using this tokenizer alone imports."""
+    return _closure(["tokgolf.tokenizers", *_own_modules(tokenizer)])
+
+
+def _own_modules(tokenizer: Tokenizer) -> list[str]:
+    """The modules of a tokenizer's kind, of its transform if it has one, of a codec of its own."""
+    parts = [tokenizer, tokenizer.transform] if tokenizer.transform else [tokenizer]
+    return [*(type(part).__module__ for part in parts), *tokenizer.extra_modules]
+
+
+def _closure(queue: list[str]) -> tuple[str, ...]:
+    """The modules named, their packages, and all that these import, sorted."""
     found: set[str] = set()
     while queue:
         names = queue.pop().split(".")

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tokgolf.config import TrunkConfig
 from tokgolf.errors import ConfigError
 from tokgolf.heads.base import Head, HeadConfig, HeadShape, ParamGroup, Stored
+from tokgolf.tokenizers.base import Tokenizer
 
 
 def rms_norm(x: Tensor) -> Tensor:
@@ -204,6 +205,16 @@ class LanguageModel(nn.Module):
             for name, tensor, kind in getattr(self, part).stored()
         ]
         return sorted(tensors, key=lambda stored: stored.name)
+
+
+def head_shape(tokenizer: Tokenizer, trunk: TrunkConfig) -> HeadShape:
+    """What a head between this tokenizer and this trunk must know."""
+    return HeadShape(
+        vocab_size=tokenizer.vocab_size,
+        d_model=trunk.d_model,
+        bos_id=tokenizer.bos_id,
+        bigram=tokenizer.bigram,
+    )
 
 
 def build_model(

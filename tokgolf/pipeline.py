@@ -16,7 +16,8 @@ from tokgolf.device import resolve_device
 from tokgolf.errors import ConfigError
 from tokgolf.eval.compressors import baselines
 from tokgolf.eval.score import open_source, read_train_digests, save_score, score
-from tokgolf.heads import HeadShape, head_config
+from tokgolf.heads import head_config
+from tokgolf.model import head_shape
 from tokgolf.quantize.rows import QuantConfig
 from tokgolf.tokenizers import build_tokenizer
 from tokgolf.training import StepReport, run_config, train
@@ -58,9 +59,7 @@ def golf(
     say(f"corpus    {corpus}: {summary.documents} held-out documents, {summary.bytes:,} bytes")
     tokenizer = build_tokenizer("bpe", (document.data for document in train_corpus), vocab_size)
     say(f"tokenizer bpe, {tokenizer.vocab_size:,} tokens in {len(tokenizer.asset()):,} bytes")
-    shape = HeadShape(
-        vocab_size=tokenizer.vocab_size, d_model=config.trunk.d_model, bos_id=tokenizer.bos_id
-    )
+    shape = head_shape(tokenizer, config.trunk)
     head_config(config.head).build(shape)  # what is wrong with the options is said before ...
     if run.exists():  # ... an earlier run goes
         shutil.rmtree(run)

@@ -26,8 +26,8 @@ from tokgolf.corpora import Corpus, check_disjoint, document_digests
 from tokgolf.device import resolve_device
 from tokgolf.errors import TrainingError
 from tokgolf.files import atomic_open, write_bytes, write_text
-from tokgolf.heads import HeadShape, head_config, head_to_dict
-from tokgolf.model import LanguageModel, build_model
+from tokgolf.heads import head_config, head_to_dict
+from tokgolf.model import LanguageModel, build_model, head_shape
 from tokgolf.tokenizers import Tokenizer
 from tokgolf.training.config import RunConfig
 from tokgolf.training.data import Batches, tokenize
@@ -122,9 +122,7 @@ class _Session:
         self.device = torch.device(resolve_device(device))
         self.bf16 = uses_bf16(config.precision, self.device)
         torch.manual_seed(config.seed)
-        shape = HeadShape(
-            vocab_size=tokenizer.vocab_size, d_model=config.trunk.d_model, bos_id=tokenizer.bos_id
-        )
+        shape = head_shape(tokenizer, config.trunk)
         head = head_config(config.head)
         self.model = build_model(config.trunk, head, shape, torch.from_numpy(counts))
         self.model.to(self.device)

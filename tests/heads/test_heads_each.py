@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tokgolf.errors import ConfigError
-from tokgolf.hashing import bigram_bucket
+from tokgolf.hashing import BigramBuckets
 from tokgolf.heads import HEADS, Head, HeadShape, head_config
 from tokgolf.heads.bigram_hash import BigramHashHead
 from tokgolf.heads.vq import VQHead, frequency_codes, random_codes
@@ -331,7 +331,7 @@ def test_large_ids_do_not_overflow_in_the_head() -> None:
     tokens = torch.tensor([[59_139, 60_000, 69_999]])
     prev = torch.tensor([[69_999, 1, 65_000]])
     pairs = zip(prev[0].tolist(), tokens[0].tolist(), strict=True)
-    rows = head.table[[bigram_bucket(p, t, 997) for p, t in pairs]]  # Python ints
+    rows = head.table[[BigramBuckets(count=997).bucket(p, t) for p, t in pairs]]  # Python ints
     expected = head.base.embed(tokens, prev)[0] + rows
     torch.testing.assert_close(head.embed(tokens, prev)[0], expected)
 

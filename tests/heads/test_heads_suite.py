@@ -144,8 +144,9 @@ def of_base(config: HeadConfig, w: Weights) -> tuple[Reference, HeadConfig, Weig
 def bigram_embed(config: HeadConfig, w: Weights, token: int, prev: int) -> Tensor:
     assert isinstance(config, BigramHashConfig)
     base, base_config, inner = of_base(config, w)
-    bucket = ((36313 * token) ^ (27191 * prev)) % (config.buckets - 1)
-    row = w["table"][config.buckets - 1 if token == SHAPE.bos_id else bucket]
+    last = w["table"].shape[0] - 1
+    bucket = ((36313 * token) ^ (27191 * prev)) % last
+    row = w["table"][last if token == SHAPE.bos_id else bucket]
     return base.embed(base_config, inner, token, prev) + w["scale"] * (row @ w["projection"])
 
 

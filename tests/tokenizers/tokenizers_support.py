@@ -6,7 +6,7 @@ import pydoc_data.topics
 from tokgolf.tokenizers import Tokenizer, build_tokenizer
 from tokgolf.tokenizers.asset import wrap
 
-KINDS = ("byte", "bpe", "unigram")
+KINDS = ("byte", "bpe", "unigram", "sentencepiece", "greedy", "shortest")  # what can be built
 
 NASTY = [
     b"",
@@ -50,7 +50,7 @@ def built(kind: str, vocab_size: int = 600) -> Tokenizer:
 
 def body_of(tokenizer: Tokenizer) -> bytes:
     """The body of a tokenizer's asset: what lies between its header and its checksum."""
-    return tokenizer.asset()[9:-4]
+    return tokenizer.asset()[7:-4]
 
 
 def forged(kind: str, body: bytes) -> bytes:

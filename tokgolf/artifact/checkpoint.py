@@ -21,8 +21,8 @@ from torch import Tensor
 from tokgolf.config import TrunkConfig, from_dict
 from tokgolf.errors import ArtifactError
 from tokgolf.files import write_bytes, write_text
-from tokgolf.heads import HeadConfig, HeadShape, head_config
-from tokgolf.model import LanguageModel, build_model
+from tokgolf.heads import HeadConfig, head_config
+from tokgolf.model import LanguageModel, build_model, head_shape
 from tokgolf.tokenizers import Tokenizer, load_tokenizer
 
 MODEL_PREFIX = "model."
@@ -110,9 +110,7 @@ def load_run(run: str | os.PathLike[str]) -> FloatModel:
             f"{path} has fingerprint {tokenizer.fingerprint[:16]}, but the checkpoint was trained "
             f"with {trained_with[:16]}; put the run's own tokenizer back"
         )
-    shape = HeadShape(
-        vocab_size=tokenizer.vocab_size, d_model=trunk.d_model, bos_id=tokenizer.bos_id
-    )
+    shape = head_shape(tokenizer, trunk)
     model = build_model(trunk, head, shape)
     weights = {
         name.removeprefix(MODEL_PREFIX): tensor

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from tokgolf.artifact import container, weights
 from tokgolf.config import TrunkConfig, from_dict
 from tokgolf.errors import ArtifactError, TokgolfError
-from tokgolf.heads import HeadConfig, HeadShape, head_config
-from tokgolf.model import LanguageModel, build_model
+from tokgolf.heads import HeadConfig, head_config
+from tokgolf.model import LanguageModel, build_model, head_shape
 from tokgolf.tokenizers import Tokenizer, from_asset
 
 if TYPE_CHECKING:
@@ -72,9 +72,7 @@ def decode_artifact(data: bytes) -> Artifact:
     trunk = from_dict(TrunkConfig, _table(header, "trunk"), "artifact.trunk")
     head = head_config(_table(header, "head"), "artifact.head")
     tokenizer = from_asset(sections["tokenizer"])
-    shape = HeadShape(
-        vocab_size=tokenizer.vocab_size, d_model=trunk.d_model, bos_id=tokenizer.bos_id
-    )
+    shape = head_shape(tokenizer, trunk)
     if trunk.layers > MAX_LAYERS or trunk.sequence_length > MAX_WINDOW:
         raise ArtifactError(
             f"the artifact claims {trunk.layers:,} layers and a window of "

@@ -10,7 +10,7 @@ import sys
 import click
 
 from tokgolf import __version__
-from tokgolf.cli import corpus, export, golf, inspect, score, tokenizer, train
+from tokgolf.cli import convert, corpus, export, golf, inspect, score, tokenizer, train
 from tokgolf.errors import TokgolfError
 
 
@@ -30,6 +30,8 @@ for command in (
     golf.golf,
     corpus.corpus,
     tokenizer.build_tokenizer,
+    convert.import_tokenizer,
+    convert.export_tokenizer,
     train.train,
     export.export,
     score.score,

@@ -16,13 +16,14 @@ from tokgolf.tokenizers.asset import kind_of
 from tokgolf.tokenizers.base import BOS_ID, MIN_VOCAB_SIZE, Tokenizer
 
 if TYPE_CHECKING:
-    from tokgolf.tokenizers.build import build_tokenizer
+    from tokgolf.tokenizers.build import build_ladder, build_tokenizer
     from tokgolf.tokenizers.store import load_tokenizer, save_tokenizer
 
 __all__ = [
     "BOS_ID",
     "MIN_VOCAB_SIZE",
     "Tokenizer",
+    "build_ladder",
     "build_tokenizer",
     "from_asset",
     "load_tokenizer",
@@ -33,8 +34,17 @@ _KINDS = {
     "byte": "byte:ByteTokenizer",
     "bpe": "bpe:BpeTokenizer",
     "unigram": "unigram:UnigramTokenizer",
+    "sentencepiece": "sentencepiece_bpe:SentencePieceBpeTokenizer",
+    "greedy": "greedy:GreedyTokenizer",
+    "shortest": "shortest:ShortestTokenizer",
+    "foreign": "foreign_bpe:ForeignBpeTokenizer",
 }
-_LAZY = {"build_tokenizer": "build", "load_tokenizer": "store", "save_tokenizer": "store"}
+_LAZY = {
+    "build_ladder": "build",
+    "build_tokenizer": "build",
+    "load_tokenizer": "store",
+    "save_tokenizer": "store",
+}
 
 
 def from_asset(data: bytes) -> Tokenizer:

@@ -2,33 +2,49 @@
 
     offset  size  content
     0       3     magic, b"TOK"
-    3       1     version, 1
+    3       1     version, 2
     4       1     kind, an index into KINDS
-    5       4     n, the length of the body, little-endian
-    9       n     body, owned by the file of its kind (byte: empty)
-    9 + n   4     CRC-32 of everything before it, little-endian
+    5       1     transform, an index into TRANSFORMS
+    6       b     bigram bucket function: 0 for none, else four varints (count, two multipliers,
+                  seed)
+    6 + b   n     body, to the checksum; owned by the file of its kind (byte: empty)
+    6+b+n   4     CRC-32 of everything before it, little-endian
 
-A reader checks the length before it looks at the body, and the body's own counts bound what
-it unpacks to, so that no file can make it allocate more than a few megabytes.
+A varint is little-endian base 128, the high bit set on all bytes but the last. The body's own
+counts bound what it unpacks to, so that no file can make a reader allocate more than a few
+megabytes.
 """
 
-import struct
 import zlib
+from dataclasses import dataclass
 
-from tokgolf.errors import TokenizerError
+from tokgolf.errors import ConfigError, TokenizerError
+from tokgolf.hashing import BigramBuckets
 
 MAGIC = b"TOK"
-VERSION = 1
-KINDS = ("byte", "bpe", "unigram")
+VERSION = 2
+KINDS = ("byte", "bpe", "unigram", "sentencepiece", "greedy", "shortest", "foreign")
+TRANSFORMS = ("none", "caps-v1", "caps", "caps-auto")
 
-_HEADER = struct.Struct("<3sBBI")
-_CHECKSUM = struct.Struct("<I")
+_START, _CHECKSUM_SIZE = 6, 4
 
 
-def wrap(kind: str, body: bytes) -> bytes:
-    """The asset with this kind and body."""
-    asset = _HEADER.pack(MAGIC, VERSION, KINDS.index(kind), len(body)) + body
-    return asset + _CHECKSUM.pack(zlib.crc32(asset))
+@dataclass(frozen=True, kw_only=True)
+class Extras:
+    """What an asset of any kind may carry: a transform of the text, a bucket function."""
+
+    transform: str = "none"
+    bigram: BigramBuckets | None = None
+
+
+def wrap(kind: str, body: bytes, extras: Extras | None = None) -> bytes:
+    """The asset with this kind, body and extras."""
+    extras = extras or Extras()
+    asset = MAGIC + bytes([VERSION, KINDS.index(kind), TRANSFORMS.index(extras.transform)])
+    bigram = extras.bigram
+    values = (bigram.count, *bigram.multipliers, bigram.seed) if bigram else (0,)
+    asset += b"".join(map(varint, values)) + body
+    return asset + zlib.crc32(asset).to_bytes(_CHECKSUM_SIZE, "little")
 
 
 def kind_of(asset: bytes) -> str:
@@ -38,28 +54,25 @@ def kind_of(asset: bytes) -> str:
             f"not a tokenizer asset: it starts with {asset[: len(MAGIC)]!r}, not {MAGIC!r}; "
             "make one with tokgolf build-tokenizer"
         )
-    overhead = _HEADER.size + _CHECKSUM.size
-    if len(asset) < overhead:
+    smallest = _START + 1 + _CHECKSUM_SIZE
+    if len(asset) < smallest:
         raise TokenizerError(
-            f"tokenizer asset is cut short: {len(asset)} bytes, at least {overhead} expected; "
+            f"tokenizer asset is cut short: {len(asset)} bytes, at least {smallest} expected; "
             "copy or build it again"
         )
-    _, version, kind, length = _HEADER.unpack_from(asset)
-    if len(asset) != overhead + length:
-        raise TokenizerError(
-            f"tokenizer asset is {len(asset)} bytes, but its header says {overhead + length}; "
-            "copy or build it again"
-        )
-    stored, actual = _CHECKSUM.unpack(asset[-_CHECKSUM.size :])[0], zlib.crc32(asset[:-4])
+    stored = int.from_bytes(asset[-_CHECKSUM_SIZE:], "little")
+    actual = zlib.crc32(asset[:-_CHECKSUM_SIZE])
     if stored != actual:
         raise TokenizerError(
-            f"tokenizer asset is damaged: checksum {actual:08x}, but it says {stored:08x}; "
-            "copy or build it again"
+            f"tokenizer asset is damaged or cut short: {len(asset)} bytes with checksum "
+            f"{actual:08x}, but it says {stored:08x}; copy or build it again"
         )
-    if version != VERSION or kind >= len(KINDS):
+    version, kind, transform = asset[3:_START]
+    if version != VERSION or kind >= len(KINDS) or transform >= len(TRANSFORMS):
         raise TokenizerError(
-            f"tokenizer asset has version {version} and kind {kind}; this tokgolf reads version "
-            f"{VERSION} and kinds 0 to {len(KINDS) - 1}; use a newer tokgolf or build it again"
+            f"tokenizer asset has version {version}, kind {kind} and transform {transform}; this "
+            f"tokgolf reads version {VERSION}, kinds 0 to {len(KINDS) - 1} and transforms 0 to "
+            f"{len(TRANSFORMS) - 1}; use a newer tokgolf or build it again"
         )
     return KINDS[kind]
 
@@ -69,4 +82,53 @@ def unwrap(kind: str, asset: bytes) -> bytes:
     found = kind_of(asset)
     if found != kind:
         raise TokenizerError(f"tokenizer asset is of kind {found}, not {kind}; use from_asset")
-    return asset[_HEADER.size : -_CHECKSUM.size]
+    return _split(asset)[1]
+
+
+def extras_of(asset: bytes) -> Extras:
+    """The extras of a sound asset."""
+    return _split(asset)[0]
+
+
+def _split(asset: bytes) -> tuple[Extras, bytes]:
+    """Extras and body of an asset that `kind_of` has found sound."""
+    rest = asset[_START:-_CHECKSUM_SIZE]
+    count, place = read_varint(rest, 0)
+    bigram = None
+    if count:
+        first, place = read_varint(rest, place)
+        second, place = read_varint(rest, place)
+        seed, place = read_varint(rest, place)
+        try:
+            bigram = BigramBuckets(count=count, multipliers=(first, second), seed=seed)
+        except ConfigError as error:
+            raise TokenizerError(f"tokenizer asset: {error}; build it again") from error
+    return Extras(transform=TRANSFORMS[asset[5]], bigram=bigram), rest[place:]
+
+
+def varint(value: int) -> bytes:
+    """A number that is not negative, in base 128.
+
+    300 -> b"\\xac\\x02"
+    """
+    out = bytearray()
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*out, value])
+
+
+def read_varint(data: bytes, place: int) -> tuple[int, int]:
+    """The number at `place`, below 2**63, and the place after it."""
+    value = 0
+    for shift in range(0, 63, 7):
+        if place >= len(data):
+            break
+        value |= (data[place] & 127) << shift
+        place += 1
+        if data[place - 1] < 128:
+            return value, place
+    raise TokenizerError(
+        f"tokenizer asset holds a number that ends nowhere before byte {place} of {len(data)}; "
+        "build it again"
+    )

@@ -1,29 +1,41 @@
 """Building tokenizers: training with `tokenizers` or `sentencepiece`, then making the asset.
 
 A built tokenizer is restored from its own asset, so it cannot differ from what will be read
-back. Documents are consumed once, in order, and every one is used: each is cut into what the
-trainer takes, at the bytes that no learned token may hold, and only those bytes are left out
-(they always have their byte tokens). The same documents give the same asset, on any number of
-threads.
+back. Documents are consumed once, in order. Up to `sample_bytes` every one is used, beyond that
+a sample of whole documents; each is cut into what the trainer takes, at the bytes that no
+learned token may hold, and only those bytes are left out (they always have their byte tokens).
+The same documents, options and seed give the same asset, on any number of threads.
 """
 
+import heapq
 import io
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from itertools import chain
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 from tokgolf.config import nearest
 from tokgolf.errors import TokenizerError
+from tokgolf.hashing import BigramBuckets, splitmix64
 from tokgolf.tokenizers import Tokenizer, from_asset
-from tokgolf.tokenizers.asset import KINDS, wrap
+from tokgolf.tokenizers.asset import KINDS, TRANSFORMS, Extras, wrap
 from tokgolf.tokenizers.base import MAX_TOKEN_BYTES, MIN_VOCAB_SIZE, is_text, text_runs
-from tokgolf.tokenizers.bpe import PATTERNS, byte_names, import_library, splitter
+from tokgolf.tokenizers.bpe import (
+    BpeTokenizer,
+    byte_names,
+    import_library,
+    join_tokens,
+    splitter,
+)
 from tokgolf.tokenizers.pack import pack_merges, pack_pieces
+from tokgolf.tokenizers.split import compiled, pack_pattern
 from tokgolf.tokenizers.unigram import SCORE_STEP
 
 MAX_VOCAB_SIZE = 65536  # ids stay uint16
+SAMPLE_BYTES = 64_000_000
+BUILT_KINDS = tuple(kind for kind in KINDS if kind != "foreign")
+NESTED_KINDS = ("bpe", "greedy", "shortest")  # smaller ones are prefixes of the larger
 
 # SentencePiece skips a whole sentence with one of its reserved characters (NUL, tab, U+2047,
 # U+2581, U+2585), and a token for the replacement character would serve damaged text only.
@@ -35,81 +47,235 @@ _CHUNK = re.compile(r"(?s).{1,10000}(?:(?<=\S)(?=\s)|\Z)|.{1,10000}")
 
 _COVERAGE = 0.9995  # SentencePiece's default: the rarest characters are left to byte tokens
 
+# With "+words", the share of the merges that is learned across words. The rest is learned first,
+# within words, as in SuperBPE (Liu et al. 2025); theirs is 10% at 200k tokens.
+_WORDS_SHARE = 0.2
+
 
 def build_tokenizer(
-    kind: str, documents: Iterable[bytes], vocab_size: int | None, *, pattern: str = "gpt4"
+    kind: str, documents: Iterable[bytes], vocab_size: int | None, **options: Any
 ) -> Tokenizer:
     """Learn a tokenizer of exactly `vocab_size` ids from `documents`.
 
-    `kind` is "byte" (nothing is learned; `vocab_size` may be None), "bpe" or "unigram";
-    `pattern` is where BPE cuts text before merging. SentencePiece, unlike the BPE trainer,
-    holds all documents in memory. Raises `TokenizerError` for a size out of range, or one that
-    the documents are too few for.
+    `kind` is a name in `BUILT_KINDS`; a "byte" tokenizer learns nothing, and its `vocab_size` may
+    be None. The options are those of `build_ladder`. Raises `TokenizerError` for a size or
+    option out of range, or a size that the documents are too few for.
     """
-    if kind not in KINDS:
-        raise TokenizerError(f"unknown tokenizer kind {kind!r}; {nearest(kind, KINDS)}")
+    return build_ladder(kind, documents, [vocab_size], **options)[0]
+
+
+def build_ladder(
+    kind: str,
+    documents: Iterable[bytes],
+    vocab_sizes: Sequence[int | None],
+    *,
+    pattern: str = "gpt4",
+    transform: str = "none",
+    bigram: BigramBuckets | None = None,
+    order: str = "exact",
+    sample_bytes: int = SAMPLE_BYTES,
+    seed: int = 1337,
+) -> list[Tokenizer]:
+    """Tokenizers of several sizes from one training run, the smaller ones nested in the larger.
+
+    `pattern` is where text is cut before merging (`split.py`), `transform` a lossless rewriting
+    of the text before that (`transforms.py`), `bigram` a bucket function to carry along. `order`
+    is how BPE merges are stored: "exact", or "max" for the smallest asset, whose order is rounded
+    (`maxasset.py`). `sample_bytes` and `seed` choose whole documents if there are more.
+    """
+    extras = Extras(transform=transform, bigram=bigram)
+    _check_options(kind, vocab_sizes, pattern, transform, order)
     if kind == "byte":
-        if vocab_size not in (None, MIN_VOCAB_SIZE):
+        return [from_asset(wrap("byte", b"", extras)) for _ in vocab_sizes]
+    sizes = [size for size in vocab_sizes if size is not None]
+    sample = _sample(documents, sample_bytes, seed)
+    if transform != "none":
+        from tokgolf.tokenizers.transforms import transform_named
+
+        sample = [transform_named(transform).forward(document) for document in sample]
+    if kind == "unigram":
+        return [from_asset(wrap(kind, pack_pieces(_train_unigram(sample, sizes[0])), extras))]
+    if kind == "sentencepiece":
+        from tokgolf.tokenizers.build_sentencepiece import build_sentencepiece_bpe
+
+        return [from_asset(build_sentencepiece_bpe(sample, sizes[0], extras))]
+    merges = _train_bpe(sample, max(sizes), pattern)
+    nested = [merges[: size - MIN_VOCAB_SIZE] for size in sizes]
+    exact = [BpeTokenizer.from_asset(wrap("bpe", pack_merges(m, pattern), extras)) for m in nested]
+    if kind != "bpe":
+        from tokgolf.tokenizers.orderfree import order_free_asset
+
+        return [from_asset(order_free_asset(kind, bpe, extras)) for bpe in exact]
+    if order == "max":
+        from tokgolf.tokenizers.maxasset import to_max
+
+        words = _count_words(sample, pattern)
+        return [to_max(bpe, words).tokenizer for bpe in exact]
+    return list(exact)
+
+
+def _check_options(
+    kind: str, sizes: Sequence[int | None], pattern: str, transform: str, order: str
+) -> None:
+    for what, name, known in (
+        ("tokenizer kind", kind, BUILT_KINDS),
+        ("transform", transform, TRANSFORMS),
+        ("asset order", order, ("exact", "max")),
+    ):
+        if name not in known:
+            raise TokenizerError(f"unknown {what} {name!r}; {nearest(name, known)}")
+    if order == "max" and kind != "bpe":
+        raise TokenizerError(f"only bpe merges have an order to round, not {kind}; use exact")
+    pack_pattern(pattern)
+    compiled(pattern)
+    if kind in ("unigram", "sentencepiece") and pattern != "gpt4":
+        raise TokenizerError(f"{kind} cuts no text before learning; leave --pattern out")
+    if len(sizes) > 1 and kind not in NESTED_KINDS:
+        raise TokenizerError(
+            f"{len(sizes)} sizes of {kind} would be {len(sizes)} training runs, not one; build "
+            f"them one by one, or use {', '.join(NESTED_KINDS)}, whose sizes are nested"
+        )
+    for size in sizes:
+        if kind == "byte" and size not in (None, MIN_VOCAB_SIZE):
             raise TokenizerError(
-                f"a byte tokenizer has {MIN_VOCAB_SIZE} tokens, not {vocab_size}; "
+                f"a byte tokenizer has {MIN_VOCAB_SIZE} tokens, not {size}; "
                 "leave --vocab-size out, or use --kind bpe"
             )
-        return from_asset(wrap("byte", b""))
-    if vocab_size is None:
-        raise TokenizerError(f"a {kind} tokenizer needs a size; add --vocab-size, e.g. 4096")
-    if not MIN_VOCAB_SIZE <= vocab_size <= MAX_VOCAB_SIZE:
-        raise TokenizerError(
-            f"vocabulary size {vocab_size} is outside {MIN_VOCAB_SIZE} (the bytes and BOS) "
-            f"to {MAX_VOCAB_SIZE}; use --vocab-size within that"
-        )
-    if pattern not in PATTERNS:
-        raise TokenizerError(f"unknown split pattern {pattern!r}; {nearest(pattern, PATTERNS)}")
-    documents = _some(documents)
-    if kind == "bpe":
-        body = pack_merges(_train_bpe(documents, vocab_size, pattern), pattern)
-    else:
-        body = pack_pieces(_train_unigram(documents, vocab_size))
-    return from_asset(wrap(kind, body))
+        if kind != "byte" and size is None:
+            raise TokenizerError(f"a {kind} tokenizer needs a size; add --vocab-size, e.g. 4096")
+        if size is not None and not MIN_VOCAB_SIZE <= size <= MAX_VOCAB_SIZE:
+            raise TokenizerError(
+                f"vocabulary size {size} is outside {MIN_VOCAB_SIZE} (the bytes and BOS) "
+                f"to {MAX_VOCAB_SIZE}; use --vocab-size within that"
+            )
 
 
-def _some(documents: Iterable[bytes]) -> Iterator[bytes]:
-    """The documents without empty ones. Raises `TokenizerError` if that leaves none."""
-    filled = (document for document in documents if document)
-    first = next(filled, None)
-    if first is None:
+def _sample(documents: Iterable[bytes], limit: int, seed: int) -> list[bytes]:
+    """All documents that are not empty, or as many as `limit` bytes take, chosen by a hash.
+
+    Kept are those with the smallest hashes of seed and place, in their order: never more than
+    `limit` bytes and one document at a time are held. Raises `TokenizerError` if there are none.
+    """
+    kept: list[tuple[int, int, bytes]] = []  # a heap, the largest hash first
+    total, bound = 0, 1 << 64  # no hash from `bound` on can be among the smallest
+    for place, document in enumerate(documents):
+        key = splitmix64(seed, place)
+        if document and key < bound:
+            heapq.heappush(kept, (-key, place, document))
+            total += len(document)
+        while total > limit and len(kept) > 1:
+            key, _, dropped = heapq.heappop(kept)
+            total, bound = total - len(dropped), -key
+    if not kept:
         raise TokenizerError(
             "the corpus has 0 bytes, and a tokenizer learns from 1 at least; "
             "check the path and the split"
         )
-    return chain([first], filled)
+    return [document for _, _, document in sorted(kept, key=lambda entry: entry[1])]
 
 
-def _train_bpe(documents: Iterator[bytes], vocab_size: int, pattern: str) -> list[tuple[int, int]]:
+def _texts(documents: Iterable[bytes]) -> Iterator[str]:
+    """All text of the documents, in parts that the trainer takes."""
+    for document in documents:
+        for run in text_runs(document):
+            if is_text(run):
+                yield from _CHUNK.findall(run)
+
+
+def _train_bpe(documents: list[bytes], vocab_size: int, pattern: str) -> list[tuple[int, int]]:
     """Merges as id pairs. Should two make the same string, only the first is kept."""
-    library = import_library()
-    trained = library.Tokenizer(library.models.BPE())
-    trained.pre_tokenizer = splitter(pattern)
-    trainer = library.trainers.BpeTrainer(
-        vocab_size=vocab_size - 1,  # its own count has no BOS
-        min_frequency=2,  # a pair seen once is noise
-        show_progress=False,
-        special_tokens=[],
-        initial_alphabet=library.pre_tokenizers.ByteLevel.alphabet(),
-        max_token_length=MAX_TOKEN_BYTES,
-    )
-    texts = (run for document in documents for run in text_runs(document) if is_text(run))
-    trained.train_from_iterator((c for text in texts for c in _CHUNK.findall(text)), trainer)
-    ids = {name: byte for byte, name in enumerate(byte_names())}
-    merges: list[tuple[int, int]] = []
-    for left, right in json.loads(trained.to_str())["model"]["merges"]:
-        if left + right not in ids:
-            ids[left + right] = MIN_VOCAB_SIZE + len(merges)
-            merges.append((ids[left], ids[right]))
+    wanted = vocab_size - MIN_VOCAB_SIZE
+    options = pattern.split("+")
+    across = round(wanted * _WORDS_SHARE) if "words" in options[1:] else 0
+    within = "+".join(option for option in options if option != "words") if across else pattern
+    names = {name: byte for byte, name in enumerate(byte_names())}
+    found = _library_merges(_texts(documents), 256 + wanted - across, splitter(within))
+    merges = _as_ids(found, names, [], wanted - across)
+    if across:
+        symbols = _words_in_a_row(documents, merges, pattern)
+        names = {symbol: ord(symbol) - _PLANE for text in symbols for symbol in text}
+        # Some are too long, or strings that are there already: hence more than are needed.
+        texts = symbols.elements()
+        found = _library_merges(texts, len(names) + across + across // 8 + 16, None)
+        merges = _as_ids(found, names, merges, wanted)
     _check_supported(vocab_size, MIN_VOCAB_SIZE + len(merges))
     return merges
 
 
-def _train_unigram(documents: Iterator[bytes], vocab_size: int) -> dict[bytes, int]:
+def _library_merges(texts: Iterable[str], size: int, cut: Any) -> list[tuple[str, str]]:
+    """Train for `size` strings, single symbols included; the merges as pairs of strings."""
+    library = import_library()
+    trained = library.Tokenizer(library.models.BPE())
+    if cut is not None:
+        trained.pre_tokenizer = cut
+    trainer = library.trainers.BpeTrainer(
+        vocab_size=size,
+        min_frequency=2,  # a pair seen once is noise
+        show_progress=False,
+        special_tokens=[],
+        initial_alphabet=library.pre_tokenizers.ByteLevel.alphabet() if cut is not None else [],
+        max_token_length=MAX_TOKEN_BYTES,
+    )
+    trained.train_from_iterator(texts, trainer)
+    return [(left, right) for left, right in json.loads(trained.to_str())["model"]["merges"]]
+
+
+def _as_ids(
+    found: list[tuple[str, str]],
+    names: dict[str, int],
+    merges: list[tuple[int, int]],
+    wanted: int,
+) -> list[tuple[int, int]]:
+    """`merges` and the found ones, as id pairs, `wanted` at most; `names` has every symbol's id.
+
+    Left out are strings that are there already and such as are longer than a token may be.
+    """
+    tokens, merges = join_tokens(merges), list(merges)
+    ids = {token: place for place, token in enumerate(tokens)}
+    names = dict(names)
+    for left, right in found:
+        if len(merges) == wanted:
+            break
+        if left not in names or right not in names:
+            continue  # of one that was too long
+        token = tokens[names[left]] + tokens[names[right]]
+        if token not in ids and len(token) <= MAX_TOKEN_BYTES:
+            ids[token] = len(tokens)
+            tokens.append(token)
+            merges.append((names[left], names[right]))
+        if token in ids:
+            names[left + right] = ids[token]
+    return merges
+
+
+_PLANE = 0x10000  # from here on no code point is a surrogate: a character for every id
+
+
+def _words_in_a_row(
+    documents: list[bytes], merges: list[tuple[int, int]], pattern: str
+) -> Counter[str]:
+    """What the pattern leaves together, merged so far, as strings of one character an id."""
+    bpe = BpeTokenizer.from_asset(wrap("bpe", pack_merges(merges, pattern)))
+    pieces = _count_words(documents, pattern)
+    return Counter(
+        {
+            "".join(chr(_PLANE + token) for token in ids.tolist()): count
+            for ids, count in zip(bpe.encode_batch(list(pieces)), pieces.values(), strict=True)
+        }
+    )
+
+
+def _count_words(documents: list[bytes], pattern: str) -> Counter[bytes]:
+    """How often each piece occurs that the pattern cuts text into, in order of appearance."""
+    library = import_library()
+    cut = library.pre_tokenizers.Split(compiled(pattern), "isolated")
+    counts: Counter[str] = Counter()
+    for text in _texts(documents):
+        counts.update(word for word, _ in cut.pre_tokenize_str(text))
+    return Counter({word.encode(): count for word, count in counts.items()})
+
+
+def _train_unigram(documents: list[bytes], vocab_size: int) -> dict[bytes, int]:
     """Pieces with their costs: single bytes, and exactly `vocab_size - 257` longer ones.
 
     SentencePiece counts single ASCII characters as pieces beside its byte pieces, and here they
@@ -193,6 +359,7 @@ def _sentencepiece_scores(sentences: list[str], size: int) -> dict[bytes, float]
 def _check_supported(asked: int, supported: int) -> None:
     if supported < asked:
         raise TokenizerError(
-            f"asked for {asked} tokens, but the corpus supports only {supported}; "
+            f"asked for {asked} tokens, but the corpus supports only {supported} "
+            f"({supported - MIN_VOCAB_SIZE} beside the bytes and BOS); "
             f"use --vocab-size {supported} or more text"
         )

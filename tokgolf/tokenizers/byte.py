@@ -26,7 +26,7 @@ class ByteTokenizer(Tokenizer):
             )
         return cls(data, list(BYTE_TOKENS))
 
-    def encode_batch(self, batch: Sequence[bytes]) -> list[Ids]:
+    def _encode_batch(self, batch: Sequence[bytes]) -> list[Ids]:
         """The bytes of each string as ids."""
         return [np.frombuffer(data, np.uint8).astype(self.dtype) for data in batch]
 
