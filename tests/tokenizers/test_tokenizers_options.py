@@ -18,6 +18,7 @@ from tokgolf.tokenizers import Tokenizer, build_ladder, build_tokenizer, from_as
 from tokgolf.tokenizers.bpe import BpeTokenizer
 from tokgolf.tokenizers.build import _sample
 from tokgolf.tokenizers.split import expression, pack_pattern, read_pattern
+from tokgolf.tokenizers.unigram import UnigramTokenizer
 
 PATTERNS = [
     "+".join(filter(None, parts))
@@ -163,7 +164,8 @@ def test_an_asset_with_a_bad_pattern_is_refused(start: bytes) -> None:
 @pytest.mark.parametrize("pattern", ["gpt4", "gpt2+digits1"])
 def test_a_ladder_is_each_size_built_alone(pattern: str) -> None:
     sizes = [500, 257, 300]
-    ladder = build_ladder("bpe", english(), sizes, pattern=pattern)
+    built = build_ladder("bpe", english(), sizes, pattern=pattern)
+    ladder = [entry.tokenizer for entry in built]
     assert [tokenizer.vocab_size for tokenizer in ladder] == sizes
     for tokenizer, size in zip(ladder, sizes, strict=True):
         alone = build_tokenizer("bpe", english(), size, pattern=pattern)
@@ -280,6 +282,51 @@ def test_the_smallest_asset_says_which_code_it_needs() -> None:
     for document in english():
         assert smallest.decode(smallest.encode(document)) == document
         assert len(smallest.encode(document)) == len(exact.encode(document))
+
+
+def test_a_ladder_of_smallest_assets_counts_what_rounding_changed() -> None:
+    entries = build_ladder("bpe", english(), [400, 600], order="max")
+    for entry in entries:
+        notes = entry.notes
+        assert len(entry.tokenizer.asset()) < notes["exact_asset_bytes"]
+        assert 0 <= notes["changed_words"] < 0.01 * notes["words"]
+        assert notes["words"] > 10_000
+
+
+@pytest.mark.parametrize("step", [0.125, 0.5, 3.0])
+def test_unigram_scores_are_rounded_to_the_step_and_the_change_is_told(step: float) -> None:
+    entry = build_ladder("unigram", english(), [400], score_step=step)[0]
+    assert isinstance(entry.tokenizer, UnigramTokenizer)
+    assert entry.tokenizer.score_step == entry.notes["score_step"] == step
+    low, high = {0.125: (0.0, 0.02), 0.5: (0.0, 0.05), 3.0: (0.002, 0.5)}[step]
+    assert low <= entry.notes["changed_tokens"] < high
+
+
+def test_the_change_of_unigram_tokens_is_what_a_slow_count_finds() -> None:
+    entry = build_ladder("unigram", english()[:8], [300], score_step=4.0)[0]
+    rounded = entry.tokenizer
+    fine = build_tokenizer("unigram", english()[:8], 300, score_step=0.125)
+
+    def spans(tokenizer: Tokenizer) -> set[tuple[int, int, int]]:
+        found = set()
+        for number, document in enumerate(english()[:8]):
+            place = 0
+            for token in tokenizer.encode(document).tolist():
+                end = place + len(tokenizer.token_bytes[token])
+                found.add((number, place, end))
+                place = end
+        return found
+
+    before, after = spans(fine), spans(rounded)
+    slow = len(before - after) / len(before)  # `fine` is nearly exact
+    assert slow > 0
+    assert abs(entry.notes["changed_tokens"] - slow) < 0.01
+
+
+@pytest.mark.parametrize("step", [0.0, -1.0, 0.3, 40.0])
+def test_a_score_step_that_cannot_be_stored_is_refused(step: float) -> None:
+    with pytest.raises(TokenizerError, match="score step of"):
+        build_tokenizer("unigram", english(), 300, score_step=step)
 
 
 def test_an_unknown_transform_or_order_is_refused() -> None:

@@ -75,6 +75,13 @@ class Sizes(click.ParamType[list[int]]):
     help="exact, or max: the smallest file, whose merge order is rounded.",
 )
 @click.option(
+    "--score-step",
+    type=float,
+    default=0.5,
+    show_default=True,
+    help="Unigram: round scores to multiples of so many nats.",
+)
+@click.option(
     "--sample",
     "sample_bytes",
     type=Size(),
@@ -115,12 +122,12 @@ def build_tokenizer(
         **options,
     )
     rows = []
-    for tokenizer in built:
-        path = output
+    for result in built:
+        tokenizer, path = result.tokenizer, output
         if len(built) > 1:
             path = output.with_name(f"{output.stem}-{tokenizer.vocab_size}{output.suffix}")
         save_tokenizer(tokenizer, path)
-        rows.append(_facts(tokenizer, path, corpus, sample_bytes))
+        rows.append({**_facts(tokenizer, path, corpus, sample_bytes), **result.notes})
     if as_json:
         print_json(rows[0] if len(rows) == 1 else {"tokenizers": rows})
         return

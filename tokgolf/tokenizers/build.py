@@ -13,14 +13,17 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+import numpy as np
 
 from tokgolf.config import nearest
 from tokgolf.errors import TokenizerError
 from tokgolf.hashing import BigramBuckets, splitmix64
 from tokgolf.tokenizers import Tokenizer, from_asset
 from tokgolf.tokenizers.asset import KINDS, TRANSFORMS, Extras, wrap
-from tokgolf.tokenizers.base import MAX_TOKEN_BYTES, MIN_VOCAB_SIZE, is_text, text_runs
+from tokgolf.tokenizers.base import MAX_TOKEN_BYTES, MIN_VOCAB_SIZE, Ids, is_text, text_runs
 from tokgolf.tokenizers.bpe import (
     BpeTokenizer,
     byte_names,
@@ -28,9 +31,10 @@ from tokgolf.tokenizers.bpe import (
     join_tokens,
     splitter,
 )
-from tokgolf.tokenizers.pack import pack_merges, pack_pieces
+from tokgolf.tokenizers.pack import check_score_step, pack_merges, pack_pieces
 from tokgolf.tokenizers.split import compiled, pack_pattern
-from tokgolf.tokenizers.unigram import SCORE_STEP
+from tokgolf.tokenizers.statistics import batches
+from tokgolf.tokenizers.unigram import SCORE_STEP, UnigramTokenizer, load_engine, model_file
 
 MAX_VOCAB_SIZE = 65536  # ids stay uint16
 SAMPLE_BYTES = 64_000_000
@@ -61,7 +65,15 @@ def build_tokenizer(
     be None. The options are those of `build_ladder`. Raises `TokenizerError` for a size or
     option out of range, or a size that the documents are too few for.
     """
-    return build_ladder(kind, documents, [vocab_size], **options)[0]
+    return build_ladder(kind, documents, [vocab_size], **options)[0].tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Built:
+    """A tokenizer, and what was rounded to make its asset small: named counts and rates."""
+
+    tokenizer: Tokenizer
+    notes: dict[str, Any] = field(default_factory=dict)
 
 
 def build_ladder(
@@ -73,20 +85,23 @@ def build_ladder(
     transform: str = "none",
     bigram: BigramBuckets | None = None,
     order: str = "exact",
+    score_step: float = SCORE_STEP,
     sample_bytes: int = SAMPLE_BYTES,
     seed: int = 1337,
-) -> list[Tokenizer]:
+) -> list[Built]:
     """Tokenizers of several sizes from one training run, the smaller ones nested in the larger.
 
     `pattern` is where text is cut before merging (`split.py`), `transform` a lossless rewriting
     of the text before that (`transforms.py`), `bigram` a bucket function to carry along. `order`
     is how BPE merges are stored: "exact", or "max" for the smallest asset, whose order is rounded
-    (`maxasset.py`). `sample_bytes` and `seed` choose whole documents if there are more.
+    (`maxasset.py`). `score_step`, in nats, is what the scores of unigram pieces are rounded to.
+    `sample_bytes` and `seed` choose whole documents if there are more.
     """
     extras = Extras(transform=transform, bigram=bigram)
     _check_options(kind, vocab_sizes, pattern, transform, order)
+    check_score_step(score_step)
     if kind == "byte":
-        return [from_asset(wrap("byte", b"", extras)) for _ in vocab_sizes]
+        return [Built(tokenizer=from_asset(wrap("byte", b"", extras))) for _ in vocab_sizes]
     sizes = [size for size in vocab_sizes if size is not None]
     sample = _sample(documents, sample_bytes, seed)
     if transform != "none":
@@ -94,24 +109,36 @@ def build_ladder(
 
         sample = [transform_named(transform).forward(document) for document in sample]
     if kind == "unigram":
-        return [from_asset(wrap(kind, pack_pieces(_train_unigram(sample, sizes[0])), extras))]
+        return [_build_unigram(sample, sizes[0], score_step, extras)]
     if kind == "sentencepiece":
         from tokgolf.tokenizers.build_sentencepiece import build_sentencepiece_bpe
 
-        return [from_asset(build_sentencepiece_bpe(sample, sizes[0], extras))]
+        return [Built(tokenizer=from_asset(build_sentencepiece_bpe(sample, sizes[0], extras)))]
     merges = _train_bpe(sample, max(sizes), pattern)
     nested = [merges[: size - MIN_VOCAB_SIZE] for size in sizes]
     exact = [BpeTokenizer.from_asset(wrap("bpe", pack_merges(m, pattern), extras)) for m in nested]
     if kind != "bpe":
         from tokgolf.tokenizers.orderfree import order_free_asset
 
-        return [from_asset(order_free_asset(kind, bpe, extras)) for bpe in exact]
+        return [Built(tokenizer=from_asset(order_free_asset(kind, bpe, extras))) for bpe in exact]
     if order == "max":
         from tokgolf.tokenizers.maxasset import to_max
 
         words = _count_words(sample, pattern)
-        return [to_max(bpe, words).tokenizer for bpe in exact]
-    return list(exact)
+        results = [to_max(bpe, words) for bpe in exact]
+        return [
+            Built(
+                tokenizer=result.tokenizer,
+                notes={
+                    "exact_asset_bytes": len(bpe.asset()),
+                    "repairs": result.repairs,
+                    "changed_words": result.changed_words,
+                    "words": result.words,
+                },
+            )
+            for bpe, result in zip(exact, results, strict=True)
+        ]
+    return [Built(tokenizer=bpe) for bpe in exact]
 
 
 def _check_options(
@@ -275,8 +302,42 @@ def _count_words(documents: list[bytes], pattern: str) -> Counter[bytes]:
     return Counter({word.encode(): count for word, count in counts.items()})
 
 
-def _train_unigram(documents: list[bytes], vocab_size: int) -> dict[bytes, int]:
-    """Pieces with their costs: single bytes, and exactly `vocab_size - 257` longer ones.
+def _build_unigram(
+    documents: list[bytes], vocab_size: int, score_step: float, extras: Extras
+) -> Built:
+    """Train, round the scores, and count what the rounding changes on the first megabyte."""
+    scores = _train_unigram(documents, vocab_size)
+    costs = {
+        piece: min(255, max(0, round(-score / score_step))) for piece, score in scores.items()
+    }
+    rounded = UnigramTokenizer.from_asset(wrap("unigram", pack_pieces(costs, score_step), extras))
+    single = [piece for piece in scores if len(piece) == 1]
+    learned = rounded.token_bytes[MIN_VOCAB_SIZE:]
+    model = model_file([(piece, scores[piece]) for piece in learned + single])
+    exact = replace(
+        rounded,
+        _model=model,
+        _ids=np.array([*range(rounded.vocab_size), *(piece[0] for piece in single)]),
+        _engine=load_engine(model),
+    )
+    changed = total = 0
+    for batch in batches(documents, limit=1_000_000):
+        before, after = (_spans(one._encode_batch(batch), one) for one in (exact, rounded))
+        total += len(before)
+        changed += len(before) - len(np.intersect1d(before, after, assume_unique=True))
+    notes = {"score_step": score_step, "changed_tokens": changed / total if total else 0.0}
+    return Built(tokenizer=rounded, notes=notes)
+
+
+def _spans(encoded: list[Ids], tokenizer: Tokenizer) -> Any:
+    """One number for each token, from where it starts and ends in all the text."""
+    lengths = np.array([len(token) for token in tokenizer.token_bytes])
+    lengths = lengths[np.concatenate(encoded)]
+    return np.cumsum(lengths) * 2 * MAX_TOKEN_BYTES + lengths
+
+
+def _train_unigram(documents: list[bytes], vocab_size: int) -> dict[bytes, float]:
+    """Pieces with their scores: single bytes, and exactly `vocab_size - 257` longer ones.
 
     SentencePiece counts single ASCII characters as pieces beside its byte pieces, and here they
     are the byte tokens; so it is asked for more pieces than needed, and the worst are dropped,
@@ -291,8 +352,8 @@ def _train_unigram(documents: list[bytes], vocab_size: int) -> dict[bytes, int]:
     learned = sorted((p for p in scores if len(p) > 1), key=lambda piece: (-scores[piece], piece))
     _check_supported(vocab_size, MIN_VOCAB_SIZE + len(learned))
     kept = [piece for piece in scores if len(piece) == 1] + learned[: vocab_size - MIN_VOCAB_SIZE]
-    costs = {piece: min(255, max(0, round(-scores[piece] / SCORE_STEP))) for piece in kept}
-    return costs or {b" ": 0}  # sentencepiece loads no model without a piece
+    # sentencepiece loads no model without a piece
+    return {piece: scores[piece] for piece in kept} or {b" ": 0.0}
 
 
 def _sentences(document: bytes) -> list[str]:

@@ -30,17 +30,23 @@ def pack_merges(merges: list[tuple[int, int]], pattern: str) -> bytes:
     return header + pack_pairs(pairs, BOS_ID)
 
 
+def check_score_step(score_step: float) -> None:
+    """Raise `TokenizerError` unless the step, in nats, can be stored."""
+    steps = score_step * STEPS_PER_NAT
+    if not (1 <= steps <= 255 and steps == int(steps)):
+        raise TokenizerError(
+            f"a score step of {score_step} nats is no multiple of 1/{STEPS_PER_NAT} up to "
+            f"{255 / STEPS_PER_NAT}; use {SCORE_STEP}"
+        )
+
+
 def pack_pieces(costs: dict[bytes, int], score_step: float = SCORE_STEP) -> bytes:
     """The asset body of pieces with their costs, each 0 to 255; `unigram.py` describes it.
 
     A cost is -score / `score_step`, which is in nats, a multiple of 1 / STEPS_PER_NAT.
     """
+    check_score_step(score_step)
     step = round(score_step * STEPS_PER_NAT)
-    if not 1 <= step <= 255 or step != score_step * STEPS_PER_NAT:
-        raise TokenizerError(
-            f"a score step of {score_step} nats is no multiple of 1/{STEPS_PER_NAT} up to "
-            f"{255 / STEPS_PER_NAT}; use {SCORE_STEP}"
-        )
     pieces = sorted(costs, key=lambda piece: (len(piece), piece))
     characters = sum(1 << piece[0] for piece in pieces if len(piece) == 1)
     code = pack_set(piece for piece in pieces if len(piece) != 1)

@@ -66,9 +66,9 @@ class UnigramTokenizer(Tokenizer):
         learned = sorted((p for p in costs if len(p) > 1), key=lambda piece: (costs[piece], piece))
         tokens = BYTE_TOKENS + learned
         single = [piece for piece in costs if len(piece) == 1]
-        model = _model_file([(piece, -score_step * costs[piece]) for piece in learned + single])
+        model = model_file([(piece, -score_step * costs[piece]) for piece in learned + single])
         ids = np.array([*range(len(tokens)), *(piece[0] for piece in single)])
-        return cls(data, tokens, costs, score_step, model, ids, _load_engine(model))
+        return cls(data, tokens, costs, score_step, model, ids, load_engine(model))
 
     def _encode_batch(self, batch: Sequence[bytes]) -> list[Ids]:
         """Split the text of each byte string into its cheapest pieces."""
@@ -132,7 +132,7 @@ def _is_piece(piece: bytes) -> bool:
     return 0 < len(piece) <= MAX_TOKEN_BYTES and b"\0" not in piece
 
 
-def _model_file(pieces: list[tuple[bytes, float]]) -> bytes:
+def model_file(pieces: list[tuple[bytes, float]]) -> bytes:
     """A SentencePiece ModelProto: the bytes, "<unk>" in the place of BOS, then `pieces`."""
     entries = [(b"<0x%02X>" % byte, 0.0, _BYTE) for byte in range(256)]
     entries += [(b"<unk>", 0.0, _UNKNOWN)]
@@ -166,7 +166,7 @@ def _varint(value: int) -> bytes:
     return bytes([*out, value])
 
 
-def _load_engine(model: bytes) -> Any:
+def load_engine(model: bytes) -> Any:
     import sentencepiece
 
     try:
