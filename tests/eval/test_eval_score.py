@@ -155,9 +155,10 @@ class Lossy(Tokenizer):
 
     @classmethod
     def from_asset(cls, data: bytes) -> Self:
-        return cls(data, build_tokenizer("byte", [], None).token_bytes)
+        byte = build_tokenizer("byte", [], None)  # its asset, as only sound ones can be asked
+        return cls(byte.asset(), byte.token_bytes)
 
-    def encode_batch(self, batch: Any) -> list[Ids]:
+    def _encode_batch(self, batch: Any) -> list[Ids]:
         changed = [type(self).change(data) for data in batch]
         return [np.frombuffer(data, np.uint8).astype(np.uint16) for data in changed]
 

@@ -20,7 +20,13 @@ from tokgolf.tokenizers.canonical import successors
 from tokgolf.tokenizers.pack import pack_merges, pack_pieces, pack_set
 from tokgolf.tokenizers.split import pack_pattern
 
-PATTERNS = ["gpt4", "gpt2", "gpt2+digits2", "gpt4+words", r"regex:\p{L}+|[^\p{L}]"]
+# As o200k's: more classes of characters, and a slash that counts only after a line break.
+CASED = (
+    r"regex:[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+PATTERNS = ["gpt4", "gpt2", "gpt2+digits2", "gpt4+words", "gpt4+scripts+words", CASED]
 LETTERS = "abc"
 
 
@@ -55,7 +61,7 @@ def check_sound(tokenizer: Tokenizer, documents: Sequence[bytes]) -> None:
 def hostile(tokenizer: Tokenizer) -> list[bytes]:
     """Bytes, characters at which patterns change their mind, and tokens, all at random."""
     rng = random.Random(5)
-    characters = "aestrlvS''  \t\n\r\x0b1½!_é日\u0301\u017f\u2028🎉"
+    characters = "aestrlvS''  /\t\n\r\x0b1½!_é日\u0301\u017f\u2028🎉"
     return [
         *NASTY,
         *(rng.randbytes(rng.randrange(60)) for _ in range(1000)),
@@ -221,6 +227,19 @@ def test_halves_of_characters_meet_only_their_other_halves_or_raw_bytes() -> Non
     assert found[0xE2, 97]  # E2 alone is no text
     assert not found[97, second]
     assert not found[with_a, second]  # of "a\u20ac", E2 and 82 would have joined first
+
+
+def test_the_last_bytes_of_a_character_are_followed_as_its_end() -> None:
+    tokenizer = bpe([(0x82, 0xAC), (97, 0xE0), (97, 0xF1)])
+    last, narrow, wide = 257, 258, 259
+    found = allowed(tokenizer)
+    check_sound(tokenizer, ["\u20aca".encode(), "\u20ac\xff".encode(), "\u20ac".encode()])
+    assert found[last, [97, 0xC3, 0xFF, BOS_ID]].all()
+    assert found[0xE2, last]
+    assert found[narrow, 0xA0]
+    assert not found[narrow, 0x80]  # E0 80 is the start of no character
+    assert not found[narrow, last]
+    assert found[wide, last]
 
 
 def test_two_bytes_of_a_character_are_not_raw_side_by_side() -> None:

@@ -1,10 +1,10 @@
 """Lossless tokenizers: bytes in, ids out, and the same bytes back, for every byte string.
 
-Ids are laid out alike in every kind: 0..255 are the bytes, 256 is BOS, learned tokens follow.
-A tokenizer is its asset (`asset.py` has the format): building one means making an asset and
-restoring it. Restoring needs `asset`, `base` and one file a kind (`bpe` also `rangecoder`);
-`build`, `pack` and `store` are never needed to score a model. Everything is imported on first
-use, so that a byte tokenizer loads neither `tokenizers` nor `sentencepiece`.
+Ids are laid out alike in every kind that is built here: 0..255 are the bytes, 256 is BOS, learned
+tokens follow. A tokenizer is its asset (`asset.py` has the format): building one means making an
+asset and restoring it. Readers are kept apart from builders (`build*`, `pack*`, `maxasset`,
+`orderfree`, `foreign`, `statistics`), which are never needed to score a model. Everything is
+imported on first use, so that a byte tokenizer loads neither `tokenizers` nor `sentencepiece`.
 
 A new kind is one file, one line in `_KINDS`, and its name in `asset.KINDS`.
 """

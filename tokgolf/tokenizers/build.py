@@ -307,9 +307,7 @@ def _build_unigram(
 ) -> Built:
     """Train, round the scores, and count what the rounding changes on the first megabyte."""
     scores = _train_unigram(documents, vocab_size)
-    costs = {
-        piece: min(255, max(0, round(-score / score_step))) for piece, score in scores.items()
-    }
+    costs = {piece: min(255, max(0, round(-score / score_step))) for piece, score in scores.items()}
     rounded = UnigramTokenizer.from_asset(wrap("unigram", pack_pieces(costs, score_step), extras))
     single = [piece for piece in scores if len(piece) == 1]
     learned = rounded.token_bytes[MIN_VOCAB_SIZE:]

@@ -1,6 +1,6 @@
 """Canonical pairs: which id can follow which in anything that `encode` emits.
 
-Most pairs of ids never stand side by side, because the tokenizer would have cut their bytes in
+Some pairs of ids never stand side by side, because the tokenizer would have cut their bytes in
 another way. The table follows from the tokenizer alone, so it costs no stored bytes. It is sound:
 no byte string hits a forbidden pair. It is tight for BPE and greedy matching, where a sequence is
 canonical just if each pair of neighbours is; for unigram and the fewest tokens it has every pair
@@ -9,8 +9,11 @@ that wins, or ties, on its own. Of a kind without a rule here everything is allo
 A pair stands within a piece of text that the split pattern does not cut, if the kind's rule lets
 it and the pattern can leave it whole; or it stands around a cut; or beside bytes that are no text,
 or beside BOS. What a pattern does is learned from the splitter itself, as an automaton over classes
-of characters (after Angluin 1987), then checked on random text: a pattern that the automaton does
-not describe, such as one that looks far ahead or behind, is taken to cut anywhere.
+of characters (after Angluin 1987), then checked on random text. A pattern that fails the check, or
+looks behind, is taken to cut anywhere, which forbids next to nothing.
+
+It forbids less than one might think: at 16,384 tokens learned from English web text 2.4% of the ids
+at a place for BPE, and 0.5% of all pairs for greedy matching.
 """
 
 import random
@@ -187,9 +190,9 @@ def _shortest(tokenizer: Any) -> Packed:
 def _unigram(tokenizer: Any) -> Packed:
     """Unigram: b cannot follow a if other pieces spell both for less.
 
-    Costs are whole steps, so sums are exact up to 2**24 of them, the precision of the engine's
-    floats: some megabytes of text without an invalid byte. Such another way has a piece across
-    the border, an end s of a with a start p of b:
+    Scores are whole eighths of a nat, so the engine's sums, which are floats of 24 bits, are exact
+    up to 2**21 nats: about a megabyte of text without an invalid byte. Such another way has a
+    piece across the border, an end s of a with a start p of b:
     best(a without s) + cost(s + p) + best(b without p) < cost(a) + cost(b).
     Bytes that are no pieces may stand beside anything.
     """
@@ -422,15 +425,19 @@ def _learn(pattern: str, characters: str) -> _Cuts:
     # Characters are alike if pieces are as long with one as with the other: beside other
     # characters for the coarse classes, and in the words too for the fine ones.
     holes = [
-        (w[:n], w[n + 1 :] + end)
+        (start + w[:n], w[n + 1 :] + end)
         for w in sorted(words)
         for n in range(len(w))
+        for start in ("", "a")
         for end in ("", "a")
         if len(w) < 8
     ]
 
     def beside(c: str, neighbours: Iterable[str]) -> tuple[int, ...]:
-        texts = ((c + x, x + c, c + c + x, x + c + x, c + x + x) for x in neighbours)
+        texts = (
+            (c + x, x + c, c + c + x, c + x + c, c + x + x, x + c + c, x + c + x, x + x + c)
+            for x in neighbours
+        )
         return tuple(first(text) for group in texts for text in group)
 
     found: dict[tuple[int, ...], str] = {}
