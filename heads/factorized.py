@@ -2,7 +2,9 @@
 
 U (vocab, rank) and P (rank, d_model) are stored, never their product, so the bytes per token
 are those of `rank` weights. With `shared` the classifier uses the same P as the input;
-otherwise it has a projection of its own, one more rank * d_model.
+otherwise it has a projection of its own, one more rank * d_model. The classifier projects the
+hidden states and multiplies by U: fewer operations than by U P, and U is then a stored matrix whose
+inputs are known, so that export can round it by GPTQ.
 """
 
 import math
@@ -14,7 +16,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokgolf.errors import ConfigError
-from tokgolf.heads.base import Head, HeadConfig, HeadShape, ParamGroup, Stored, orthogonal, table
+from tokgolf.heads.base import (
+    Head,
+    HeadConfig,
+    HeadShape,
+    LinearHead,
+    ParamGroup,
+    Stored,
+    orthogonal,
+    table,
+)
 from tokgolf.heads.tied import TABLE_STD
 
 
@@ -32,11 +43,14 @@ class FactorizedConfig(HeadConfig):
         if self.rank < 1:
             raise ConfigError(f"head rank is {self.rank}; it must be at least 1")
 
-    def num_params(self, shape: HeadShape) -> int:
+    def _num_params(self, shape: HeadShape) -> int:
         projections = 1 if self.shared else 2
         return shape.vocab_size * self.rank + projections * self.rank * shape.d_model
 
-    def build(self, shape: HeadShape, counts: Tensor | None = None) -> Head:
+    def _flops(self, shape: HeadShape) -> int:
+        return 2 * self.rank * (2 * shape.d_model + shape.vocab_size)
+
+    def _build(self, shape: HeadShape, counts: Tensor | None) -> Head:
         if self.rank > shape.d_model:
             raise ConfigError(
                 f"head rank {self.rank} is greater than d_model {shape.d_model}; "
@@ -45,7 +59,7 @@ class FactorizedConfig(HeadConfig):
         return FactorizedHead(shape, self)
 
 
-class FactorizedHead(Head):
+class FactorizedHead(LinearHead):
     """x = U[t] P, z = (h Q^T) U^T with Q = P when shared."""
 
     def __init__(self, shape: HeadShape, config: FactorizedConfig) -> None:
@@ -56,25 +70,25 @@ class FactorizedHead(Head):
         self.input = orthogonal(config.rank, shape.d_model)
         self.output = None if config.shared else orthogonal(config.rank, shape.d_model)
 
-    def embed(self, tokens: Tensor, prev: Tensor) -> Tensor:
+    def _embed(self, tokens: Tensor, prev: Tensor) -> Tensor:
         return F.embedding(tokens, self.table) @ self.input
 
     def features(self, hidden: Tensor, prev: Tensor) -> Tensor:
-        return hidden
+        return hidden @ (self.input if self.output is None else self.output).T
 
     def matrix(self) -> Tensor:
-        return self.table @ (self.input if self.output is None else self.output)
+        return self.table
 
     def bias(self) -> Tensor | None:
         return None
 
-    def stored(self) -> Iterator[Stored]:
+    def _stored(self) -> Iterator[Stored]:
         yield Stored("table", self.table, "table")
         yield Stored("input", self.input, "matrix")
         if self.output is not None:
             yield Stored("output", self.output, "matrix")
 
-    def param_groups(self) -> Iterator[ParamGroup]:
+    def _param_groups(self) -> Iterator[ParamGroup]:
         yield ParamGroup("tied", {"table": self.table})
         yield ParamGroup("matrix", {"input": self.input})
         if self.output is not None:

@@ -16,7 +16,16 @@ from torch import Tensor, nn
 
 from tokgolf.errors import ConfigError
 from tokgolf.hashing import splitmix64
-from tokgolf.heads.base import Head, HeadConfig, HeadShape, ParamGroup, Stored, orthogonal, table
+from tokgolf.heads.base import (
+    Head,
+    HeadConfig,
+    HeadShape,
+    LinearHead,
+    ParamGroup,
+    Stored,
+    orthogonal,
+    table,
+)
 from tokgolf.heads.tied import TABLE_STD
 
 
@@ -55,13 +64,16 @@ class VQConfig(HeadConfig):
             raise ConfigError(f"head tail_codes {self.tail_codes} is greater than codes {rows}")
         return rows
 
-    def num_params(self, shape: HeadShape) -> int:
+    def _num_params(self, shape: HeadShape) -> int:
         own_input = shape.vocab_size * shape.d_model
         residual = self.residual_rank * (shape.vocab_size + shape.d_model)
         bias = shape.vocab_size if self.residual_rank else 0
         return own_input + self.codebook_rows(shape) * shape.d_model + residual + bias
 
-    def build(self, shape: HeadShape, counts: Tensor | None = None) -> Head:
+    def _flops(self, shape: HeadShape) -> int:
+        return 2 * shape.d_model * shape.vocab_size
+
+    def _build(self, shape: HeadShape, counts: Tensor | None) -> Head:
         rows = self.codebook_rows(shape)
         if self.residual_rank > shape.d_model:
             raise ConfigError(
@@ -72,10 +84,6 @@ class VQConfig(HeadConfig):
         elif counts is None:  # to be loaded from a checkpoint or an artifact
             codes = torch.zeros(shape.vocab_size, dtype=torch.int64)
         else:
-            if counts.shape != (shape.vocab_size,):
-                raise ConfigError(
-                    f"{counts.numel()} token counts for a vocabulary of {shape.vocab_size}"
-                )
             codes = frequency_codes(counts, rows, self.tail_codes or max(1, rows // 4))
         return VQHead(shape, self, rows, codes)
 
@@ -110,7 +118,7 @@ def frequency_codes(counts: Tensor, codes: int, tail_codes: int) -> Tensor:
     return result  # (vocab,)
 
 
-class VQHead(Head):
+class VQHead(LinearHead):
     """x = E[t] from a table of its own; z from the codebook, see the module's text."""
 
     codes: Tensor
@@ -127,7 +135,7 @@ class VQHead(Head):
         self.token_bias = nn.Parameter(torch.zeros(shape.vocab_size)) if rank else None
         self.register_buffer("codes", codes, persistent=self.codes_stored)
 
-    def embed(self, tokens: Tensor, prev: Tensor) -> Tensor:
+    def _embed(self, tokens: Tensor, prev: Tensor) -> Tensor:
         return F.embedding(tokens, self.input)
 
     def features(self, hidden: Tensor, prev: Tensor) -> Tensor:
@@ -142,7 +150,7 @@ class VQHead(Head):
     def bias(self) -> Tensor | None:
         return self.token_bias
 
-    def stored(self) -> Iterator[Stored]:
+    def _stored(self) -> Iterator[Stored]:
         yield Stored("input", self.input, "table")
         yield Stored("codebook", self.codebook, "table")
         if self.codes_stored:
@@ -153,7 +161,7 @@ class VQHead(Head):
         if self.token_bias is not None:
             yield Stored("token_bias", self.token_bias, "vector")
 
-    def param_groups(self) -> Iterator[ParamGroup]:
+    def _param_groups(self) -> Iterator[ParamGroup]:
         yield ParamGroup("input", {"input": self.input})
         yield ParamGroup("output", {"codebook": self.codebook})
         if self.residual_a is not None and self.residual_b is not None:

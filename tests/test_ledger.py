@@ -20,10 +20,10 @@ from tokgolf.artifact.load import Artifact
 from tokgolf.config import TrunkConfig
 from tokgolf.device import resolve_device
 from tokgolf.errors import ArtifactError, CapError, ConfigError
-from tokgolf.heads import HEADS, HeadShape, head_config
+from tokgolf.heads import ADDONS, HEADS, head_config
 from tokgolf.inspection import inspect_path
 from tokgolf.ledger import Ledger, code_bytes, ledger_of
-from tokgolf.model import build_model
+from tokgolf.model import build_model, head_shape
 from tokgolf.quantize.rows import QuantConfig
 from tokgolf.tokenizers import Tokenizer, build_tokenizer, save_tokenizer
 
@@ -31,10 +31,13 @@ TRUNK = TrunkConfig(layers=1, d_model=16, heads=2, kv_heads=1, mlp_hidden=16, se
 TEXT = b"the cat sat on the mat; the dog sat on the log. " * 20
 OPTIONS: dict[str, dict[str, Any]] = {
     "factorized": {"name": "factorized", "rank": 6},
-    "bigram-hash": {"name": "bigram-hash", "buckets": 64, "dim": 4},
 }
 CASES = {name: OPTIONS.get(name, {"name": name}) for name in HEADS} | {
-    "bigram-hash-on-vq": {**OPTIONS["bigram-hash"], "base": {"name": "vq"}},
+    "bigram-hash": {"name": "tied", "add": {"bigram-hash": {"buckets": 64, "dim": 4}}},
+    "every add-on on vq": {
+        "name": "vq",
+        "add": {**{name: {} for name in ADDONS}, "bigram-hash": {"buckets": 64, "dim": 4}},
+    },
 }
 ROOT = str(Path(tokgolf.__file__).parent.parent)
 
@@ -43,7 +46,7 @@ def make(case: str, kind: str = "byte") -> FloatModel:
     torch.manual_seed(0)
     sizes = {"byte": None, "bpe": 270, "unigram": 259}
     tokenizer: Tokenizer = build_tokenizer(kind, [TEXT], sizes[kind])
-    shape = HeadShape(vocab_size=tokenizer.vocab_size, d_model=16, bos_id=tokenizer.bos_id)
+    shape = head_shape(tokenizer, TRUNK)
     head = head_config(CASES[case])
     model = build_model(TRUNK, head, shape, torch.arange(shape.vocab_size)).eval()
     with torch.no_grad():
@@ -132,7 +135,18 @@ def head_modules(ledger: Ledger) -> set[str]:
         ("tied", {"base", "tied"}),
         ("untied", {"base", "untied", "tied"}),
         ("bigram-hash", {"base", "bigram_hash", "tied"}),
-        ("bigram-hash-on-vq", {"base", "bigram_hash", "vq", "tied"}),
+        (
+            "every add-on on vq",
+            {
+                "base",
+                "bigram_hash",
+                "bigram_logits",
+                "canonical_mask",
+                "unigram_bias",
+                "vq",
+                "tied",
+            },
+        ),
     ],
 )
 def test_only_the_heads_in_use_are_paid_for(case: str, modules: set[str]) -> None:
@@ -190,7 +204,13 @@ def fresh_process(path: Path, source: Path | str = ROOT) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("case", "kind"), [("tied", "bpe"), ("bigram-hash-on-vq", "byte"), ("factorized", "unigram")]
+    ("case", "kind"),
+    [
+        ("tied", "bpe"),
+        ("every add-on on vq", "byte"),
+        ("every add-on on vq", "bpe"),
+        ("factorized", "unigram"),
+    ],
 )
 def test_a_process_that_scores_loads_the_ledgers_modules_and_no_others(
     case: str, kind: str, tmp_path: Path

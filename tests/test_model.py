@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from tokgolf.config import TrunkConfig
-from tokgolf.heads import Head, HeadShape, ParamGroup, Stored, head_config
+from tokgolf.heads import HeadShape, ParamGroup, Stored, head_config
+from tokgolf.heads.base import LinearHead
 from tokgolf.model import LanguageModel, Trunk
 
 Array = npt.NDArray[np.float64]
@@ -24,7 +25,7 @@ HEAD_OPTIONS: dict[str, dict[str, Any]] = {
     "untied": {"name": "untied"},
     "factorized": {"name": "factorized", "rank": 8, "shared": False},
     "vq": {"name": "vq", "residual_rank": 4},
-    "bigram-hash": {"name": "bigram-hash", "buckets": 97, "dim": 8},
+    "bigram-hash": {"name": "tied", "add": {"bigram-hash": {"buckets": 97, "dim": 8}}},
 }
 every_head = pytest.mark.parametrize("head", HEAD_OPTIONS)
 
@@ -237,15 +238,15 @@ def test_a_shorter_window_is_the_start_of_a_longer_one(head: str) -> None:
         torch.testing.assert_close(short, full[:, :time], rtol=1e-5, atol=1e-5)
 
 
-class Recorder(Head):
+class Recorder(LinearHead):
     """A head that passes everything to another one and keeps the `prev` it was given."""
 
-    def __init__(self, inner: Head) -> None:
+    def __init__(self, inner: LinearHead) -> None:
         super().__init__(inner.shape, inner.softcap)
         self.inner = inner
         self.seen: list[tuple[str, list[int]]] = []
 
-    def embed(self, tokens: Tensor, prev: Tensor) -> Tensor:
+    def _embed(self, tokens: Tensor, prev: Tensor) -> Tensor:
         self.seen.append(("embed", prev.flatten().tolist()))
         return self.inner.embed(tokens, prev)
 
@@ -259,15 +260,17 @@ class Recorder(Head):
     def bias(self) -> Tensor | None:
         return self.inner.bias()
 
-    def stored(self) -> Iterator[Stored]:
+    def _stored(self) -> Iterator[Stored]:
         return self.inner.stored()
 
-    def param_groups(self) -> Iterator[ParamGroup]:
+    def _param_groups(self) -> Iterator[ParamGroup]:
         return self.inner.param_groups()
 
 
 def test_prev_is_the_token_before_the_input_and_before_the_target() -> None:
-    head = Recorder(head_config({"name": "tied"}).build(SHAPE))
+    inner = head_config({"name": "tied"}).build(SHAPE)
+    assert isinstance(inner, LinearHead)
+    head = Recorder(inner)
     model = LanguageModel(Trunk(tiny()), head)
     tokens = torch.tensor([[10, 11, 12], [20, 21, 22]])
     bos = SHAPE.bos_id

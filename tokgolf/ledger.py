@@ -79,7 +79,8 @@ def ledger_of(artifact: "Artifact") -> Ledger:
 def scoring_modules(artifact: "Artifact") -> tuple[str, ...]:
     """Names of the tokgolf modules that scoring this artifact imports."""
     model = {type(part).__module__ for part in artifact.model.modules()}
-    return _closure([*ENTRY_MODULES, *model, *_own_modules(artifact.tokenizer)])
+    needed = artifact.model.head.modules_needed()
+    return _closure([*ENTRY_MODULES, *model, *needed, *_own_modules(artifact.tokenizer)])
 
 
 def tokenizer_modules(tokenizer: Tokenizer) -> tuple[str, ...]:

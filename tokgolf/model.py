@@ -175,12 +175,17 @@ class LanguageModel(nn.Module):
         return self.trunk(self.head.embed(tokens, prev))  # type: ignore[no-any-return]
 
     def nll(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        """Nats of `targets`, the token after each of `tokens`; for training.
+        """Nats of each of `targets`, the tokens after `tokens`.
 
         tokens, targets (batch, time) -> (batch * time,)
         """
         hidden = self.hidden(tokens)
         return self.head.nll(hidden.flatten(0, 1), targets.flatten(), tokens.flatten())
+
+    def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """The sum of `nll`, in little memory; for training.  # same shapes -> ()"""
+        hidden = self.hidden(tokens)
+        return self.head.loss(hidden.flatten(0, 1), targets.flatten(), tokens.flatten())
 
     def log_probs(self, tokens: Tensor) -> Tensor:
         """ln p of every possible next token at every position, in fp32; for scoring.
@@ -214,6 +219,8 @@ def head_shape(tokenizer: Tokenizer, trunk: TrunkConfig) -> HeadShape:
         d_model=trunk.d_model,
         bos_id=tokenizer.bos_id,
         bigram=tokenizer.bigram,
+        token_bytes=tuple(tokenizer.token_bytes),
+        successors=tokenizer.successors,
     )
 
 

@@ -27,6 +27,7 @@ from tokgolf.device import resolve_device
 from tokgolf.errors import TrainingError
 from tokgolf.files import atomic_open, write_bytes, write_text
 from tokgolf.heads import head_config, head_to_dict
+from tokgolf.heads.base import Unties
 from tokgolf.model import LanguageModel, build_model, head_shape
 from tokgolf.tokenizers import Tokenizer
 from tokgolf.training.config import RunConfig
@@ -127,14 +128,17 @@ class _Session:
         self.model = build_model(config.trunk, head, shape, torch.from_numpy(counts))
         self.model.to(self.device)
         self.optimizers = Optimizers(self.model, config.optimizer)
-        self.nll: Callable[[Tensor, Tensor], Tensor] = self.model.nll
+        self.loss_of: Callable[[Tensor, Tensor], Tensor] = self.model.loss
         self.step = 0
+        self.untied = False
         self.seconds = 0.0
         self.compile_seconds = 0.0
         self.loss = math.nan
 
     def load(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
+        if state.get("untied"):
+            self.untie()
         own = self.model.state_dict()
         own.update({name: tensors[MODEL_PREFIX + name] for name in own})
         self.model.load_state_dict(own)
@@ -151,22 +155,38 @@ class _Session:
             "seconds": self.seconds,
             "compile_seconds": self.compile_seconds,
             "loss": self.loss,
+            "untied": self.untied,
         }
         write_checkpoint(run, {**weights, **optimizer}, {**state, **progress, "finished": finished})
+
+    def untie(self) -> None:
+        """Let the head become two tables where it was one."""
+        assert isinstance(self.model.head, Unties)
+        copies = self.model.head.untie()
+        self.optimizers.adopt({f"head.{new}": f"head.{old}" for new, old in copies.items()})
+        self.untied = True
+
+    def untie_if_due(self, remaining: float, tokens: Tensor, targets: Tensor) -> None:
+        """Once, at the fraction of the budget that the head's options name."""
+        head = self.model.head
+        due = isinstance(head, Unties) and 0 < head.untie_at <= self.step / (self.step + remaining)
+        if due:
+            self.untie()
+            self.compile(tokens, targets)
 
     def compile(self, tokens: Tensor, targets: Tensor) -> None:
         """Compile the loss for batches of this shape; "auto" stays eager where that fails."""
         if self.config.compile == "off":
             return
         began = time.perf_counter()
-        self.nll = torch.compile(self.model.nll, dynamic=False)
+        self.loss_of = torch.compile(self.model.loss, dynamic=False)
         try:
             self.gradients(tokens, targets)
         except Exception as error:  # the compiler's own errors have no common base
             if self.config.compile == "on":
                 reason = str(error).strip().splitlines()[0]
                 raise TrainingError(f"the model does not compile here: {reason}") from error
-            self.nll = self.model.nll
+            self.loss_of = self.model.loss
         self.model.zero_grad(set_to_none=True)
         self.compile_seconds += time.perf_counter() - began
 
@@ -197,8 +217,8 @@ class _Session:
         for start in range(0, len(tokens), rows):
             x, y = tokens[start : start + rows], targets[start : start + rows]
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
-                nll = self.nll(x.to(self.device), y.to(self.device))
-            loss = nll.sum() / targets.numel()
+                summed = self.loss_of(x.to(self.device), y.to(self.device))
+            loss = summed / targets.numel()
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach().double()
         return float(total)
@@ -219,14 +239,16 @@ class _Session:
             self.compile(*batches.step(self.step))
             while (remaining := self.remaining_steps()) > 0:
                 scale = self.rate_scale(remaining)
-                loss = self.gradients(*batches.step(self.step))
+                tokens, targets = batches.step(self.step)
+                self.untie_if_due(remaining, tokens, targets)
+                loss = self.gradients(tokens, targets)
                 if not math.isfinite(loss):
                     raise TrainingError(
                         f"the loss is {loss} at step {self.step}; checkpoints in {run} are from "
                         "before. Lower the learning rates, e.g. --set optimizer.lr_matrix=0.01"
                     )
                 if self.step == 0:
-                    self._check_first_loss(loss)
+                    self._check_first_loss(loss, tokens, targets)
                 self.loss = loss
                 self.optimizers.step(self.step, scale)
                 self.step += 1
@@ -269,8 +291,9 @@ class _Session:
             seconds_left=max(0.0, self.remaining_steps() * self.seconds_per_step()),
         )
 
-    def _check_first_loss(self, loss: float) -> None:
-        declared = self.model.head.initial_loss()
+    def _check_first_loss(self, loss: float, tokens: Tensor, targets: Tensor) -> None:
+        flat = (t.flatten().to(self.device) for t in (targets, tokens))
+        declared = self.model.head.initial_loss(*flat)
         if abs(loss - declared) > FIRST_LOSS_TOLERANCE * declared:
             raise TrainingError(
                 f"the first loss is {loss:.4f} nats, the head declares {declared:.4f} "

@@ -115,6 +115,14 @@ class Adam:
         self.rates = rates
         self.adam = torch.optim.Adam(groups, betas=betas, eps=config.adam_eps, fused=True)
 
+    def copy(self, name: str, parameter: nn.Parameter, source: str) -> None:
+        """Take over `parameter` with the rate and the state that `source` has."""
+        self.rates[name] = self.rates[source]
+        before = self.adam.state[self.parameters[source]]
+        self.parameters[name] = parameter
+        self.adam.add_param_group({"params": [parameter], "lr": self.rates[name]})
+        self.adam.state[parameter] = {key: value.clone() for key, value in before.items()}
+
     def step(self, scale: float) -> None:
         """Update from the gradients; `scale` multiplies every rate."""
         for group, (name, parameter) in zip(
@@ -142,6 +150,15 @@ class Optimizers:
         self.muon = Muon({n: p for n, p in named.items() if roles.get(n) == "matrix"}, config)
         others = {n: p for n, p in named.items() if n in roles and roles[n] != "matrix"}
         self.adam = Adam(others, {name: config.rate(roles[name]) for name in others}, config)
+
+    def adopt(self, copies: dict[str, str]) -> None:
+        """Train new tensors of the model too, each a copy of one trained by Adam.
+
+        `copies` are full names, new -> old.
+        """
+        named = dict(self.model.named_parameters())
+        for name, source in copies.items():
+            self.adam.copy(name, named[name], source)
 
     def step(self, step: int, scale: float) -> None:
         """Update every tensor, then clear the gradients."""

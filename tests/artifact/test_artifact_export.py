@@ -22,9 +22,9 @@ from tokgolf.artifact.export import encode_artifact, export_run
 from tokgolf.artifact.load import Artifact, decode_artifact, load_artifact
 from tokgolf.config import TrunkConfig, to_dict
 from tokgolf.errors import ArtifactError, CapError, TokenizerError, TokgolfError
-from tokgolf.heads import HEADS, HeadShape, head_config, head_to_dict
+from tokgolf.heads import ADDONS, HEADS, head_config, head_to_dict
 from tokgolf.ledger import ledger_of
-from tokgolf.model import build_model
+from tokgolf.model import build_model, head_shape
 from tokgolf.quantize import dequantize
 from tokgolf.quantize.rows import QuantConfig, quantize
 from tokgolf.tokenizers import Tokenizer, build_tokenizer, save_tokenizer
@@ -34,11 +34,15 @@ TEXT = b"the cat sat on the mat; the dog sat on the log. " * 20
 CONFIG = QuantConfig(method="nearest")
 LARGE = 10**9
 OPTIONS: dict[str, dict[str, Any]] = {
+    **{name: {"name": name} for name in HEADS},
     "factorized": {"name": "factorized", "rank": 6},
     "vq": {"name": "vq", "codes": 70, "residual_rank": 3},
-    "bigram-hash": {"name": "bigram-hash", "buckets": 64, "dim": 4},
+    "every add-on": {
+        "name": "tied",
+        "add": {**{name: {} for name in ADDONS}, "bigram-hash": {"buckets": 64, "dim": 4}},
+    },
 }
-every_head = pytest.mark.parametrize("head", HEADS)
+every_head = pytest.mark.parametrize("head", OPTIONS)
 
 
 def bpe(vocab_size: int) -> Tokenizer:
@@ -48,8 +52,8 @@ def bpe(vocab_size: int) -> Tokenizer:
 def make(head: str = "tied", tokenizer: Tokenizer | None = None, seed: int = 0) -> FloatModel:
     torch.manual_seed(seed)
     tokenizer = tokenizer or build_tokenizer("byte", [], None)
-    shape = HeadShape(vocab_size=tokenizer.vocab_size, d_model=16, bos_id=tokenizer.bos_id)
-    config = head_config(OPTIONS.get(head, {"name": head}))
+    shape = head_shape(tokenizer, TRUNK)
+    config = head_config(OPTIONS[head])
     model = build_model(TRUNK, config, shape, torch.arange(shape.vocab_size)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -356,9 +360,9 @@ FORGERIES: dict[str, tuple[dict[str, Any], str]] = {
     "rank 10**9": (head(name="factorized", rank=LARGE), "at most"),
     "codes 10**9": (head(name="vq", codes=LARGE), "greater than the vocabulary"),
     "residual 10**9": (head(name="vq", residual_rank=LARGE), "at most"),
-    "buckets 10**9": (head(name="bigram-hash", buckets=LARGE), "at most"),
-    "a base that is itself": (head(name="bigram-hash", base={"name": "bigram-hash"}), "own base"),
-    "a base that is no head": (head(name="bigram-hash", base={"name": "x"}), "there is no head"),
+    "buckets 10**9": (head(name="tied", add={"bigram-hash": {"buckets": LARGE}}), "at most"),
+    "an add-on that is a head": (head(name="tied", add={"tied": {}}), "there is no add-on"),
+    "an add-on that is a number": (head(name="tied", add={"bigram-hash": 3}), "as a table"),
     "a negative softcap": (head(name="tied", softcap=-1), "softcap"),
 }  # fmt: skip
 

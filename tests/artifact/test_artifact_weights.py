@@ -24,13 +24,13 @@ SHAPE = HeadShape(vocab_size=300, d_model=16, bos_id=256)
 OPTIONS: dict[str, dict[str, object]] = {
     "factorized": {"name": "factorized", "rank": 6, "shared": False},
     "vq": {"name": "vq", "codes": 70, "residual_rank": 3},
-    "bigram-hash": {"name": "bigram-hash", "buckets": 64, "dim": 4},
+    "bigram-hash": {"name": "tied", "add": {"bigram-hash": {"buckets": 64, "dim": 4}}},
 }
 CASES = {name: OPTIONS.get(name, {"name": name}) for name in HEADS} | {
     "vq-published": {"name": "vq"},
     "vq-random": {"name": "vq", "assignment": "random"},
     "rank-one": {"name": "factorized", "rank": 1},
-    "bigram-hash-on-vq": {"name": "bigram-hash", "buckets": 9, "dim": 1, "base": {"name": "vq"}},
+    "bigram-hash-on-vq": {"name": "vq", "add": {"bigram-hash": {"buckets": 9, "dim": 1}}},
 }
 every_case = pytest.mark.parametrize("case", CASES)
 

@@ -308,8 +308,8 @@ def test_a_run_that_is_already_there(refused: Refused, made: Path) -> None:
 def test_a_loss_that_is_not_a_number(
     refused: Refused, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    nll = LanguageModel.nll
-    monkeypatch.setattr(LanguageModel, "nll", lambda *batch: nll(*batch) * float("nan"))
+    loss = LanguageModel.loss
+    monkeypatch.setattr(LanguageModel, "loss", lambda *batch: loss(*batch) * float("nan"))
     message = refused(*train_command(made, tmp_path / "run"))
     assert message.startswith("the loss is nan at step 0;")
     assert not (tmp_path / "run" / "checkpoints").exists()

@@ -39,10 +39,11 @@ def tokenizer() -> Tokenizer:
     return build_tokenizer("byte", [], None)
 
 
-def model_for(tokenizer: Tokenizer, head: str = "bigram-hash") -> LanguageModel:
+def model_for(tokenizer: Tokenizer) -> LanguageModel:
     torch.manual_seed(0)
     shape = HeadShape(vocab_size=tokenizer.vocab_size, d_model=16, bos_id=tokenizer.bos_id)
-    model = build_model(TRUNK, head_config({"name": head}), shape).eval()
+    head = head_config({"name": "tied", "add": {"bigram-hash": {}, "bigram-logits": {}}})
+    model = build_model(TRUNK, head, shape).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0, 0.4)
@@ -96,7 +97,7 @@ def test_nats_agree_with_one_forward_a_token(
 
 def test_nats_of_a_learned_tokenizer_agree_with_the_twin() -> None:
     tokenizer = build_tokenizer("bpe", [TEXT], 270)
-    model = model_for(tokenizer, "tied")
+    model = model_for(tokenizer)
     documents = [TEXT[:150], b"", b"\xff the cat"]
     for data, nats in zip(documents, nats_of(model, tokenizer, documents, stride=3), strict=True):
         assert len(nats) == len(tokenizer.encode(data)) + 1

@@ -8,26 +8,21 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from tokgolf.errors import ConfigError
 from tokgolf.hashing import BigramBuckets
-from tokgolf.heads import HEADS, Head, HeadShape, head_config
-from tokgolf.heads.bigram_hash import BigramHashHead
+from tokgolf.heads import Head, HeadShape, head_config
+from tokgolf.heads.base import LinearHead
+from tokgolf.heads.bigram_hash import BigramHash, sign_vectors
+from tokgolf.heads.unigram_bias import log_counts
+from tokgolf.heads.untied import UntiedHead
 from tokgolf.heads.vq import VQHead, frequency_codes, random_codes
 
-AnyHead = TypeVar("AnyHead", bound=Head)
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 SHAPE = HeadShape(vocab_size=40, d_model=16, bos_id=5)
 COUNTS = torch.arange(SHAPE.vocab_size) * 7 % 41
-
-BASES: dict[str, dict[str, Any]] = {
-    "tied": {"name": "tied"},
-    "untied": {"name": "untied"},
-    "factorized": {"name": "factorized", "rank": 8},
-    "vq": {"name": "vq"},
-    "vq-residual": {"name": "vq", "residual_rank": 4},
-}
 
 
 @pytest.fixture(autouse=True)
@@ -42,15 +37,15 @@ def built(values: dict[str, Any], shape: HeadShape = SHAPE) -> Head:
     return head_config(values).build(shape, COUNTS)
 
 
-def randomised(head: AnyHead) -> AnyHead:
+def randomised(module: AnyModule) -> AnyModule:
     with torch.no_grad():
-        for parameter in head.parameters():
+        for parameter in module.parameters():
             parameter.normal_(0.0, 0.3)
-    return head
+    return module
 
 
-def copy_into(head: Head, **values: Tensor) -> None:
-    parameters = dict(head.named_parameters())
+def copy_into(module: nn.Module, **values: Tensor) -> None:
+    parameters = dict(module.named_parameters())
     with torch.no_grad():
         for name, value in values.items():
             parameters[name].copy_(value)
@@ -60,6 +55,14 @@ def inputs(n: int = 30) -> tuple[Tensor, Tensor, Tensor]:
     """hidden (n, d_model), tokens (1, n), prev (1, n)"""
     tokens, prev = torch.randint(0, SHAPE.vocab_size, (2, 1, n))
     return torch.randn(n, SHAPE.d_model), tokens, prev
+
+
+def effective(head: Head) -> Tensor:
+    """The matrix that hidden states meet, whatever the head projects first.  # (vocab, d_model)"""
+    assert isinstance(head, LinearHead)
+    width = head.shape.d_model
+    features = head.features(torch.eye(width), torch.zeros(width, dtype=torch.int64))
+    return (head.matrix() @ features.T).detach().double()
 
 
 def distinct(rows: Tensor) -> int:
@@ -105,13 +108,12 @@ def test_a_factorized_head_of_full_rank_is_the_tied_head(shared: bool) -> None:
 
 @pytest.mark.parametrize("rank", [1, 3, 8])
 def test_a_factorized_matrix_has_its_rank_and_a_tied_table_s_size(rank: int) -> None:
-    head = built({"name": "factorized", "rank": rank})
-    matrix = head.matrix().detach().double()
+    matrix = effective(built({"name": "factorized", "rank": rank}))
     assert int(torch.linalg.matrix_rank(matrix, rtol=1e-4)) == rank
     large = head_config({"name": "factorized", "rank": 64}).build(
         HeadShape(vocab_size=4000, d_model=256, bos_id=0)
     )
-    assert large.matrix().std().item() == pytest.approx(0.005, rel=0.05)
+    assert effective(large).std().item() == pytest.approx(0.005, rel=0.05)
 
 
 def test_a_factorized_projection_starts_orthonormal() -> None:
@@ -264,58 +266,94 @@ def test_frequency_codes_separate_the_frequent_and_balance_the_rest(
     assert max(sizes) - min(sizes) <= 1
 
 
+# The tied head's own input.
+
+
+def test_a_low_rank_input_changes_the_input_only() -> None:
+    tied, head = built({"name": "tied"}), built({"name": "tied", "input_rank": 4})
+    copy_into(head, table=tied.state_dict()["table"])
+    hidden, tokens, prev = inputs()
+    assert torch.equal(head.embed(tokens, prev), tied.embed(tokens, prev))
+    copy_into(head, delta_a=torch.randn(40, 4))
+    difference = (head.embed(tokens, prev) - tied.embed(tokens, prev))[0]
+    assert int(torch.linalg.matrix_rank(difference.detach(), rtol=1e-4)) == 4
+    assert torch.equal(head.log_probs(hidden, prev[0]), tied.log_probs(hidden, prev[0]))
+
+
+# Untying on the way.
+
+
+def test_untying_copies_the_table_once_and_changes_no_score() -> None:
+    head = randomised(built({"name": "untied", "untie_at": 0.5}))
+    assert isinstance(head, UntiedHead)
+    hidden, tokens, prev = inputs()
+    before = head.log_probs(hidden, prev[0])
+    assert [name for name, _, _ in head.stored()] == ["input"]
+    assert head.untie() == {"output": "input"}
+    assert [name for name, _, _ in head.stored()] == ["input", "output"]
+    assert head.untie_at == 0
+    assert torch.equal(head.log_probs(hidden, prev[0]), before)
+    copy_into(head, output=torch.randn(40, 16))
+    assert not torch.equal(head.log_probs(hidden, prev[0]), before)
+    # Once untied, it is the head that was never tied.
+    plain = built({"name": "untied"})
+    plain.load_state_dict(head.state_dict())
+    assert torch.equal(head.log_probs(hidden, prev[0]), plain.log_probs(hidden, prev[0]))
+
+
 # Bigram hash.
 
 
-def bigram(base: str, buckets: int = 101, dim: int = 8, shape: HeadShape = SHAPE) -> BigramHashHead:
-    head = built(
-        {"name": "bigram-hash", "buckets": buckets, "dim": dim, "base": BASES[base]}, shape
-    )
-    assert isinstance(head, BigramHashHead)
-    return head
+def with_pairs(
+    buckets: int = 101, dim: int = 8, shape: HeadShape = SHAPE, **options: Any
+) -> tuple[Head, BigramHash]:
+    options = {"buckets": buckets, "dim": dim, **options}
+    head = built({"name": "tied", "add": {"bigram-hash": options}}, shape)
+    addon = head.addons["bigram-hash"]
+    assert isinstance(addon, BigramHash)
+    return head, addon
 
 
-def test_every_head_but_itself_is_tried_as_a_base() -> None:
-    assert {base["name"] for base in BASES.values()} == set(HEADS) - {"bigram-hash"}
-
-
-@pytest.mark.parametrize("base", BASES)
-def test_bigram_hash_is_its_base_until_it_is_trained(base: str) -> None:
-    head = bigram(base)
-    randomised(head.base)
+def test_bigram_hash_changes_nothing_until_it_is_trained_and_then_the_input_only() -> None:
+    head, addon = with_pairs()
+    plain = built({"name": "tied"})
+    copy_into(plain, table=head.state_dict()["table"])
     hidden, tokens, prev = inputs()
-    assert torch.equal(head.embed(tokens, prev), head.base.embed(tokens, prev))
-    copy_into(head, table=torch.randn(101, 8))
-    assert not torch.equal(head.embed(tokens, prev), head.base.embed(tokens, prev))
-    # The table is on the input side only.
-    assert torch.equal(head.log_probs(hidden, prev[0]), head.base.log_probs(hidden, prev[0]))
-    targets = tokens[0]
-    nlls = [one.nll(hidden, targets, prev[0]) for one in (head, head.base)]
-    assert torch.equal(*nlls)
+    assert torch.equal(head.embed(tokens, prev), plain.embed(tokens, prev))
+    copy_into(addon, table=torch.randn(101, 8))
+    assert not torch.equal(head.embed(tokens, prev), plain.embed(tokens, prev))
+    assert torch.equal(head.log_probs(hidden, prev[0]), plain.log_probs(hidden, prev[0]))
 
 
-@pytest.mark.parametrize("base", BASES)
-def test_the_embedding_at_bos_ignores_the_document_before(base: str) -> None:
-    head = randomised(bigram(base))
-    prev = torch.arange(SHAPE.vocab_size)[None]
-    at_bos = head.embed(torch.full_like(prev, SHAPE.bos_id), prev)[0]
-    assert torch.equal(at_bos, at_bos[:1].expand_as(at_bos))
-    elsewhere = head.embed(torch.full_like(prev, SHAPE.bos_id + 1), prev)[0]
-    assert distinct(elsewhere) > 20
+@pytest.mark.parametrize("signs", [False, True])
+def test_bigram_vectors_are_the_formula_s(signs: bool) -> None:
+    head, addon = with_pairs(signs=signs)
+    randomised(addon)
+    _, tokens, prev = inputs(200)
+    tokens[0, ::7] = SHAPE.bos_id
+    found = addon.embed(tokens, prev)[0]
+    for place, (token, before) in enumerate(zip(tokens[0].tolist(), prev[0].tolist(), strict=True)):
+        before = SHAPE.bos_id if token == SHAPE.bos_id else before
+        row = addon.table[100 if token == SHAPE.bos_id else (36313 * token ^ 27191 * before) % 100]
+        if signs:
+            row = row * sign_vectors(257, 8)[(40503 * token ^ 30011 * before) % 256]
+        torch.testing.assert_close(found[place], addon.scale * (row @ addon.projection))
 
 
 def test_bos_has_the_last_row_of_the_table_to_itself() -> None:
-    head = randomised(bigram("tied"))
+    head, addon = with_pairs()
+    randomised(addon)
     every = torch.arange(SHAPE.vocab_size)
     tokens, prev = every.repeat_interleave(40)[None], every.repeat(40)[None]
     before = head.embed(tokens, prev)
-    copy_into(head, table=torch.cat([head.table[:-1].detach(), torch.randn(1, 8)]))
+    copy_into(addon, table=torch.cat([addon.table[:-1].detach(), torch.randn(1, 8)]))
     changed = (head.embed(tokens, prev) != before).any(dim=-1)
     assert torch.equal(changed, tokens == SHAPE.bos_id)
 
 
 def test_shifting_prev_by_one_changes_the_embedding() -> None:
-    head = randomised(bigram("tied"))
+    head, addon = with_pairs()
+    randomised(addon)
     _, tokens, prev = inputs(200)
     a, b = head.embed(tokens, prev), head.embed(tokens, prev.roll(1, 1))
     same = (a == b).all(dim=-1)
@@ -326,32 +364,70 @@ def test_shifting_prev_by_one_changes_the_embedding() -> None:
 
 def test_large_ids_do_not_overflow_in_the_head() -> None:
     shape = HeadShape(vocab_size=70_000, d_model=2, bos_id=0)
-    head = bigram("tied", buckets=997, dim=2, shape=shape)
-    copy_into(head, table=torch.randn(997, 2), projection=torch.eye(2), scale=torch.ones(1))
+    head = head_config({"name": "tied", "add": {"bigram-hash": {"buckets": 997, "dim": 2}}}).build(
+        shape
+    )
+    addon = head.addons["bigram-hash"]
+    assert isinstance(addon, BigramHash)
+    copy_into(addon, table=torch.randn(997, 2), projection=torch.eye(2), scale=torch.ones(1))
     tokens = torch.tensor([[59_139, 60_000, 69_999]])
     prev = torch.tensor([[69_999, 1, 65_000]])
     pairs = zip(prev[0].tolist(), tokens[0].tolist(), strict=True)
-    rows = head.table[[BigramBuckets(count=997).bucket(p, t) for p, t in pairs]]  # Python ints
-    expected = head.base.embed(tokens, prev)[0] + rows
-    torch.testing.assert_close(head.embed(tokens, prev)[0], expected)
+    rows = addon.table[[BigramBuckets(count=997).bucket(p, t) for p, t in pairs]]  # Python ints
+    torch.testing.assert_close(addon.embed(tokens, prev)[0], rows)
 
 
 @pytest.mark.parametrize(("buckets", "dim"), [(64, 96), (4096, 4), (97, 1)])
 def test_a_projection_starts_orthonormal_at_every_size(buckets: int, dim: int) -> None:
-    projection = bigram("tied", buckets, dim).projection.detach()
+    projection = with_pairs(buckets, dim)[1].projection.detach()
     small = projection @ projection.T if dim <= 16 else projection.T @ projection
     torch.testing.assert_close(small, torch.eye(min(dim, 16)), rtol=0, atol=1e-5)
 
 
-def test_the_softcap_of_the_extended_head_is_the_outer_one() -> None:
-    for base in BASES.values():
-        values = {"name": "bigram-hash", "softcap": 3.0, "base": base}
-        head = randomised(built(values))
-        hidden, _, prev = inputs()
-        assert isinstance(head, BigramHashHead)
-        assert head.base.softcap == head.softcap == 3.0
-        logits = head.logits(100 * hidden, prev[0])
-        assert 2.5 < logits.abs().max() <= 3.0
+def test_signs_are_the_same_everywhere_and_balanced() -> None:
+    signs = sign_vectors(257, 130)
+    assert signs[0, :8].tolist() == [1, 1, 1, 1, -1, 1, -1, 1]  # 0xE220A8397B1DCDAF ends in AF
+    assert set(signs.flatten().tolist()) == {-1.0, 1.0}
+    assert abs(float(signs.mean())) < 0.02
+    assert distinct(signs) == 257
+
+
+# Bigram logits, unigram bias.
+
+
+def test_bigram_logits_start_at_nothing_and_then_depend_on_the_last_token_alone() -> None:
+    head = built({"name": "tied", "add": {"bigram-logits": {"rank": 3}}})
+    plain = built({"name": "tied"})
+    copy_into(plain, table=head.state_dict()["table"])
+    hidden, _, prev = inputs()
+    torch.testing.assert_close(head.log_probs(hidden, prev[0]), plain.log_probs(hidden, prev[0]))
+    copy_into(head.addons["bigram-logits"], next=torch.randn(40, 3))
+    every = torch.arange(40)
+    z = head.logits(torch.zeros(40, 16), every).detach()
+    z = 30 * torch.atanh(z / 30)
+    assert int(torch.linalg.matrix_rank(z, rtol=1e-4)) == 3
+
+
+def test_exact_bigram_logits_of_a_large_vocabulary_are_refused() -> None:
+    config = head_config({"name": "tied", "add": {"bigram-logits": {"exact": True}}})
+    shape = HeadShape(vocab_size=2049, d_model=4, bos_id=0)
+    with pytest.raises(ConfigError, match="2,049 x 2,049 weights; the limit .* 2,048"):
+        config.build(shape)
+
+
+def test_a_unigram_bias_starts_at_the_unigram_distribution() -> None:
+    counts = torch.arange(40) * 50
+    config = head_config({"name": "untied", "softcap": 0.0, "add": {"unigram-bias": {}}})
+    head = config.build(SHAPE, counts)
+    log_probs = head.log_probs(torch.randn(3, 16), torch.zeros(3, dtype=torch.int64))
+    expected = ((counts + 0.5) / (counts + 0.5).sum()).log()
+    torch.testing.assert_close(log_probs, expected.expand(3, 40), rtol=1e-5, atol=1e-5)
+    assert float(log_counts(counts).mean()) == pytest.approx(0, abs=1e-6)
+
+
+def test_a_mask_needs_a_tokenizer() -> None:
+    with pytest.raises(ConfigError, match="canonical-mask needs a tokenizer"):
+        built({"name": "tied", "add": {"canonical-mask": {}}})
 
 
 # Options that cannot be used.
@@ -375,19 +451,14 @@ def test_the_softcap_of_the_extended_head_is_the_outer_one() -> None:
         ({"name": "vq", "tail_codes": -1}, "tail_codes is -1"),
         ({"name": "vq", "codes": 8, "tail_codes": 9}, "tail_codes 9 is greater than codes 8"),
         ({"name": "vq", "assignment": "frequent"}, "did you mean 'frequency'"),
-        ({"name": "bigram-hash", "buckets": 1}, "buckets >= 2"),
-        ({"name": "bigram-hash", "dim": 0}, "dim >= 1"),
-        ({"name": "bigram-hash", "base": {"name": "bigram-hash"}}, "its own base"),
-        ({"name": "bigram-hash", "base": {"name": "teid"}}, "did you mean 'tied'"),
-        ({"name": "bigram-hash", "base": {}}, "no head None"),
-        (
-            {"name": "bigram-hash", "base": {"name": "factorized", "rnk": 4}},
-            "head.base: unknown key 'rnk'; did you mean 'rank'",
-        ),
-        (
-            {"name": "bigram-hash", "base": {"name": "factorized", "rank": 17}},
-            "rank 17 .* d_model 16",
-        ),
+        ({"name": "tied", "input_rank": -1}, "input_rank is -1"),
+        ({"name": "tied", "input_rank": 17}, "input_rank 17 .* d_model 16"),
+        ({"name": "untied", "untie_at": 1.0}, "untie_at is 1.0"),
+        ({"name": "untied", "untie_at": -0.1}, "untie_at is -0.1"),
+        ({"name": "tied", "add": {"bigram-hash": {"buckets": 1}}}, "buckets >= 2"),
+        ({"name": "tied", "add": {"bigram-hash": {"dim": 0}}}, "dim >= 1"),
+        ({"name": "tied", "add": {"bigram-logits": {"rank": 0}}}, "rank is 0"),
+        ({"name": "tied", "add": {"bigram-logits": {"rank": 41}}}, "rank 41 .* vocabulary 40"),
     ],
 )
 def test_options_that_cannot_be_used_are_refused(values: dict[str, Any], message: str) -> None:

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from tokgolf.config import TrunkConfig
 from tokgolf.heads import HeadShape, head_config
+from tokgolf.heads.base import LinearHead
 from tokgolf.model import build_model
 from tokgolf.quantize.gptq import DAMPING, input_hessians, round_columns
 from tokgolf.quantize.rows import frequency_weights
@@ -84,13 +85,16 @@ def test_every_linear_layer_and_the_stored_classifier_has_a_hessian() -> None:
     trunk = TrunkConfig(layers=2, d_model=16, heads=2, kv_heads=1, mlp_hidden=24, sequence_length=8)
     shape = HeadShape(vocab_size=300, d_model=16, bos_id=256)
     tokens = torch.randint(0, 300, (4, 8), generator=torch.Generator().manual_seed(0))
-    for name, classifier in (("tied", "head.table"), ("bigram-hash", "head.base.table")):
+    for name, classifier in (("tied", "head.table"), ("factorized", "head.table")):
         torch.manual_seed(0)
-        model = build_model(trunk, head_config({"name": name}), shape)
+        options = {"rank": 8} if name == "factorized" else {}
+        model = build_model(trunk, head_config({"name": name, **options}), shape)
         hessians = input_hessians(model, [tokens[:2], tokens[2:]])
         linear = {s.name for s in model.stored() if s.kind == "matrix" and "trunk" in s.name}
         assert set(hessians) == linear | {classifier}
-        hidden = model.hidden(tokens).detach().flatten(0, 1).double()
+        assert isinstance(model.head, LinearHead)
+        hidden = model.hidden(tokens).flatten(0, 1)
+        hidden = model.head.features(hidden, tokens.flatten()).detach().double()
         expected = (hidden.T @ hidden / tokens.numel()).numpy()
         np.testing.assert_allclose(hessians[classifier], expected, rtol=1e-5, atol=1e-8)
 

@@ -239,8 +239,8 @@ class Unused(Forgotten):
     def features(self, hidden: Tensor, prev: Tensor) -> Tensor:
         return hidden
 
-    def param_groups(self) -> Iterator[ParamGroup]:
-        yield from super().param_groups()
+    def _param_groups(self) -> Iterator[ParamGroup]:
+        yield from super()._param_groups()
         yield ParamGroup("vector", {"gain": self.gain})
 
 
@@ -251,8 +251,8 @@ class UnusedMatrix(TiedHead):
         super().__init__(SHAPE, TiedConfig())
         self.mix = nn.Parameter(torch.eye(SHAPE.d_model))
 
-    def param_groups(self) -> Iterator[ParamGroup]:
-        yield from super().param_groups()
+    def _param_groups(self) -> Iterator[ParamGroup]:
+        yield from super()._param_groups()
         yield ParamGroup("matrix", {"mix": self.mix})
 
 
@@ -262,8 +262,9 @@ class Twice(UntiedHead):
     def __init__(self) -> None:
         super().__init__(SHAPE, UntiedConfig())
 
-    def param_groups(self) -> Iterator[ParamGroup]:
-        yield from super().param_groups()
+    def _param_groups(self) -> Iterator[ParamGroup]:
+        yield from super()._param_groups()
+        assert self.output is not None
         yield ParamGroup("tied", {"again": self.output})
 
 
@@ -273,8 +274,8 @@ class Foreign(TiedHead):
     def __init__(self) -> None:
         super().__init__(SHAPE, TiedConfig())
 
-    def param_groups(self) -> Iterator[ParamGroup]:
-        yield from super().param_groups()
+    def _param_groups(self) -> Iterator[ParamGroup]:
+        yield from super()._param_groups()
         yield ParamGroup("vector", {"stray": nn.Parameter(torch.ones(3))})
 
 
@@ -289,8 +290,8 @@ class Stuck(TiedHead):
     def features(self, hidden: Tensor, prev: Tensor) -> Tensor:
         return hidden + hidden @ self.left @ self.right
 
-    def param_groups(self) -> Iterator[ParamGroup]:
-        yield from super().param_groups()
+    def _param_groups(self) -> Iterator[ParamGroup]:
+        yield from super()._param_groups()
         yield ParamGroup("matrix", {"left": self.left, "right": self.right})
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from tokgolf.config import TrunkConfig, from_dict
 from tokgolf.errors import ArtifactError
 from tokgolf.files import write_bytes, write_text
-from tokgolf.heads import HeadConfig, head_config
+from tokgolf.heads import HeadConfig, head_config, head_to_dict
 from tokgolf.model import LanguageModel, build_model, head_shape
 from tokgolf.tokenizers import Tokenizer, load_tokenizer
 
@@ -101,6 +101,8 @@ def load_run(run: str | os.PathLike[str]) -> FloatModel:
         trained_with, config = str(state["tokenizer"]), state["config"]
         trunk = from_dict(TrunkConfig, config["trunk"], f"{run}, trunk")
         head = head_config(config["head"], f"{run}, head")
+        if state.get("untied"):
+            head = head_config({**head_to_dict(head), "untie_at": 0.0}, f"{run}, head")
     except (KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(f"{run}: the checkpoint's state is damaged: {error!r}") from error
     path = Path(run) / "tokenizer.tok"

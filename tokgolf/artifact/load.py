@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from tokgolf.artifact import container, weights
 from tokgolf.config import TrunkConfig, from_dict
 from tokgolf.errors import ArtifactError, TokgolfError
@@ -90,9 +92,11 @@ def decode_artifact(data: bytes) -> Artifact:
 
 def _check_usable(model: LanguageModel) -> None:
     """Codes must point into their codebook, and every weight must be a number."""
+    hidden = torch.zeros(1, model.head.shape.d_model)
+    bos = torch.tensor([model.head.shape.bos_id])
     try:
         finite = all(bool(tensor.isfinite().all()) for _, tensor, _ in model.stored())
-        finite = finite and bool(model.head.matrix().isfinite().all())
+        finite = finite and not bool(model.head.log_probs(hidden, bos).isnan().any())
     except IndexError as error:
         raise ArtifactError(f"the artifact's codes do not fit its codebook: {error}") from error
     if not finite:

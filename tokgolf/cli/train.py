@@ -20,7 +20,8 @@ from tokgolf.cli.options import (
 @click.option("--val", help="Held-out corpus; checked to share no document with --corpus.")
 @click.option("--tokenizer", required=True, type=click.Path(path_type=Path))
 @click.option("--recipe", default="cpu", show_default=True, help="A shipped one or a file.")
-@click.option("--head", help="tied, untied, factorized, vq or bigram-hash.")
+@click.option("--head", help="Name of a head, e.g. factorized.")
+@click.option("--add", "addons", multiple=True, help="Name of an add-on; may be given again.")
 @click.option("--set", "settings", multiple=True, help="key=value, e.g. head.rank=32.")
 @click.option("--minutes", type=float, help="Training time budget.")
 @click.option("--steps", type=int, help="Step budget.")
@@ -35,6 +36,7 @@ def train(
     tokenizer: Path,
     recipe: str,
     head: str | None,
+    addons: tuple[str, ...],
     settings: tuple[str, ...],
     minutes: float | None,
     steps: int | None,
@@ -49,7 +51,8 @@ def train(
     A corpus by name is trained on its train split, with its val split held out. Ctrl-C leaves a
     usable checkpoint.
 
-    Example: tokgolf train --tokenizer bpe1024.tok --head factorized --set head.rank=32 -o runs/f32
+    Example: tokgolf train --tokenizer bpe1024.tok --head factorized --set head.rank=32
+    --add bigram-hash --set head.add.bigram-hash.dim=16 -o runs/f32
     """
     from tokgolf.cli.progress import training_progress
     from tokgolf.config import merged, parse_overrides
@@ -60,6 +63,8 @@ def train(
     overrides = merged(parse_overrides(settings), given(minutes=minutes, steps=steps, seed=seed))
     if head is not None:
         overrides = merged(overrides, {"head": {"name": head}})
+    # What --set says of an add-on goes over its defaults, whichever stands first.
+    overrides = merged({"head": {"add": {name: {} for name in addons}}}, overrides)
     if val is None and is_bare_name(spec):
         val = spec
     with training_progress() as on_step:

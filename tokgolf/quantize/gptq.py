@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from tokgolf.heads.base import LinearHead
 from tokgolf.model import LanguageModel
 
 DAMPING = 0.01
@@ -53,8 +54,9 @@ def round_columns(
 def input_hessians(
     model: LanguageModel, batches: Iterable[Tensor]
 ) -> dict[str, NDArray[np.float64]]:
-    """X^T X / n of the inputs of every linear layer, and of the classifier where its matrix is
-    one stored tensor, by the tensor's full name. `batches` are tokens (rows, time)."""
+    """X^T X / n of the inputs of every linear layer, and of the classifier where the head is one
+    softmax whose own matrix is one stored tensor, by the tensor's full name. `batches` are tokens
+    (rows, time)."""
     sums: dict[str, Tensor] = {}
     count = 0
 
@@ -69,12 +71,15 @@ def input_hessians(
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear)
     ]
-    classifier = next((s.name for s in model.stored() if s.tensor is model.head.matrix()), None)
+    head = model.head
+    linear = head if isinstance(head, LinearHead) else None
+    matrix = None if linear is None else linear.matrix()
+    classifier = next((s.name for s in model.stored() if s.tensor is matrix), None)
     try:
         for tokens in batches:
             hidden = model.hidden(tokens).flatten(0, 1)
-            if classifier is not None:
-                add(classifier, model.head.features(hidden, tokens.flatten()))
+            if linear is not None and classifier is not None:
+                add(classifier, linear.features(hidden, tokens.flatten()))
             count += tokens.numel()
     finally:
         for hook in hooks:
