@@ -32,7 +32,9 @@ def linear_loss(c: Classifier, targets: Tensor, prev: Tensor) -> Tensor:
         features = features.to(torch.get_autocast_dtype(device))
     c = c._replace(features=features, matrix=c.matrix.to(features.dtype))
     with torch.autocast(device, enabled=False):
-        nats, gradients = _nats_and_gradients(c, targets, prev)
+        training = torch.is_grad_enabled()
+        wanted = [training and tensor is not None and tensor.requires_grad for tensor in c[:4]]
+        nats, gradients = _nats_and_gradients(c, targets, prev, wanted)
         # Zero, but for its gradients, which are those just found. (An autograd.Function would do
         # the same; the compiler takes this without a break.)
         for tensor, gradient in zip(c[:4], gradients, strict=True):
@@ -44,15 +46,14 @@ def linear_loss(c: Classifier, targets: Tensor, prev: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _nats_and_gradients(
-    c: Classifier, targets: Tensor, prev: Tensor
+    c: Classifier, targets: Tensor, prev: Tensor, wanted: list[bool]
 ) -> tuple[Tensor, list[Tensor | None]]:
-    """The sum, and its gradients by features, matrix, bias and rows, each None if not needed.
+    """The sum, and its gradients by features, matrix, bias and rows, each None if not wanted.
 
     d nats / d z = p - onehot(target), times 1 - tanh(z / cap)^2 where there is a softcap.
     """
     n, vocab = len(c.features), len(c.matrix)
     wide = at_least_fp32(c.features).dtype
-    wanted = [tensor is not None and tensor.requires_grad for tensor in c[:4]]
     nats = torch.zeros((), dtype=wide, device=c.features.device)
     d_features: list[Tensor] = []
     d_matrix, d_bias, d_rows = (
@@ -65,18 +66,18 @@ def _nats_and_gradients(
         x, y, before = c.features[part], targets[part, None], prev[part]
         z = (x @ c.matrix.T).to(wide)
         if c.bias is not None:
-            z = z + c.bias
+            z += c.bias
         if c.rows is not None:
-            z = z + c.rows[before]
-        bent = torch.tanh(z / c.softcap) if c.softcap else z
+            z += c.rows[before]
+        bent = z.div_(c.softcap).tanh_() if c.softcap else z
         capped = masked(c.softcap * bent if c.softcap else z, c.successors, before)
-        lse = capped.logsumexp(1, keepdim=True)
-        nats = nats + (lse - capped.gather(1, y)).sum()
+        log_p = capped.log_softmax(1)
+        nats = nats - log_p.gather(1, y).sum()
         if not any(wanted):
             continue
-        g = (capped - lse).exp().scatter_add(1, y, torch.full_like(lse, -1.0))
+        g = log_p.exp_().scatter_add_(1, y, torch.full_like(y, -1, dtype=wide))
         if c.softcap:
-            g = g * (1 - bent * bent)
+            g.addcmul_(g, bent.square_(), value=-1)
         narrow = g.to(x.dtype)
         d_features.append(narrow @ c.matrix)
         if d_matrix is not None:

@@ -214,10 +214,11 @@ class _Session:
         """Accumulate the gradients of the mean loss of a batch; returns that loss in nats."""
         rows = max(1, self.config.micro_batch_tokens // self.config.trunk.sequence_length)
         total = torch.zeros((), dtype=torch.float64, device=self.device)
+        tokens, targets = tokens.to(self.device), targets.to(self.device)
         for start in range(0, len(tokens), rows):
             x, y = tokens[start : start + rows], targets[start : start + rows]
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
-                summed = self.loss_of(x.to(self.device), y.to(self.device))
+                summed = self.loss_of(x, y)
             loss = summed / targets.numel()
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach().double()

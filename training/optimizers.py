@@ -109,7 +109,10 @@ class Adam:
     def __init__(
         self, parameters: dict[str, nn.Parameter], rates: dict[str, float], config: OptimizerConfig
     ) -> None:
-        groups = [{"params": [p], "lr": rates[name]} for name, p in parameters.items()]
+        groups = [
+            {"params": [parameters[n] for n in parameters if rates[n] == rate], "rate": rate}
+            for rate in sorted(set(rates.values()))
+        ]
         betas = (config.adam_beta1, config.adam_beta2)
         self.parameters = parameters
         self.rates = rates
@@ -120,16 +123,16 @@ class Adam:
         self.rates[name] = self.rates[source]
         before = self.adam.state[self.parameters[source]]
         self.parameters[name] = parameter
-        self.adam.add_param_group({"params": [parameter], "lr": self.rates[name]})
+        group = next(g for g in self.adam.param_groups if g["rate"] == self.rates[source])
+        group["params"].append(parameter)
         self.adam.state[parameter] = {key: value.clone() for key, value in before.items()}
 
     def step(self, scale: float) -> None:
         """Update from the gradients; `scale` multiplies every rate."""
-        for group, (name, parameter) in zip(
-            self.adam.param_groups, self.parameters.items(), strict=True
-        ):
-            group["lr"] = self.rates[name] * scale
+        for name, parameter in self.parameters.items():
             gradient_of(name, parameter)
+        for group in self.adam.param_groups:
+            group["lr"] = group["rate"] * scale
         self.adam.step()
 
 

@@ -10,7 +10,7 @@ import sys
 import click
 
 from tokgolf import __version__
-from tokgolf.cli import convert, corpus, export, golf, inspect, score, tokenizer, train
+from tokgolf.cli import convert, corpus, export, golf, heads, inspect, score, tokenizer, train
 from tokgolf.errors import TokgolfError
 
 
@@ -32,6 +32,7 @@ for command in (
     tokenizer.build_tokenizer,
     convert.import_tokenizer,
     convert.export_tokenizer,
+    heads.heads,
     train.train,
     export.export,
     score.score,

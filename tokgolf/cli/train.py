@@ -20,7 +20,7 @@ from tokgolf.cli.options import (
 @click.option("--val", help="Held-out corpus; checked to share no document with --corpus.")
 @click.option("--tokenizer", required=True, type=click.Path(path_type=Path))
 @click.option("--recipe", default="cpu", show_default=True, help="A shipped one or a file.")
-@click.option("--head", help="Name of a head, e.g. factorized.")
+@click.option("--head", help="Name of a head; tokgolf heads lists them.")
 @click.option("--add", "addons", multiple=True, help="Name of an add-on; may be given again.")
 @click.option("--set", "settings", multiple=True, help="key=value, e.g. head.rank=32.")
 @click.option("--minutes", type=float, help="Training time budget.")
