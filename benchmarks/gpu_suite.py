@@ -1,0 +1,742 @@
+"""Every check that needs a GPU, in one command of under nine minutes, into one JSON file.
+
+    python benchmarks/gpu_suite.py -o gpu.json
+    python benchmarks/gpu_suite.py -o cpu.json --device cpu --quick    # tries the suite itself
+
+A check is a group of parts. Each group runs in a process of its own, with a time limit: a part
+that fails leaves one line in the file, a group that crashes, hangs or ruins the CUDA context
+loses only its own rest. The file is replaced after every group. With `--only` the chosen groups
+share the whole time, and `--part` picks parts by what their names contain.
+
+    matmul     the bf16 rate that the device reaches: the denominator of `mfu`
+    train      tokens/s of the `baseline` recipe: the step, the whole trainer, and a plain PyTorch
+               loop of the same model
+    loss       time and memory of a head's loss, forward and backward, against torch's own
+    agreement  the same numbers on CPU and device: scores, losses, hashes, masks
+    heads      every head and every add-on: three steps, everything moves
+"""
+
+import contextlib
+import gc
+import json
+import math
+import platform
+import statistics
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+# A script's folder is searched first, and the benchmark tokenizers.py would pass for a library.
+sys.path = [p for p in sys.path if Path(p or ".").resolve() != Path(__file__).resolve().parent]
+
+import click  # noqa: E402
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+from tokgolf.config import TrunkConfig  # noqa: E402
+from tokgolf.corpora.corpus import Corpus, Document  # noqa: E402
+from tokgolf.device import resolve_device  # noqa: E402
+from tokgolf.errors import ConfigError  # noqa: E402
+from tokgolf.eval.scorer import document_nats  # noqa: E402
+from tokgolf.files import write_text  # noqa: E402
+from tokgolf.hashing import BigramBuckets  # noqa: E402
+from tokgolf.heads import ADDONS, HEADS, HeadShape, head_config  # noqa: E402
+from tokgolf.heads import loss as head_loss  # noqa: E402
+from tokgolf.heads.base import allowed  # noqa: E402
+from tokgolf.model import LanguageModel, build_model, head_shape  # noqa: E402
+from tokgolf.tokenizers import Tokenizer, build_tokenizer  # noqa: E402
+from tokgolf.training import RunConfig, run_config, train  # noqa: E402
+from tokgolf.training.loop import check_moved, uses_bf16  # noqa: E402
+from tokgolf.training.optimizers import OptimizerConfig, Optimizers  # noqa: E402
+
+GOAL_BPB = 1e-5
+"""The most that a document's score may differ between two devices, in bits per byte."""
+GOAL_GRADIENT = 1e-3
+"""The most that a tensor's fp32 gradient may differ, as a part of its norm."""
+
+SECONDS = {"matmul": 50, "train": 140, "loss": 140, "agreement": 60, "heads": 145}
+"""Time limit of each group; what one leaves over goes to those after it."""
+RESERVE = 20  # a group starts no part in its last seconds
+
+CHUNKS = [1 << bits for bits in (23, 24, 25, 26, 27, 28)]
+MOST_COMPILED_CHUNKS = 32  # the compiler unrolls them, and takes minutes for more
+
+Result = dict[str, Any]
+Part = tuple[str, Callable[[], Result]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """Where to run, and whether in the small sizes that only try the suite."""
+
+    device: torch.device
+    quick: bool
+
+
+# --- what the checks share
+
+
+@cache
+def text(files: int) -> tuple[bytes, ...]:
+    """Sources of the standard library, the first files by name."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    return tuple(path.read_bytes() for path in sorted(root.glob("*.py"))[:files])
+
+
+@cache
+def tokenizer_of(vocab_size: int, files: int) -> Tokenizer:
+    """A small BPE tokenizer of that text."""
+    return build_tokenizer("bpe", text(files), vocab_size)
+
+
+def files_of(s: Setting) -> int:
+    return 12 if s.quick else 100
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def seconds_of(run: Callable[[], object], device: torch.device, repeats: int) -> float:
+    """Median time of a call; the device is idle before and after each."""
+    times = []
+    for _ in range(repeats):
+        synchronize(device)
+        began = time.perf_counter()
+        run()
+        synchronize(device)
+        times.append(time.perf_counter() - began)
+    return statistics.median(times)
+
+
+def reset_peak(device: torch.device) -> int:
+    """Start a new peak; returns the bytes that are held now."""
+    if device.type != "cuda":
+        return 0
+    torch.cuda.reset_peak_memory_stats(device)
+    return torch.cuda.memory_allocated(device)
+
+
+def peak_mb(device: torch.device, held: int = 0) -> float | None:
+    """Peak memory since `reset_peak` beyond `held` bytes, in MB; unknown on a CPU."""
+    if device.type != "cuda":
+        return None
+    return (torch.cuda.max_memory_allocated(device) - held) / 1e6
+
+
+def mixed(device: torch.device) -> torch.autocast:
+    """Autocast as the trainer has it."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=uses_bf16("auto", device))
+
+
+def heads_and_addons() -> dict[str, dict[str, Any]]:
+    """Config of every head with its defaults, and of every add-on on the tied head."""
+    heads: dict[str, dict[str, Any]] = {name: {"name": name} for name in HEADS}
+    addons = {f"tied+{name}": {"name": "tied", "add": {name: {}}} for name in ADDONS}
+    return {**heads, **addons}
+
+
+def model_of(
+    head: dict[str, Any], trunk: TrunkConfig, tokenizer: Tokenizer, device: torch.device
+) -> LanguageModel:
+    torch.manual_seed(1)
+    counts = torch.randint(1, 10_000, (tokenizer.vocab_size,))
+    model = build_model(trunk, head_config(head), head_shape(tokenizer, trunk), counts)
+    return model.to(device)
+
+
+# --- matmul
+
+
+def matmul_rate(s: Setting) -> float:
+    """Floating-point operations a second of a square bf16 product."""
+    size = 256 if s.quick else 8192
+    a, b = (torch.randn(size, size, device=s.device).bfloat16() for _ in range(2))
+    seconds_of(lambda: a @ b, s.device, 3)
+    return 2 * size**3 / seconds_of(lambda: a @ b, s.device, 20)
+
+
+def matmul(s: Setting) -> Iterator[Part]:
+    yield "bf16", lambda: {"tflops": matmul_rate(s) / 1e12, "size": 256 if s.quick else 8192}
+
+
+# --- train
+
+
+def flops_of_token(model: LanguageModel) -> int:
+    """Model operations of a token, forward and backward: 6 for each weight of a matrix that it is
+    multiplied with (the output table too, the input lookup not), and the causal half of attention,
+    6 * layers * d_model * length."""
+    c = model.trunk.config
+    linear = sum(p.numel() for n, p in model.trunk.named_parameters() if n.endswith(".weight"))
+    output = model.head.shape.vocab_size * c.d_model
+    return 6 * (linear + output) + 6 * c.layers * c.d_model * c.sequence_length
+
+
+def baseline(s: Setting) -> RunConfig:
+    tiny = {"trunk": {"layers": 2, "d_model": 64, "heads": 2, "kv_heads": 1, "mlp_hidden": 128}}
+    tiny["trunk"]["sequence_length"] = 64
+    small: dict[str, Any] = {**tiny, "batch_tokens": 1024, "micro_batch_tokens": 512}
+    return run_config("baseline", small if s.quick else {})
+
+
+def rates(
+    s: Setting, config: RunConfig, model: LanguageModel, seconds: float, more: Result
+) -> Result:
+    """What is reported of a training step that takes so long."""
+    per_second = config.batch_tokens / seconds
+    return {
+        "tokens_per_second": per_second,
+        "mfu": per_second * flops_of_token(model) / matmul_rate(s),
+        "step_ms": 1e3 * seconds,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "flops_of_token": flops_of_token(model),
+        **more,
+    }
+
+
+def time_steps(
+    s: Setting,
+    config: RunConfig,
+    model: LanguageModel,
+    loss_of: Callable[[Tensor, Tensor], Tensor],
+    update: Callable[[], None],
+) -> Result:
+    """Gradients of micro-batches, then an update; the first step, where all is compiled, apart."""
+    rows, length = config.batch_tokens // config.trunk.sequence_length, config.trunk.sequence_length
+    at_once = config.micro_batch_tokens // length
+    tokens = torch.randint(model.head.shape.vocab_size, (rows, length + 1))
+
+    def gradients() -> None:
+        for start in range(0, rows, at_once):
+            part = tokens[start : start + at_once]
+            with mixed(s.device):
+                loss = loss_of(part[:, :-1].to(s.device), part[:, 1:].to(s.device))
+            (loss / config.batch_tokens).backward()
+
+    def step() -> None:
+        gradients()
+        update()
+
+    reset_peak(s.device)
+    first = seconds_of(step, s.device, 1)
+    step()
+    seconds = seconds_of(step, s.device, 3 if s.quick else 5)
+    more = {"first_step_seconds": first, "peak_mb": peak_mb(s.device)}
+    gradients()
+    more["update_ms"] = 1e3 * seconds_of(update, s.device, 1)
+    return rates(s, config, model, seconds, more)
+
+
+def own_step(s: Setting, compiled: bool) -> Result:
+    """tokgolf's: its loss, its optimizers."""
+    config = baseline(s)
+    model = model_of(config.head, config.trunk, tokenizer_of(1024, files_of(s)), s.device)
+    optimizers = Optimizers(model, config.optimizer)
+    loss_of = torch.compile(model.loss, dynamic=False, fullgraph=True) if compiled else model.loss
+    return time_steps(s, config, model, loss_of, lambda: optimizers.step(1, 1.0))
+
+
+def plain_step(s: Setting, compiled: bool) -> Result:
+    """As one writes it: all logits, then F.cross_entropy; torch.optim, where it has Muon."""
+    config = baseline(s)
+    model = model_of(config.head, config.trunk, tokenizer_of(1024, files_of(s)), s.device)
+
+    def loss_of(tokens: Tensor, targets: Tensor) -> Tensor:
+        hidden = model.hidden(tokens).flatten(0, 1)
+        logits = model.head.logits(hidden, tokens.flatten())
+        return F.cross_entropy(logits.float(), targets.flatten(), reduction="sum")
+
+    weights = [p for n, p in model.trunk.named_parameters() if n.endswith(".weight")]
+    kept = {id(p) for p in weights}
+    muon = getattr(torch.optim, "Muon", None)
+    others = [p for p in model.parameters() if muon is None or id(p) not in kept]
+    optimizers = [torch.optim.Adam(others, lr=0.04, betas=(0.9, 0.95))]
+    if muon is not None:
+        optimizers.append(muon(weights, lr=0.04, weight_decay=0.0, momentum=0.95))
+
+    def update() -> None:
+        for optimizer in optimizers:
+            optimizer.step()
+        model.zero_grad(set_to_none=True)
+
+    used = torch.compile(loss_of, dynamic=False) if compiled else loss_of
+    return {**time_steps(s, config, model, used, update), "muon": muon is not None}
+
+
+def trainer(s: Setting) -> Result:
+    """`train` itself, with its data path, checks and reports; its time between two reports."""
+    files = files_of(s)
+    tokenizer = tokenizer_of(1024, files)
+    documents = [Document(id=str(i), data=data) for i, data in enumerate(text(files))]
+    corpus = Corpus(name="sources", split=None, source=lambda: iter(documents), provenance={})
+    steps = 5 if s.quick else 10
+    config = baseline(s)
+    values = {**vars(config), "steps": steps, "minutes": None, "compile": "on"}
+    times: list[float] = []
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        reset_peak(s.device)
+        run = Path(folder) / "run"
+        result = train(
+            RunConfig(**values),
+            tokenizer,
+            corpus,
+            run,
+            device=str(s.device),
+            on_step=lambda report: times.append(time.perf_counter()),
+        )
+    gaps = [after - before for before, after in zip(times[3:], times[4:], strict=False)]
+    model = model_of(config.head, config.trunk, tokenizer, torch.device("cpu"))
+    more = {
+        "until_first_step_seconds": times[0] - began,
+        "peak_mb": peak_mb(s.device),
+        "loss": result.loss,
+    }
+    return rates(s, config, model, statistics.median(gaps), more)
+
+
+def training(s: Setting) -> Iterator[Part]:
+    plain: Result = {}
+
+    def beside(result: Result) -> Result:
+        if plain:
+            result["ratio"] = result["tokens_per_second"] / plain["tokens_per_second"]
+        return result
+
+    def reference() -> Result:
+        plain.update(plain_step(s, False))
+        return dict(plain)
+
+    yield "plain eager", reference
+    yield "tokgolf compiled", lambda: beside(own_step(s, True))
+    yield "tokgolf trainer", lambda: beside(trainer(s))
+    yield "tokgolf eager", lambda: beside(own_step(s, False))
+    if not s.quick:
+        yield "plain compiled", lambda: beside(plain_step(s, True))
+
+
+# --- loss
+
+
+def loss_case(s: Setting, vocab_size: int, way: str, softcap: float, chunk: int) -> Result:
+    """Forward and backward of a loss under autocast, gradients of hidden states and of the table.
+
+    Memory is what the call needs beyond its inputs, the two gradients included.
+    """
+    positions, width = (512, 64) if s.quick else (65_536, 512)
+    head = head_config({"name": "tied", "softcap": softcap}).build(
+        HeadShape(vocab_size=vocab_size, d_model=width, bos_id=0)
+    )
+    head.to(s.device)
+    table = next(head.parameters())
+    hidden = torch.randn(positions, width, device=s.device).bfloat16().requires_grad_()
+    targets = torch.randint(vocab_size, (positions,), device=s.device)
+
+    def full(h: Tensor, y: Tensor) -> Tensor:
+        z = F.linear(h, table).float()
+        z = softcap * torch.tanh(z / softcap) if softcap else z
+        return F.cross_entropy(z, y, reduction="sum")
+
+    def ours(h: Tensor, y: Tensor) -> Tensor:
+        return head.loss(h, y, y)
+
+    def torchs(h: Tensor, y: Tensor) -> Tensor:
+        # The statement has no autocast rule everywhere: its operands are cast by hand.
+        weight = table.to(torch.bfloat16 if uses_bf16("auto", s.device) else h.dtype)
+        return F.linear_cross_entropy(h.to(weight.dtype), weight, y, reduction="sum")
+
+    def torchs_chunked(h: Tensor, y: Tensor) -> Tensor:
+        weight = table.to(torch.bfloat16 if uses_bf16("auto", s.device) else h.dtype)
+        options = torch.nn.LinearCrossEntropyOptions()
+        h = h.to(weight.dtype)
+        return F.linear_cross_entropy(h, weight, y, reduction="sum", options=options)
+
+    name, _, compiled = way.partition(" ")
+    known = {"full": full, "ours": ours, "torch": torchs, "torch-chunked": torchs_chunked}
+    loss_of = torch.compile(known[name], dynamic=False) if compiled else known[name]
+
+    def run() -> Tensor:
+        hidden.grad = table.grad = None
+        with mixed(s.device):
+            loss = loss_of(hidden, targets)
+        loss.backward()
+        return loss
+
+    before, head_loss.CHUNK[s.device.type] = head_loss.CHUNK[s.device.type], chunk
+    try:
+        size = head_loss.positions_of_chunk(s.device.type, positions, vocab_size)
+        first = seconds_of(run, s.device, 1)
+        run()
+        hidden.grad = table.grad = None
+        held = reset_peak(s.device)
+        value = float(run().detach()) / positions
+        peak = peak_mb(s.device, held)
+        seconds = seconds_of(run, s.device, 3 if s.quick else 10)
+    finally:
+        head_loss.CHUNK[s.device.type] = before
+    result: Result = {"ms": 1e3 * seconds, "peak_mb": peak, "loss": value, "first_seconds": first}
+    if name == "ours":
+        result["chunks"] = math.ceil(positions / size)
+    return result
+
+
+def losses(s: Setting) -> Iterator[Part]:
+    sizes = [128] if s.quick else [1024, 4096, 8192, 16_384]
+    default = head_loss.CHUNK[s.device.type]
+    positions = 512 if s.quick else 65_536
+
+    full: dict[tuple[int, float, bool], Result] = {}
+
+    def part(vocab_size: int, way: str, softcap: float, chunk: int) -> Part:
+        """A case, and how many times less time and memory it takes than all logits at once."""
+
+        def run() -> Result:
+            result = loss_case(s, vocab_size, way, softcap, chunk)
+            key = vocab_size, softcap, way.endswith("compiled")
+            if way.startswith("full"):
+                full[key] = dict(result)
+            elif key in full:
+                result["time_ratio"] = full[key]["ms"] / result["ms"]
+                if result["peak_mb"]:
+                    result["memory_ratio"] = full[key]["peak_mb"] / result["peak_mb"]
+            return result
+
+        note = f", chunk 2^{chunk.bit_length() - 1}" if way.startswith("ours") else ""
+        return f"V {vocab_size}, {way}, softcap {softcap:g}{note}", run
+
+    chunks = sorted({*CHUNKS, default}) if not s.quick else [1 << 14, default]
+    for vocab_size in sizes:
+        yield part(vocab_size, "full", 30.0, default)
+        for chunk in chunks:
+            yield part(vocab_size, "ours", 30.0, chunk)
+        yield part(vocab_size, "full", 0.0, default)
+        yield part(vocab_size, "ours", 0.0, default)
+        for way in ways_of_torch():
+            yield part(vocab_size, way, 0.0, default)
+    # Compiling is slow, so it comes last: the default chunk at all sizes, then the others.
+    for vocab_size in sizes:
+        yield part(vocab_size, "full compiled", 30.0, default)
+        yield part(vocab_size, "ours compiled", 30.0, max(default, least_chunk(vocab_size)))
+    if not s.quick:
+        for chunk in (CHUNKS[-2], CHUNKS[-1], CHUNKS[2]):
+            for vocab_size in sizes:
+                few = positions * vocab_size <= MOST_COMPILED_CHUNKS * chunk
+                if few and chunk != default:
+                    yield part(vocab_size, "ours compiled", 30.0, chunk)
+
+
+def ways_of_torch() -> list[str]:
+    """Which of torch's own statements for this loss are in its version; none is in all."""
+    known = {
+        "torch": getattr(F, "linear_cross_entropy", None),
+        "torch-chunked": getattr(torch.nn, "LinearCrossEntropyOptions", None),
+    }
+    return [way for way, found in known.items() if found is not None]
+
+
+def least_chunk(vocab_size: int) -> int:
+    """The smallest power of two that makes few enough chunks of a full-size case to compile."""
+    return 1 << math.ceil(math.log2(65_536 * vocab_size / MOST_COMPILED_CHUNKS))
+
+
+# --- agreement
+
+
+def perturbed(model: LanguageModel) -> LanguageModel:
+    """A model whose logits are far from equal, though nothing was trained."""
+    torch.manual_seed(2)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape))
+    return model.eval()
+
+
+def bpb_of(model: LanguageModel, tokenizer: Tokenizer, documents: list[bytes]) -> list[float]:
+    scored = document_nats(model, tokenizer, documents)
+    return [math.fsum(nats.tolist()) / math.log(2) / len(data) for data, nats in scored]
+
+
+def same_score(s: Setting, head: dict[str, Any]) -> Result:
+    """One model and text on both devices, fp32: bits per byte of documents, and the loss."""
+    torch.set_float32_matmul_precision("highest")
+    trunk = TrunkConfig(
+        layers=3, d_model=128, heads=4, kv_heads=2, mlp_hidden=256, sequence_length=256
+    )
+    tokenizer = tokenizer_of(512, 12)
+    model = perturbed(model_of(head, trunk, tokenizer, torch.device("cpu")))
+    documents = [data[:4000] for data in text(12)][: 2 if s.quick else 8]
+    ids = torch.from_numpy(tokenizer.encode(documents[0])[:257].astype(np.int64))[None]
+    found = {}
+    for device in (torch.device("cpu"), s.device):
+        model.to(device)
+        bpb = bpb_of(model, tokenizer, documents)
+        model.requires_grad_().zero_grad(set_to_none=True)
+        loss = model.loss(ids[:, :-1].to(device), ids[:, 1:].to(device))
+        loss.backward()
+        gradients = [p.grad.cpu().double() for p in model.parameters() if p.grad is not None]
+        found[device.type] = bpb, float(loss.detach()) / (ids.numel() - 1), gradients
+    (one, loss_cpu, g_cpu), (other, loss_device, g_device) = found["cpu"], found[s.device.type]
+    differences = [abs(a - b) for a, b in zip(one, other, strict=True)]
+    moved = [
+        float((a - b).norm() / a.norm().clamp(min=1e-12))
+        for a, b in zip(g_cpu, g_device, strict=True)
+    ]
+    return {
+        "ok": max(differences) <= GOAL_BPB
+        and abs(loss_cpu - loss_device) <= 1e-5 * loss_cpu
+        and max(moved) <= GOAL_GRADIENT,
+        "bpb": statistics.mean(one),
+        "max_difference_bpb": max(differences),
+        "mean_difference_bpb": statistics.mean(differences),
+        "loss_cpu": loss_cpu,
+        "loss_device": loss_device,
+        "max_relative_difference_gradient": max(moved),
+    }
+
+
+def same_hash(s: Setting) -> Result:
+    """Buckets of large ids: the device, the CPU and Python's integers."""
+    generator = torch.Generator().manual_seed(3)
+    ids = torch.randint(1 << 40, (2, 100_000), generator=generator)
+    wrong = 0
+    for buckets in (
+        BigramBuckets(count=4096),
+        BigramBuckets(count=1 << 31, multipliers=((1 << 22) - 1, 1 << 22), seed=(1 << 62) - 1),
+    ):
+        first = buckets.bucket(ids[0], ids[1])
+        second = buckets.bucket(ids[0].to(s.device), ids[1].to(s.device)).cpu()
+        exact = [buckets.bucket(a, b) for a, b in zip(*ids[:, :1000].tolist(), strict=True)]
+        wrong += int((first != second).sum()) + int((first[:1000] != torch.tensor(exact)).sum())
+    return {"ok": wrong == 0, "wrong": wrong}
+
+
+def same_mask(s: Setting) -> Result:
+    """Packed successors unpacked on the device, on the CPU and by NumPy."""
+    vocab_size = 1021  # no multiple of 8
+    bits = np.random.default_rng(4).random((vocab_size, vocab_size)) < 0.5
+    packed = torch.from_numpy(np.packbits(bits, axis=1))
+    prev = torch.randint(vocab_size, (5000,), generator=torch.Generator().manual_seed(5))
+    here = allowed(packed, prev, vocab_size)
+    there = allowed(packed.to(s.device), prev.to(s.device), vocab_size).cpu()
+    want = torch.from_numpy(bits)[prev]
+    wrong = int((here != want).sum()) + int((there != want).sum())
+    return {"ok": wrong == 0, "wrong": wrong}
+
+
+def agreement(s: Setting) -> Iterator[Part]:
+    yield "hash", lambda: same_hash(s)
+    yield "mask", lambda: same_mask(s)
+    for name, head in heads_and_addons().items():
+        yield name, partial(same_score, s, head)
+
+
+# --- heads
+
+
+def head_steps(s: Setting, head: dict[str, Any], compiled: bool) -> Result:
+    """Three steps, after which every tensor must have moved, then the time of more."""
+    trunk = TrunkConfig(layers=4)
+    batch, length = 32, 1024
+    if s.quick:
+        trunk = TrunkConfig(
+            layers=1, d_model=64, heads=2, kv_heads=1, mlp_hidden=64, sequence_length=32
+        )
+        batch, length = 4, 32
+    tokenizer = tokenizer_of(512 if s.quick else 1024, files_of(s))
+    model = model_of(head, trunk, tokenizer, s.device)
+    optimizers = Optimizers(model, OptimizerConfig())
+    documents = tokenizer.encode_batch(list(text(files_of(s))))
+    tokens = max(documents, key=len).astype(np.int64)  # of one document: the mask allows it
+    starts = np.arange(batch) * (len(tokens) - length - 1) // batch
+    rows = torch.from_numpy(np.stack([tokens[at : at + length + 1] for at in starts])).to(s.device)
+    x, y = rows[:, :-1], rows[:, 1:]
+    loss_of = torch.compile(model.loss, dynamic=False, fullgraph=True) if compiled else model.loss
+    initial = {name: p.detach().clone() for name, p in model.named_parameters()}
+    values: list[float] = []
+
+    def step() -> None:
+        with mixed(s.device):
+            loss = loss_of(x, y) / y.numel()
+        loss.backward()
+        optimizers.step(len(values), 1.0)
+        values.append(float(loss.detach()))
+
+    reset_peak(s.device)
+    first = seconds_of(step, s.device, 1)
+    step()
+    step()
+    check_moved(initial, model)
+    seconds = seconds_of(step, s.device, 2 if s.quick else 5)
+    return {
+        "ok": all(map(math.isfinite, values)),
+        "losses": values[:3],
+        "first_declared": model.head.initial_loss(y.flatten(), x.flatten()),
+        "tokens_per_second": y.numel() / seconds,
+        "first_step_seconds": first,
+        "peak_mb": peak_mb(s.device),
+        "parameters": sum(p.numel() for p in model.parameters()),
+    }
+
+
+def heads(s: Setting) -> Iterator[Part]:
+    for name, head in heads_and_addons().items():
+        yield name, partial(head_steps, s, head, False)
+    for name, head in list(heads_and_addons().items())[: 1 if s.quick else None]:
+        yield f"{name}, compiled", partial(head_steps, s, head, True)
+
+
+# --- running them
+
+GROUPS: dict[str, Callable[[Setting], Iterator[Part]]] = {
+    "matmul": matmul,
+    "train": training,
+    "loss": losses,
+    "agreement": agreement,
+    "heads": heads,
+}
+
+
+def one_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:300]}"
+
+
+def run_part(name: str, part: Callable[[], Result]) -> Result:
+    """The part's result with `ok` and `seconds`; an exception becomes its `error`."""
+    began = time.perf_counter()
+    try:
+        result = {"ok": True, **part()}
+    except Exception as error:  # whatever one part does, the rest goes on
+        result = {"ok": False, "error": one_line(error)}
+    result["seconds"] = time.perf_counter() - began
+    torch._dynamo.reset()
+    gc.collect()
+    if torch.cuda.is_available():
+        with contextlib.suppress(RuntimeError):  # a ruined context says so at the next part
+            torch.cuda.empty_cache()
+    return result
+
+
+def run_group(name: str, s: Setting, until: float, wanted: Callable[[str], bool]) -> Iterator[Any]:
+    """(part, result) of each part that `wanted` picks; after `until` (monotonic) they are left."""
+    for part, run in GROUPS[name](s):
+        if not wanted(part):
+            continue
+        if time.monotonic() > until:
+            yield part, {"ok": None, "skipped": "out of time"}
+            continue
+        yield part, run_part(part, run)
+
+
+def describe(s: Setting) -> Result:
+    """The device and the versions that the numbers belong to."""
+    cuda = s.device.type == "cuda"
+    here = Path(__file__).resolve().parent
+    try:
+        git = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40"]
+        commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or None
+    except OSError:
+        commit = None
+    return {
+        "device": torch.cuda.get_device_name(s.device) if cuda else platform.machine(),
+        "memory_mb": torch.cuda.get_device_properties(s.device).total_memory / 1e6
+        if cuda
+        else None,
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "python": platform.python_version(),
+        "threads": torch.get_num_threads(),
+        "commit": commit,
+        "quick": s.quick,
+    }
+
+
+def run_child(group: str, s: Setting, part: str, seconds: float, path: Path) -> None:
+    """One group, its file replaced after every part."""
+    until = time.monotonic() + seconds - RESERVE
+    parts: dict[str, Any] = {}
+    for name, result in run_group(group, s, until, lambda name: part in name):
+        parts[name] = result
+        verdict = {True: "ok", False: "FAILED", None: "left out"}[result["ok"]]
+        note = result.get("error", "")
+        click.echo(f"{group}: {name}: {verdict} {result.get('seconds', 0):.1f} s {note}", err=True)
+        write_text(path, json.dumps({"about": describe(s), "parts": parts}))
+
+
+def run_apart(group: str, s: Setting, part: str, seconds: float) -> tuple[Result, Result]:
+    """A group in a process of its own: what it ran on, and its entry in the report."""
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "group.json"
+        command = [sys.executable, __file__, "-o", str(path), "--device", str(s.device)]
+        command += ["--child", group, "--seconds", str(seconds), "--part", part]
+        command += ["--quick"] if s.quick else []
+        error = None
+        try:
+            status = subprocess.run(command, timeout=seconds).returncode
+            error = f"the process ended with status {status}" if status else None
+        except subprocess.TimeoutExpired:
+            error = f"stopped after {seconds:.0f} s"
+        found = json.loads(path.read_text()) if path.exists() else {"about": {}, "parts": {}}
+    parts = found["parts"]
+    return found["about"], {
+        "ok": error is None and all(part["ok"] is not False for part in parts.values()),
+        "error": error,
+        "seconds": time.perf_counter() - began,
+        "parts": parts,
+    }
+
+
+@click.command()
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path))
+@click.option("--device", default="cuda", show_default=True)
+@click.option("--quick", is_flag=True, help="Small sizes, to try the suite itself.")
+@click.option("--only", multiple=True, type=click.Choice(list(GROUPS)), help="Just these groups.")
+@click.option("--part", default="", help="Just the parts whose names contain this.")
+@click.option("--seconds", default=float(sum(SECONDS.values())), help="Time limit of it all.")
+@click.option("--child", type=click.Choice(list(GROUPS)), hidden=True)
+def main(
+    output: Path,
+    device: str,
+    quick: bool,
+    only: tuple[str, ...],
+    part: str,
+    seconds: float,
+    child: str | None,
+) -> None:
+    """Run every check and write one JSON file."""
+    try:
+        s = Setting(device=torch.device(resolve_device(device)), quick=quick)
+    except ConfigError as error:
+        raise click.ClickException(str(error)) from error
+    if child is not None:
+        run_child(child, s, part, seconds, output)
+        return
+    began = time.perf_counter()
+    groups = [group for group in GROUPS if group in only or not only]
+    share = seconds / sum(SECONDS[group] for group in groups)
+    due = 0.0
+    report: Result = {"about": {}, "groups": {}}
+    for group in groups:
+        due += share * SECONDS[group]
+        about, entry = run_apart(group, s, part, due - (time.perf_counter() - began))
+        report["about"].update(about)
+        report["groups"][group] = entry
+        report["seconds"] = time.perf_counter() - began
+        write_text(output, json.dumps(report, indent=1) + "\n")
+        click.echo(f"{group}: {'ok' if entry['ok'] else 'FAILED'} {entry['error'] or ''}", err=True)
+
+
+if __name__ == "__main__":
+    main()

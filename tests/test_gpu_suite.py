@@ -1,0 +1,107 @@
+"""The GPU suite in its small sizes: on the CPU, and on a GPU where there is one."""
+
+import importlib.util
+import json
+import math
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from tokgolf.heads import ADDONS, HEADS
+
+PATH = Path(__file__).resolve().parents[1] / "benchmarks" / "gpu_suite.py"
+DEVICES = [
+    "cpu",
+    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")),
+]
+
+
+@pytest.fixture(scope="module")
+def suite() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("gpu_suite", PATH)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["gpu_suite"] = module  # its dataclass looks itself up there
+    spec.loader.exec_module(module)
+    return module
+
+
+def eager(suite: ModuleType, group: str, device: str) -> dict[str, Any]:
+    """Results of the parts of a group that compile nothing, which would take minutes."""
+    setting = suite.Setting(device=torch.device(device), quick=True)
+
+    def wanted(part: str) -> bool:
+        return "compiled" not in part and "trainer" not in part
+
+    return dict(suite.run_group(group, setting, math.inf, wanted))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("group", ["matmul", "train", "loss", "agreement", "heads"])
+def test_every_eager_part_runs(suite: ModuleType, group: str, device: str) -> None:
+    results = eager(suite, group, device)
+    assert results
+    failed = {name: result for name, result in results.items() if not result["ok"]}
+    assert not failed
+    json.dumps(results)  # all of it can be written
+
+
+def test_every_head_and_add_on_of_the_registries_is_checked(suite: ModuleType) -> None:
+    setting = suite.Setting(device=torch.device("cpu"), quick=True)
+    for group in ("agreement", "heads"):
+        names = {name for name, _ in suite.GROUPS[group](setting)}
+        assert {*HEADS, *(f"tied+{name}" for name in ADDONS)} <= names
+
+
+def test_all_ways_of_the_loss_find_the_same_loss(suite: ModuleType) -> None:
+    setting = suite.Setting(device=torch.device("cpu"), quick=True)
+    found = {}
+    for way in ("full", "ours", *suite.ways_of_torch()):
+        torch.manual_seed(0)
+        found[way] = suite.loss_case(setting, 128, way, 0.0, 1 << 14)["loss"]
+    # The whole sum of torch's chunked one is in bf16.
+    assert found == pytest.approx(dict.fromkeys(found, found["full"]), rel=1 / 256)
+    assert found["ours"] == pytest.approx(found["full"], rel=1e-4)
+
+
+def test_a_part_that_fails_leaves_one_line_and_the_rest_goes_on(
+    suite: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def bad() -> dict[str, Any]:
+        raise RuntimeError("CUDA error: it broke\nand a long trace")
+
+    parts = [("bad", bad), ("good", lambda: {"value": 1})]
+    monkeypatch.setitem(suite.GROUPS, "matmul", lambda setting: iter(parts))
+    found = dict(suite.run_group("matmul", None, math.inf, lambda name: True))
+    assert found["bad"]["error"] == "RuntimeError: CUDA error: it broke"
+    assert not found["bad"]["ok"] and found["good"]["ok"] and found["good"]["value"] == 1
+    late = dict(suite.run_group("matmul", None, time.monotonic() - 1, lambda name: True))
+    assert [part["ok"] for part in late.values()] == [None, None]
+
+
+def test_a_group_that_is_out_of_time_is_in_the_report(suite: ModuleType, tmp_path: Path) -> None:
+    setting = suite.Setting(device=torch.device("cpu"), quick=True)
+    about, entry = suite.run_apart("matmul", setting, "", 0.01)
+    assert about == {} and not entry["ok"] and entry["error"].startswith("stopped after")
+
+
+def test_operations_of_the_baseline_are_counted_by_hand(suite: ModuleType) -> None:
+    setting = suite.Setting(device=torch.device("cpu"), quick=False)
+    config = suite.baseline(setting)
+    tokenizer = suite.tokenizer_of(1024, 12)
+    model = suite.model_of(config.head, config.trunk, tokenizer, setting.device)
+    assert sum(p.numel() for p in model.parameters()) == 17_059_912
+    matrices = 9 * (786_432 + 1_048_576) + 1024 * 512
+    assert suite.flops_of_token(model) == 6 * matrices + 6 * 9 * 512 * 1024
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_says_so_in_one_line(suite: ModuleType, tmp_path: Path) -> None:
+    result = CliRunner().invoke(suite.main, ["-o", str(tmp_path / "x.json")])
+    assert result.exit_code == 1 and "--device cpu" in result.output
