@@ -3,27 +3,69 @@
 Every variant gets the same trunk, head, steps and tokens a step; only the tokenizer differs. So a
 variant with more tokens a byte sees less text, as it would under a time limit. Scores are of the
 float model, on whole documents, per byte of the original text. One line of JSON a run goes to
-the output; runs that are there already are not repeated. At the end a table: mean and standard
-deviation over the seeds, and each variant's paired difference to the first.
+the output; runs that are there already are not repeated, and one that fails is reported and left
+out. At the end a table: mean and standard deviation over the seeds, and each variant's paired
+difference to the first.
 
     python benchmarks/trained_tokenizers.py --train web_train.jsonl.zst \\
         --val web_val_raw.jsonl.zst --variant none --variant transform=caps \\
-        --vocab-size 1024 --vocab-size 4096 -o runs/variants
+        --vocab-size 1024 --vocab-size 4096 --device cuda --jobs 4 -o runs/variants
+
+A variant at one size is a process of its own: it builds the tokenizer and tokenizes once, for all
+seeds. `--jobs` of them run at a time and share the processor's threads.
 """
 
 import json
+import multiprocessing
+import os
 import shutil
 import statistics
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-import click
+# A script's folder is searched first, and the benchmark tokenizers.py would pass for a library.
+sys.path = [p for p in sys.path if Path(p or ".").resolve() != Path(__file__).resolve().parent]
 
-from tokgolf.artifact.checkpoint import load_run
-from tokgolf.corpora import Corpus, open_corpus, write_jsonl
-from tokgolf.eval.score import score
-from tokgolf.tokenizers import Tokenizer, build_tokenizer
-from tokgolf.training import run_config, train
+import click  # noqa: E402
+import torch  # noqa: E402
+
+from tokgolf.artifact.checkpoint import load_run  # noqa: E402
+from tokgolf.config import parse_overrides  # noqa: E402
+from tokgolf.corpora import Corpus, open_corpus, write_jsonl  # noqa: E402
+from tokgolf.device import resolve_device  # noqa: E402
+from tokgolf.errors import TokgolfError  # noqa: E402
+from tokgolf.eval.score import score  # noqa: E402
+from tokgolf.files import write_text  # noqa: E402
+from tokgolf.tokenizers import Tokenizer, build_tokenizer  # noqa: E402
+from tokgolf.training import run_config, train  # noqa: E402
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """All that a process must know: it shares nothing with the one that starts it."""
+
+    variant: str
+    vocab_size: int
+    seeds: tuple[int, ...]
+    recipe: str
+    overrides: dict[str, Any]
+    device: str
+    threads: int
+    folder: Path
+
+    def run(self, seed: int) -> Path:
+        """The run directory of a seed."""
+        name = f"{self.variant.replace(',', '_')}-{self.vocab_size}-{seed}"
+        return self.folder / "runs" / name
+
+    @property
+    def tokens(self) -> Path:
+        """Where the first run's token shards wait for the others."""
+        return self.folder / "runs" / f"{self.variant.replace(',', '_')}-{self.vocab_size}-tokens"
 
 
 def excerpt(spec: str, limit: int, path: Path) -> Corpus:
@@ -46,21 +88,42 @@ def build(variant: str, vocab_size: int, corpus: Corpus) -> Tokenizer:
     return build_tokenizer(kind, (document.data for document in corpus), vocab_size, **options)
 
 
+def run_job(job: Job, results: Connection) -> None:
+    """The body of a process: send a row for each seed, or one that has an "error"."""
+    # Read when the libraries start their threads, which is not yet.
+    os.environ["RAYON_NUM_THREADS"] = os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = str(job.threads)
+    torch.set_num_threads(job.threads)
+    corpus, held_out = (open_corpus(str(job.folder / f"{n}.jsonl")) for n in ("train", "val"))
+    shutil.rmtree(job.tokens, ignore_errors=True)  # of a job that was cut off
+    tokenizer: Tokenizer | None = None
+    for seed in job.seeds:
+        cell = {"variant": job.variant, "vocab_size": job.vocab_size, "seed": seed}
+        try:
+            if tokenizer is None:
+                tokenizer = build(job.variant, job.vocab_size, corpus)
+            results.send({**cell, **run_one(job, seed, tokenizer, corpus, held_out)})
+        except Exception as error:  # whatever becomes of one run, the others go on
+            results.send({**cell, "error": f"{type(error).__name__}: {error}"})
+        shutil.rmtree(job.run(seed), ignore_errors=True)
+        torch.compiler.reset()  # else the next seed is one more version of the same code, of few
+    shutil.rmtree(job.tokens, ignore_errors=True)
+
+
 def run_one(
-    variant: str, vocab_size: int, seed: int, corpus: Corpus, held_out: Corpus, folder: Path
+    job: Job, seed: int, tokenizer: Tokenizer, corpus: Corpus, held_out: Corpus
 ) -> dict[str, Any]:
-    """Train and score one model; its row."""
-    tokenizer = build(variant, vocab_size, corpus)
-    config = run_config("cpu", {**OVERRIDES, "seed": seed})
-    run = folder / "runs" / f"{variant.replace(',', '_')}-{vocab_size}-{seed}"
-    run.parent.mkdir(exist_ok=True)
+    """Train and score one model; what its row says beside variant, size and seed."""
+    config = run_config(job.recipe, {**job.overrides, "seed": seed})
+    run = job.run(seed)
     shutil.rmtree(run, ignore_errors=True)  # of a run that was cut off
-    result = train(config, tokenizer, corpus, run, held_out=held_out, device="cpu")
-    scored = score(load_run(run), held_out)
+    if job.tokens.is_dir():  # training takes shards of this tokenizer and corpus as they are
+        shutil.copytree(job.tokens, run / "tokens", copy_function=link)
+    run.mkdir(parents=True, exist_ok=True)
+    result = train(config, tokenizer, corpus, run, held_out=held_out, device=job.device)
+    if not job.tokens.is_dir():
+        (run / "tokens").rename(job.tokens)
+    scored = score(load_run(run), held_out, device=job.device)
     return {
-        "variant": variant,
-        "vocab_size": vocab_size,
-        "seed": seed,
         "bpb": scored.bpb,
         "tokens": scored.tokens,
         "bytes": scored.bytes,
@@ -71,13 +134,51 @@ def run_one(
     }
 
 
-OVERRIDES: dict[str, Any] = {}
+def link(source: str, target: str) -> None:
+    """A second name for a file, or a copy where the file system has no such thing."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def run_jobs(waiting: list[Job], at_once: int, take: Callable[[dict[str, Any]], None]) -> None:
+    """Run all jobs, `at_once` at a time, and give every row to `take` as it comes.
+
+    Processes are spawned, as CUDA demands, and end with this one.
+    """
+    context = multiprocessing.get_context("spawn")
+    running: dict[Connection, tuple[Any, Job, set[int]]] = {}
+    while waiting or running:
+        while waiting and len(running) < at_once:
+            job = waiting.pop(0)
+            receiving, sending = context.Pipe(duplex=False)
+            process = context.Process(target=run_job, args=(job, sending), daemon=True)
+            process.start()
+            sending.close()  # so that the end of the process is the end of the pipe
+            running[receiving] = process, job, set(job.seeds)
+        for ready in wait(list(running)):
+            assert isinstance(ready, Connection)
+            process, job, missing = running[ready]
+            try:
+                row = ready.recv()
+            except EOFError:  # it has ended; what it did not report, it did not survive
+                process.join()
+                del running[ready]
+                cell = {"variant": job.variant, "vocab_size": job.vocab_size}
+                for seed in sorted(missing):
+                    error = f"its process ended with status {process.exitcode}"
+                    take({**cell, "seed": seed, "error": error})
+                continue
+            missing.discard(row["seed"])
+            take(row)
+
+
 HEADING = "     V  variant               seeds     bpb      sd     diff  diff sd  B/token   asset"
 
 
-def table(rows: list[dict[str, Any]]) -> None:
+def table(rows: list[dict[str, Any]], variants: tuple[str, ...]) -> None:
     """Print mean bpb, its deviation, and the paired difference to the first variant."""
-    variants = list(dict.fromkeys(row["variant"] for row in rows))
     click.echo(HEADING)
     for vocab_size in sorted({row["vocab_size"] for row in rows}):
         by = {(r["variant"], r["seed"]): r for r in rows if r["vocab_size"] == vocab_size}
@@ -91,10 +192,11 @@ def table(rows: list[dict[str, Any]]) -> None:
                 for seed, row in own.items()
                 if (variants[0], seed) in by
             ]
+            mean = f"{statistics.mean(pairs):+.4f}" if pairs else "      -"
             some = next(iter(own.values()))
             click.echo(
                 f"{vocab_size:6}  {variant:20}  {len(own):5}  {statistics.mean(values):.4f}  "
-                f"{deviation(values)}  {statistics.mean(pairs):+.4f}   {deviation(pairs)}  "
+                f"{deviation(values)}  {mean}   {deviation(pairs)}  "
                 f"{some['bytes'] / some['tokens']:7.4f}  {some['asset_bytes']:6}"
             )
 
@@ -113,7 +215,10 @@ def deviation(values: list[float]) -> str:
 @click.option("--steps", default=300, show_default=True)
 @click.option("--train-bytes", default=16_000_000, show_default=True)
 @click.option("--val-bytes", default=500_000, show_default=True)
+@click.option("--recipe", default="cpu", show_default=True)
 @click.option("--set", "settings", multiple=True, help="Config override, e.g. trunk.d_model=96.")
+@click.option("--device", default="cpu", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--jobs", default=1, show_default=True, help="Processes at a time.")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path))
 def main(
     train_spec: str,
@@ -124,30 +229,55 @@ def main(
     steps: int,
     train_bytes: int,
     val_bytes: int,
+    recipe: str,
     settings: tuple[str, ...],
+    device: str,
+    jobs: int,
     output: Path,
 ) -> None:
     """Train and score every variant at every size with every seed."""
-    from tokgolf.config import parse_overrides
-
+    try:
+        overrides = {**parse_overrides(settings), "steps": steps, "minutes": 600.0}
+        run_config(recipe, overrides)  # a wrong one should not wait for the first run
+        device = resolve_device(device)
+    except TokgolfError as error:
+        raise click.ClickException(str(error)) from error
     output.mkdir(parents=True, exist_ok=True)
-    OVERRIDES.update(parse_overrides(list(settings)), steps=steps, minutes=600.0)
-    corpus = excerpt(train_spec, train_bytes, output / "train.jsonl")
-    held_out = excerpt(val_spec, val_bytes, output / "val.jsonl")
+    excerpt(train_spec, train_bytes, output / "train.jsonl")
+    excerpt(val_spec, val_bytes, output / "val.jsonl")
     log = output / "results.jsonl"
     rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     done = {(row["variant"], row["vocab_size"], row["seed"]) for row in rows}
-    for seed in seeds:
-        for vocab_size in vocab_sizes:
-            for variant in variants:
-                if (variant, vocab_size, seed) in done:
-                    continue
-                row = run_one(variant, vocab_size, seed, corpus, held_out, output)
-                rows.append(row)
-                with log.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
-                click.echo(json.dumps(row), err=True)
-    table([row for row in rows if row["variant"] in variants])
+    failed = []
+
+    def take(row: dict[str, Any]) -> None:
+        click.echo(json.dumps(row), err=True)
+        if "error" in row:
+            failed.append(row)
+            return
+        rows.append(row)
+        write_text(log, "".join(json.dumps(row) + "\n" for row in rows))
+
+    waiting = []
+    for vocab_size in vocab_sizes:
+        for variant in variants:
+            left = tuple(seed for seed in seeds if (variant, vocab_size, seed) not in done)
+            if left:
+                job = Job(
+                    variant=variant,
+                    vocab_size=vocab_size,
+                    seeds=left,
+                    recipe=recipe,
+                    overrides=overrides,
+                    device=device,
+                    threads=max(1, (os.cpu_count() or 1) // jobs),
+                    folder=output,
+                )
+                waiting.append(job)
+    run_jobs(waiting, jobs, take)
+    table([row for row in rows if row["variant"] in variants], variants)
+    if failed:
+        raise click.ClickException(f"{len(failed)} runs failed; their errors are above")
 
 
 if __name__ == "__main__":
