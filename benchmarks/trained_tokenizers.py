@@ -105,7 +105,6 @@ def run_job(job: Job, results: Connection) -> None:
         except Exception as error:  # whatever becomes of one run, the others go on
             results.send({**cell, "error": f"{type(error).__name__}: {error}"})
         shutil.rmtree(job.run(seed), ignore_errors=True)
-        torch.compiler.reset()  # else the next seed is one more version of the same code, of few
     shutil.rmtree(job.tokens, ignore_errors=True)
 
 
