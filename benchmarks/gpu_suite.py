@@ -36,6 +36,8 @@ from typing import Any
 # A script's folder is searched first, and the benchmark tokenizers.py would pass for a library.
 sys.path = [p for p in sys.path if Path(p or ".").resolve() != Path(__file__).resolve().parent]
 
+BEGAN = time.monotonic()  # before torch is imported, which can take long
+
 import click  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
@@ -619,6 +621,9 @@ GROUPS: dict[str, Callable[[Setting], Iterator[Part]]] = {
 }
 
 
+VERDICTS = {True: "ok", False: "FAILED", None: "not all done"}
+
+
 def one_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0][:300]}"
@@ -676,13 +681,13 @@ def describe(s: Setting) -> Result:
 
 def run_child(group: str, s: Setting, part: str, seconds: float, path: Path) -> None:
     """One group, its file replaced after every part."""
-    until = time.monotonic() + seconds - RESERVE
+    until = BEGAN + seconds - RESERVE
     parts: dict[str, Any] = {}
     for name, result in run_group(group, s, until, lambda name: part in name):
         parts[name] = result
-        verdict = {True: "ok", False: "FAILED", None: "left out"}[result["ok"]]
-        note = result.get("error", "")
-        click.echo(f"{group}: {name}: {verdict} {result.get('seconds', 0):.1f} s {note}", err=True)
+        note = result.get("error", result.get("skipped", ""))
+        verdict, took = VERDICTS[result["ok"]], result.get("seconds", 0)
+        click.echo(f"{group}: {name}: {verdict} {took:.1f} s {note}", err=True)
         write_text(path, json.dumps({"about": describe(s), "parts": parts}))
 
 
@@ -702,8 +707,10 @@ def run_apart(group: str, s: Setting, part: str, seconds: float) -> tuple[Result
             error = f"stopped after {seconds:.0f} s"
         found = json.loads(path.read_text()) if path.exists() else {"about": {}, "parts": {}}
     parts = found["parts"]
+    states = {part["ok"] for part in parts.values()}
+    bad = error is not None or False in states
     return found["about"], {
-        "ok": error is None and all(part["ok"] is not False for part in parts.values()),
+        "ok": False if bad else None if None in states or not parts else True,
         "error": error,
         "seconds": time.perf_counter() - began,
         "parts": parts,
@@ -747,7 +754,7 @@ def main(
         report["groups"][group] = entry
         report["seconds"] = time.perf_counter() - began
         write_text(output, json.dumps(report, indent=1) + "\n")
-        click.echo(f"{group}: {'ok' if entry['ok'] else 'FAILED'} {entry['error'] or ''}", err=True)
+        click.echo(f"{group}: {VERDICTS[entry['ok']]} {entry['error'] or ''}", err=True)
 
 
 if __name__ == "__main__":

@@ -168,6 +168,8 @@ def run_jobs(waiting: list[Job], at_once: int, take: Callable[[dict[str, Any]], 
                 for seed in sorted(missing):
                     error = f"its process ended with status {process.exitcode}"
                     take({**cell, "seed": seed, "error": error})
+                    shutil.rmtree(job.run(seed), ignore_errors=True)
+                shutil.rmtree(job.tokens, ignore_errors=True)
                 continue
             missing.discard(row["seed"])
             take(row)
