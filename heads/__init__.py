@@ -29,6 +29,9 @@ HEADS = {
     "untied": "tokgolf.heads.untied:UntiedConfig",
     "factorized": "tokgolf.heads.factorized:FactorizedConfig",
     "vq": "tokgolf.heads.vq:VQConfig",
+    "product": "tokgolf.heads.product:ProductConfig",
+    "hashed": "tokgolf.heads.hashed:HashedConfig",
+    "composed": "tokgolf.heads.composed:ComposedConfig",
 }
 
 ADDONS = {
