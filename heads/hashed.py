@@ -37,10 +37,10 @@ class HashedConfig(HeadConfig):
 
     name: ClassVar[str] = "hashed"
 
-    hashes: int = 4
+    hashes: int = 2
     buckets: int = 0
     weights: bool = False
-    residual_rank: int = 0
+    residual_rank: int = 16
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -16,7 +16,7 @@ SHAPE = HeadShape(vocab_size=40, d_model=8, bos_id=5)
 
 
 def built(shape: HeadShape = SHAPE, **options: Any) -> HashedHead:
-    head = head_config({"name": "hashed", **options}).build(shape)
+    head = head_config({"name": "hashed", "residual_rank": 0, **options}).build(shape)
     assert isinstance(head, HashedHead)
     return head
 
@@ -67,7 +67,7 @@ def test_one_hash_to_half_as_many_buckets_makes_pairs_of_opposite_rows() -> None
 
 def test_the_default_is_half_as_many_rows_as_tokens_and_always_enough() -> None:
     shapes = [HeadShape(vocab_size=vocab, d_model=1, bos_id=0) for vocab in (1024, 8192)]
-    assert [HashedConfig().rows(shape) for shape in shapes] == [128, 1024]
+    assert [HashedConfig().rows(shape) for shape in shapes] == [256, 2048]
     for vocab in range(1, 70):
         for hashes in range(1, 6):
             shape = HeadShape(vocab_size=vocab, d_model=1, bos_id=0)
@@ -81,10 +81,10 @@ def test_weights_start_as_nothing_and_scale_each_pick() -> None:
         head.codebook.copy_(plain.codebook)
         assert torch.equal(head.matrix(), plain.matrix())
         head.weights.zero_()
-        head.weights[7, 2] = -3.0
+        head.weights[7, 1] = -3.0
     assert not head.matrix()[:7].any() and not head.matrix()[8:].any()
-    column = head.columns[7, 2]
-    expected = -3.0 * head.values[7, 2] * head.codebook[column]
+    column = head.columns[7, 1]
+    expected = -3.0 * head.values[7, 1] * head.codebook[column]
     torch.testing.assert_close(head.matrix()[7], expected)
     assert [s.kind for s in head.stored()] == ["table", "table"]
     assert [s.kind for s in plain.stored()] == ["table"]

@@ -23,7 +23,7 @@ CASES: dict[str, dict[str, Any]] = {
     "product": {"name": "product", "residual_rank": 4},
     "product-id": {"name": "product", "assignment": "id", "codebooks": 3, "residual_rank": 0},
     "product-random": {"name": "product", "assignment": "random", "codes": 8, "residual_rank": 2},
-    "hashed": {"name": "hashed", "residual_rank": 0},
+    "hashed": {"name": "hashed", "residual_rank": 0, "hashes": 4},
     "hashed-weights": {"name": "hashed", "weights": True, "hashes": 2, "residual_rank": 3},
     "composed": {"name": "composed", "delta_rank": 4},
     "composed-plain": {"name": "composed", "delta_rank": 0, "ngrams": 0, "features": 7},
