@@ -32,6 +32,9 @@ HEADS = {
     "product": "tokgolf.heads.product:ProductConfig",
     "hashed": "tokgolf.heads.hashed:HashedConfig",
     "composed": "tokgolf.heads.composed:ComposedConfig",
+    "grouped": "tokgolf.heads.grouped:GroupedConfig",
+    "adaptive": "tokgolf.heads.adaptive:AdaptiveConfig",
+    "mixture": "tokgolf.heads.mixture:MixtureConfig",
 }
 
 ADDONS = {

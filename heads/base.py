@@ -415,6 +415,15 @@ def at_least_fp32(z: Tensor) -> Tensor:
     return z if z.dtype == torch.float64 else z.float()
 
 
+def stage(x: Tensor, matrix: Tensor, softcap: float) -> Tensor:
+    """cap(x @ matrix.T) in at least fp32: the logits of one stage of a structured head.
+
+    x (n, width), matrix (rows, width) -> (n, rows)
+    """
+    z = at_least_fp32(F.linear(x, matrix.to(x.dtype)))
+    return softcap * torch.tanh(z / softcap) if softcap else z
+
+
 def masked(z: Tensor, successors: Tensor | None, prev: Tensor) -> Tensor:
     """`z` with -inf for every token that cannot follow.  # (n, vocab), ..., (n,) -> (n, vocab)"""
     if successors is None:
