@@ -156,8 +156,6 @@ class AdaptiveHead(StructuredHead):
             yield Stored("codes", self.codes, "codes")
 
     def _param_groups(self) -> Iterator[ParamGroup]:
-        # Slots at the rate of "output" (0.008) learn more slowly: 4.383 nats after 150 steps of a
-        # two-layer model at V = 1024, 4.371 at this one.
         slots = {} if self.slots is None else {"slots": self.slots}
         tables = {f"tables.{c}": rows for c, rows in enumerate(self.tables)}
         yield ParamGroup("tied", tables | slots)
