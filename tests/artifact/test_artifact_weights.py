@@ -20,7 +20,8 @@ from tokgolf.quantize import dequantize
 from tokgolf.quantize.rows import QuantConfig, Quantized, quantize
 
 TRUNK = TrunkConfig(layers=2, d_model=16, heads=2, kv_heads=1, mlp_hidden=24, sequence_length=16)
-SHAPE = HeadShape(vocab_size=300, d_model=16, bos_id=256)
+TOKENS = *(bytes([byte]) for byte in range(256)), b"", *(bytes([97, b]) for b in range(43))
+SHAPE = HeadShape(vocab_size=300, d_model=16, bos_id=256, token_bytes=TOKENS)
 OPTIONS: dict[str, dict[str, object]] = {
     "factorized": {"name": "factorized", "rank": 6, "shared": False},
     "vq": {"name": "vq", "codes": 70, "residual_rank": 3},
@@ -95,7 +96,7 @@ def test_frequency_codes_are_stored_and_random_ones_are_not() -> None:
         case: weights.encode(randomised(case).stored(), as_quantized)["packed"] for case in CASES
     }
     assert {case for case, data in packed.items() if data} == {
-        "vq", "vq-published", "bigram-hash-on-vq",
+        "vq", "vq-published", "bigram-hash-on-vq", "product", "adaptive",
     }  # fmt: skip
     # 300 tokens, 70 or 75 codes: 7 bits each, and a byte that says so.
     assert len(packed["vq"]) == len(packed["vq-published"]) == 1 + math.ceil(300 * 7 / 8)

@@ -29,7 +29,8 @@ from tokgolf.training.optimizers import (
 )
 
 TRUNK = TrunkConfig(layers=2, d_model=16, heads=2, kv_heads=1, mlp_hidden=24, sequence_length=16)
-SHAPE = HeadShape(vocab_size=257, d_model=16, bos_id=256)
+TOKENS = *(bytes([byte]) for byte in range(256)), b""
+SHAPE = HeadShape(vocab_size=257, d_model=16, bos_id=256, token_bytes=TOKENS)
 SHAPES = [(16, 16), (48, 16), (16, 48), (7, 31), (64, 8), (1, 5)]
 
 every_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)

@@ -76,7 +76,8 @@ def input_hessians(
     matrix = None if linear is None else linear.matrix()
     classifier = next((s.name for s in model.stored() if s.tensor is matrix), None)
     try:
-        for tokens in batches:
+        device = next(model.parameters()).device
+        for tokens in (batch.to(device) for batch in batches):
             hidden = model.hidden(tokens).flatten(0, 1)
             if linear is not None and classifier is not None:
                 add(classifier, linear.features(hidden, tokens.flatten()))
@@ -84,4 +85,4 @@ def input_hessians(
     finally:
         for hook in hooks:
             hook.remove()
-    return {name: (total / count).numpy() for name, total in sums.items()}
+    return {name: (total / count).cpu().numpy() for name, total in sums.items()}

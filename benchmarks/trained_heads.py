@@ -1,0 +1,309 @@
+"""Which head earns its bytes: one trunk under every head, trained, exported and scored.
+
+Two conditions. "steps": all heads have the same trunk, so a head that costs more bytes has them for
+nothing. "bytes": the trunk's MLP is made narrower or wider until the estimated artifact is as large
+as the tied head's (4.24 bits a weight of the head, 3.4 of the trunk; the file's real size is in the
+result). In both, every head sees the same tokens in the same order for as many steps. Each run is
+scored before export and as decoded from its artifact, on whole documents in raw mode.
+
+One line of JSON a run goes to the output; runs that are there already are not repeated; a run that
+fails is reported and left out. All cases of a seed come before the next seed, and V 1024 first.
+
+    python benchmarks/trained_heads.py --train web_train.jsonl.zst --val web_val_raw.jsonl.zst \\
+        --vocab-size 1024 --vocab-size 4096 --device cuda --jobs 8 -o runs/heads
+    python benchmarks/trained_heads.py -o runs/heads --show
+"""
+
+import json
+import os
+import shutil
+import statistics
+import sys
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+# A script's folder is searched last, or the benchmark tokenizers.py would pass for a library.
+HERE = Path(__file__).resolve().parent
+sys.path = [p for p in sys.path if Path(p or ".").resolve() != HERE] + [str(HERE)]
+
+import click  # noqa: E402
+import torch  # noqa: E402
+from trained_tokenizers import deviation, excerpt, link  # noqa: E402
+
+from tokgolf.artifact.checkpoint import load_run  # noqa: E402
+from tokgolf.artifact.export import calibration_tokens, encode_artifact  # noqa: E402
+from tokgolf.config import TrunkConfig, merged, parse_overrides  # noqa: E402
+from tokgolf.corpora import open_corpus  # noqa: E402
+from tokgolf.device import resolve_device  # noqa: E402
+from tokgolf.errors import TokgolfError  # noqa: E402
+from tokgolf.eval.score import score  # noqa: E402
+from tokgolf.files import write_text  # noqa: E402
+from tokgolf.heads import head_config  # noqa: E402
+from tokgolf.model import head_shape  # noqa: E402
+from tokgolf.quantize.rows import QuantConfig  # noqa: E402
+from tokgolf.tokenizers import Tokenizer, build_tokenizer, load_tokenizer, save_tokenizer  # noqa: E402
+from tokgolf.training import RunConfig, run_config, train  # noqa: E402
+from tokgolf.training.data import tokenize  # noqa: E402
+
+HEAD_BITS, TRUNK_BITS = 4.24, 3.4  # what export's defaults leave of a table and of a matrix
+CONDITIONS = ("steps", "bytes")
+CASES: dict[str, dict[str, Any]] = {
+    "tied": {"name": "tied"},
+    "tied, input rank 32": {"name": "tied", "input_rank": 32},
+    "untied": {"name": "untied"},
+    "untied from 1/2 on": {"name": "untied", "untie_at": 0.5},
+    "factorized 64": {"name": "factorized", "rank": 64},
+    "factorized 128": {"name": "factorized", "rank": 128},
+    "vq, published": {"name": "vq"},
+    "vq, residual 16": {"name": "vq", "residual_rank": 16},
+    "product": {"name": "product"},
+    "hashed": {"name": "hashed"},
+    "composed": {"name": "composed"},
+    "grouped": {"name": "grouped"},
+    "adaptive": {"name": "adaptive"},
+    "mixture 2": {"name": "mixture"},
+    "+ unigram-bias": {"name": "tied", "add": {"unigram-bias": {}}},
+    "+ bigram-hash": {"name": "tied", "add": {"bigram-hash": {"buckets": 4096, "dim": 32}}},
+    "+ bigram-hash, signs": {
+        "name": "tied",
+        "add": {"bigram-hash": {"buckets": 4096, "dim": 32, "signs": True}},
+    },
+    "+ bigram-logits 32": {"name": "tied", "add": {"bigram-logits": {"rank": 32}}},
+    "+ canonical-mask": {"name": "tied", "add": {"canonical-mask": {}}},
+    "+ bias, hash, mask": {
+        "name": "tied",
+        "add": {
+            "unigram-bias": {},
+            "bigram-hash": {"buckets": 4096, "dim": 32},
+            "canonical-mask": {},
+        },
+    },
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """A run, and all that its process must know."""
+
+    case: str
+    vocab_size: int
+    condition: str
+    seed: int
+    recipe: str
+    overrides: dict[str, Any]
+    device: str
+    threads: int
+    folder: Path
+
+    @property
+    def key(self) -> tuple[str, int, str, int]:
+        """What a finished run is known by."""
+        return self.case, self.vocab_size, self.condition, self.seed
+
+
+def estimated_bytes(trunk: TrunkConfig, head: dict[str, Any], tokenizer: Tokenizer) -> float:
+    """Weights of an artifact before anything is trained."""
+    params = head_config(head).num_params(head_shape(tokenizer, trunk))
+    return (params * HEAD_BITS + trunk.num_params() * TRUNK_BITS) / 8
+
+
+def config_of(cell: Cell, tokenizer: Tokenizer) -> RunConfig:
+    """The run's config; in condition "bytes" with an MLP as wide as the tied head's bytes allow."""
+    head = CASES[cell.case]
+    values = merged(cell.overrides, {"head": head, "seed": cell.seed})
+    # Tables keep the tied one's learning rate: to move it together with untying is to confound.
+    values = merged({"optimizer": {"lr_input": 0.04}}, values)
+    config = run_config(cell.recipe, values)
+    if cell.condition == "steps":
+        return config
+    trunk = config.trunk
+    over = estimated_bytes(trunk, head, tokenizer) - estimated_bytes(
+        trunk, {"name": "tied"}, tokenizer
+    )
+    unit = 8  # of width, which the processor likes
+    a_unit = 2 * trunk.layers * trunk.d_model * unit * TRUNK_BITS / 8
+    width = trunk.mlp_hidden - unit * round(over / a_unit)
+    if width < unit:
+        raise ValueError(f"the head alone is {over:,.0f} bytes over: there is no trunk to pay them")
+    return replace(config, trunk=replace(trunk, mlp_hidden=width))
+
+
+def run_cell(cell: Cell) -> dict[str, Any]:
+    """Train, score, export and score again; the run's row."""
+    torch.set_num_threads(cell.threads)
+    row: dict[str, Any] = {
+        "case": cell.case,
+        "vocab_size": cell.vocab_size,
+        "condition": cell.condition,
+        "seed": cell.seed,
+    }
+    run = cell.folder / "runs" / f"{abs(hash(cell.key))}-{os.getpid()}"
+    try:
+        tokenizer = load_tokenizer(cell.folder / f"bpe{cell.vocab_size}.tok")
+        corpus, held_out = (open_corpus(str(cell.folder / f"{n}.jsonl")) for n in ("train", "val"))
+        config = config_of(cell, tokenizer)
+        shutil.copytree(
+            cell.folder / f"tokens{cell.vocab_size}", run / "tokens", copy_function=link
+        )
+        result = train(config, tokenizer, corpus, run, device=cell.device)
+        source = load_run(run)
+        before = score(source, held_out, device=cell.device)
+        source.model.to(cell.device)
+        artifact = encode_artifact(source, QuantConfig(), calibration_tokens(run, source))
+        after = score(artifact, held_out, device=cell.device)
+        head = sum(p.numel() for p in source.model.head.parameters())
+        row.update(
+            bpb_float=before.bpb,
+            bpb=after.bpb,
+            bytes=artifact.ledger.full,
+            code=dict(artifact.ledger.rows)["code"],
+            head_params=head,
+            params=result.params,
+            mlp_hidden=config.trunk.mlp_hidden,
+            steps=result.steps,
+            train_tokens=result.tokens,
+            loss=result.loss,
+            seconds=result.seconds,
+        )
+    except Exception as error:  # whatever becomes of one run, the others go on
+        row["error"] = f"{type(error).__name__}: {error}"
+    shutil.rmtree(run, ignore_errors=True)
+    return row
+
+
+def prepare(folder: Path, vocab_size: int) -> None:
+    """Learn a tokenizer on the training text and tokenize it, once for all runs."""
+    path, tokens = folder / f"bpe{vocab_size}.tok", folder / f"tokens{vocab_size}"
+    corpus = open_corpus(str(folder / "train.jsonl"))
+    if not path.exists():
+        save_tokenizer(build_tokenizer("bpe", (d.data for d in corpus), vocab_size), path)
+    tokenize(corpus, load_tokenizer(path), tokens, "train", corpus.summary().sha256)
+
+
+def table(rows: list[dict[str, Any]]) -> Iterable[str]:
+    """The results as lines of Markdown: means over seeds, and paired differences to tied."""
+    for vocab_size in sorted({row["vocab_size"] for row in rows}):
+        for condition in CONDITIONS:
+            some = [r for r in rows if (r["vocab_size"], r["condition"]) == (vocab_size, condition)]
+            if not some:
+                continue
+            tied = {row["seed"]: row for row in some if row["case"] == "tied"}
+            yield f"\nV = {vocab_size}, equal {condition}\n"
+            yield (
+                "| head | seeds | bytes | MLP | float bpb | sd | to tied | sd | decoded bpb "
+                "| to tied | sd |"
+            )
+            yield "|---|---|---|---|---|---|---|---|---|---|---|"
+            for case in CASES:
+                own = [row for row in some if row["case"] == case]
+                if not own:
+                    continue
+                pairs = [(row, tied[row["seed"]]) for row in own if row["seed"] in tied]
+                float_diff = [a["bpb_float"] - b["bpb_float"] for a, b in pairs]
+                diff = [a["bpb"] - b["bpb"] for a, b in pairs]
+                yield (
+                    f"| {case} | {len(own)} | {mean(own, 'bytes'):,.0f} "
+                    f"| {mean(own, 'mlp_hidden'):.0f} | {mean(own, 'bpb_float'):.4f} "
+                    f"| {deviation([r['bpb_float'] for r in own])} "
+                    f"| {difference(float_diff)} | {deviation(float_diff)} "
+                    f"| {mean(own, 'bpb'):.4f} | {difference(diff)} | {deviation(diff)} |"
+                )
+
+
+def mean(rows: list[dict[str, Any]], key: str) -> float:
+    """Mean of a column."""
+    return statistics.mean(row[key] for row in rows)
+
+
+def difference(values: list[float]) -> str:
+    """Mean with its sign, or a dash without a tied run to compare with."""
+    return f"{statistics.mean(values):+.4f}" if values else "-"
+
+
+@click.command(help=__doc__)
+@click.option("--train", "train_spec", default="stdlib:train", show_default=True)
+@click.option("--val", "val_spec", default="stdlib:val", show_default=True)
+@click.option(
+    "--case", "cases", multiple=True, type=click.Choice(list(CASES)), help="Default: all."
+)
+@click.option("--vocab-size", "vocab_sizes", multiple=True, type=int, default=(1024,))
+@click.option("--condition", "conditions", multiple=True, type=click.Choice(CONDITIONS))
+@click.option("--seed", "seeds", multiple=True, type=int, default=(1, 2, 3))
+@click.option("--steps", default=300, show_default=True)
+@click.option("--train-bytes", default=16_000_000, show_default=True)
+@click.option("--val-bytes", default=500_000, show_default=True)
+@click.option("--recipe", default="cpu", show_default=True)
+@click.option("--set", "settings", multiple=True, help="Config override, e.g. trunk.d_model=96.")
+@click.option("--device", default="auto", show_default=True)
+@click.option("--jobs", default=1, show_default=True, help="Processes at a time.")
+@click.option("--show", is_flag=True, help="Run nothing, print the table of what is there.")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path))
+def main(
+    train_spec: str,
+    val_spec: str,
+    cases: tuple[str, ...],
+    vocab_sizes: tuple[int, ...],
+    conditions: tuple[str, ...],
+    seeds: tuple[int, ...],
+    steps: int,
+    train_bytes: int,
+    val_bytes: int,
+    recipe: str,
+    settings: tuple[str, ...],
+    device: str,
+    jobs: int,
+    show: bool,
+    output: Path,
+) -> None:
+    """Run every case and print the table."""
+    log = output / "results.jsonl"
+    rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    if show:
+        click.echo("\n".join(table(rows)))
+        return
+    try:
+        overrides = {**parse_overrides(settings), "steps": steps, "minutes": 600.0}
+        run_config(recipe, overrides)  # a wrong one should not wait for the first run
+        device = resolve_device(device)
+    except TokgolfError as error:
+        raise click.ClickException(str(error)) from error
+    output.mkdir(parents=True, exist_ok=True)
+    excerpt(train_spec, train_bytes, output / "train.jsonl")
+    excerpt(val_spec, val_bytes, output / "val.jsonl")
+    done = {(r["case"], r["vocab_size"], r["condition"], r["seed"]) for r in rows}
+    cells = [
+        Cell(
+            case=case,
+            vocab_size=vocab_size,
+            condition=condition,
+            seed=seed,
+            recipe=recipe,
+            overrides=overrides,
+            device=device,
+            threads=max(1, (os.cpu_count() or 1) // jobs),
+            folder=output,
+        )
+        for seed in seeds
+        for vocab_size in vocab_sizes
+        for condition in conditions or CONDITIONS
+        for case in cases or CASES
+    ]
+    left = [cell for cell in cells if cell.key not in done]
+    context = get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=context) as pool:
+        list(pool.map(prepare, [output] * len(vocab_sizes), vocab_sizes))
+        for future in as_completed([pool.submit(run_cell, cell) for cell in left]):
+            row = future.result()
+            click.echo(json.dumps(row), err=True)
+            if "error" not in row:
+                rows.append(row)
+                write_text(log, "".join(json.dumps(row) + "\n" for row in rows))
+    click.echo("\n".join(table(rows)))
+
+
+if __name__ == "__main__":
+    main()
