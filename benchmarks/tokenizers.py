@@ -5,8 +5,9 @@
 
 Each row is an encoder, each repeat one pass over text that it has not seen before (some encoders
 remember words, one remembers whole texts); repeats go round all rows, so that a slow moment of the
-machine hits all of them. Rates are the median of MB of UTF-8 a second of wall time: in one thread
-(of a process that starts no others), and in two forked processes that share the documents.
+machine hits all of them. Rates are the median of MB of UTF-8 a second: of CPU time in one thread
+(other programs hardly change it; on an idle machine it is wall time), and of wall time in two
+forked processes that share the documents.
 """
 
 import io
@@ -195,10 +196,10 @@ def size_of(texts: Sequence[str]) -> int:
 
 
 def rate(encode: Encode, texts: list[str]) -> float:
-    """MB/s of wall time in this process."""
-    start = time.perf_counter()
+    """MB a second of CPU time of this process, its threads together."""
+    start = time.process_time()
     encode(texts)
-    return size_of(texts) / 1e6 / (time.perf_counter() - start)
+    return size_of(texts) / 1e6 / (time.process_time() - start)
 
 
 _forked: tuple[Encode, list[list[str]]]  # what a forked process finds in place of an argument
@@ -321,7 +322,7 @@ def show(speeds: list[Speed], runs: list[Run]) -> str:
         f"{row.to_fastest_peer:>8.2f}  {row.ids}"
         for row in speeds
     ]
-    lines += ["", "MB/s; ratio: 1 thread, to the fastest encoder that is not tokgolf's", ""]
+    lines += ["", "MB/s, of CPU time for 1 thread; ratio: to the fastest that is not tokgolf's", ""]
     lines += [f"{'V':>6}  {'encoder':<22}{'long run':<16}{'MB/s':>8}{'of text':>9}"]
     lines += [
         f"{row.vocab_size:>6}  {row.encoder:<22}{row.run:<16}{row.rate:>8.1f}"

@@ -147,6 +147,16 @@ def test_ten_megabytes_of_spaces_are_no_trouble(engine: str) -> None:
     assert tokenizer.decode(tokenizer.encode(spaces)) == spaces
 
 
+@every_engine
+def test_words_that_are_kept_together_may_go_on_for_long(engine: str) -> None:
+    # fastokens alone raises: its regular expression runs out of stack within the second text.
+    tokenizer = with_engine(engine, english_bpe(engine).merges, "gpt4+words")
+    texts = [b"A short one.", b"the words go on " * 20_000, b"", b"Another."]
+    plain = tokenizer._engine._library
+    for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
+        assert ids.tolist() == plain.encode(text.decode()).ids
+
+
 @pytest.mark.parametrize(("wrong", "calls"), [([1], 4), ([2, 3], 5)])
 def test_a_window_whose_start_was_wrong_is_mended(wrong: list[int], calls: int) -> None:
     tokenizer, text = english_bpe("tokenizers"), "ab" * 2 * BLOCK

@@ -6,7 +6,9 @@ one):
 
 - only the named split patterns go to it, whose syntax means the same to both regular expression
   engines; `regex:` patterns and those by script stay with the library;
-- text with U+180E (of which its PCRE2 says that it is a space) is encoded by the library;
+- text with U+180E (of which its PCRE2 says that it is a space) is encoded by the library, and so
+  is text at which its PCRE2 gives up: 100 kB of words without punctuation, where the pattern keeps
+  words together;
 - before its first use it encodes a probe (tokens of this very table, a sample of Unicode), and any
   id unlike the library's leaves the tokenizer with the library.
 
@@ -67,13 +69,21 @@ class Fastokens:
         """The ids of each text."""
         plain = iter(self._encode([text for text in texts if _DISPUTED not in text]))
         return [
-            np.array(self._library.encode(text).ids, np.uint32)
-            if _DISPUTED in text
-            else next(plain)
-            for text in texts
+            self._encode_by_library(text) if _DISPUTED in text else next(plain) for text in texts
         ]
 
     def _encode(self, texts: list[str]) -> list[EngineIds]:
+        try:
+            return self._encode_batch(texts)
+        except ValueError:  # of one text, but it does not say of which
+            if len(texts) == 1:
+                return [self._encode_by_library(texts[0])]
+            return [self._encode([text])[0] for text in texts]
+
+    def _encode_by_library(self, text: str) -> EngineIds:
+        return np.array(self._library.encode(text).ids, np.uint32)
+
+    def _encode_batch(self, texts: list[str]) -> list[EngineIds]:
         flat, offsets = self._engine.encode_batch_flat(texts)
         ids = np.frombuffer(flat, np.uint32)
         ends = np.frombuffer(offsets, np.uint64).tolist()

@@ -74,9 +74,9 @@ class UnigramTokenizer(Tokenizer):
         """Split the text of each byte string into its cheapest pieces."""
         return encode_runs(batch, self._encode_texts, self.dtype)
 
-    def _encode_texts(self, texts: list[str]) -> list[list[int]]:
+    def _encode_texts(self, texts: list[str]) -> list[Any]:
         encoded = self._engine.encode(texts, out_type=int, num_threads=1)
-        return [self._ids[ids].tolist() for ids in encoded]
+        return [self._ids[ids] for ids in encoded]
 
     def original_file(self) -> bytes:
         """The same tokenizer as a SentencePiece `.model`."""
