@@ -125,7 +125,8 @@ def plot_tokenizers(facts: Sequence[dict[str, Any]], path: Path) -> None:
     groups: dict[str, list[dict[str, Any]]] = {}
     for values in sorted(facts, key=lambda values: values["vocab_size"]):
         transform = values["transform"]
-        label = values["kind"] if transform == "none" else f"{values['kind']}, {transform}"
+        names = [values["kind"], "max" * (values["order"] == "max"), transform.replace("none", "")]
+        label = ", ".join(filter(None, names))
         groups.setdefault(label, []).append(values)
     figure = _matplotlib("figure").Figure(figsize=(10, 4.2), dpi=150, layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -143,10 +144,11 @@ def plot_tokenizers(facts: Sequence[dict[str, Any]], path: Path) -> None:
     sizes = [values["vocab_size"] for values in facts]
     powers = range(min(sizes).bit_length() - 1, (max(sizes) - 1).bit_length() + 1)
     ticks = [1 << power for power in powers]
+    tick_size = 10 if len(ticks) <= 6 else 7  # more would run into each other
     for axes, title in ((left, "bytes per token"), (right, "asset bytes")):
         axes.set_title(title, loc="left", fontsize=11)
         axes.set_xscale("log", base=2)
-        axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+        axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks], fontsize=tick_size)
         axes.set_xlabel("vocabulary size")
         axes.grid(True, color="#dddddd", linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ PUBLISHED = {
 }
 SINCE = {
     "transform",
+    "order",
     "bigram_buckets",
     "lossless",
     "duplicate_tokens",
@@ -211,30 +213,44 @@ def test_a_plot_is_written(
     assert "matplotlib.pyplot" not in sys.modules  # so no window and no display
 
 
-def test_a_plot_has_a_line_for_each_kind_and_transform(
-    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The figures that have been saved."""
     from matplotlib.figure import Figure
 
-    drawn: list[Any] = []
+    figures: list[Any] = []
     savefig = Figure.savefig
 
     def record(figure: Figure, *arguments: Any, **options: Any) -> None:
-        drawn.append(figure)
+        figures.append(figure)
         savefig(figure, *arguments, **options)
 
     monkeypatch.setattr(Figure, "savefig", record)
-    groups = [("bpe", "none", 1024), ("bpe", "none", 512), ("bpe", "caps", 512)]
+    return figures
+
+
+def plotted(kind: str, order: str | None, transform: str, size: int) -> dict[str, Any]:
+    """The facts that a plot needs, of a tokenizer with `size` / 256 bytes per token."""
+    return {
+        "kind": kind,
+        "order": order,
+        "transform": transform,
+        "vocab_size": size,
+        "asset_bytes": 2 * size,
+        "domains": [{"corpus": "/text/web.txt"}],
+        "all_domains": {"bytes_per_token": size / 256},
+    }
+
+
+def test_a_plot_has_a_line_for_each_kind_order_and_transform(
+    drawn: list[Any], tmp_path: Path
+) -> None:
     facts = [
-        {
-            "kind": kind,
-            "transform": transform,
-            "vocab_size": size,
-            "asset_bytes": 2 * size,
-            "domains": [{"corpus": "/text/web.txt"}],
-            "all_domains": {"bytes_per_token": size / 256},
-        }
-        for kind, transform, size in groups
+        plotted("bpe", "exact", "none", 1024),
+        plotted("bpe", "exact", "none", 512),
+        plotted("bpe", "exact", "caps", 512),
+        plotted("bpe", "max", "none", 512),
+        plotted("greedy", None, "none", 512),
     ]
     inspection.plot_tokenizers(facts, tmp_path / "plot.png")
     left, right = drawn[0].axes
@@ -242,9 +258,18 @@ def test_a_plot_has_a_line_for_each_kind_and_transform(
         {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
         for axes in (left, right)
     )
-    assert lines == {"bpe, caps": [[512, 2.0]], "bpe": [[512, 2.0], [1024, 4.0]]}
-    assert assets == {"bpe, caps": [[512, 1024]], "bpe": [[512, 1024], [1024, 2048]]}
+    alone = ("bpe, caps", "bpe, max", "greedy")
+    assert lines == {"bpe": [[512, 2.0], [1024, 4.0]]} | {name: [[512, 2.0]] for name in alone}
+    assert assets == {"bpe": [[512, 1024], [1024, 2048]]} | {n: [[512, 1024]] for n in alone}
     assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == list(lines)
+
+
+def test_the_sizes_under_a_plot_do_not_overlap(drawn: list[Any], tmp_path: Path) -> None:
+    facts = [plotted("bpe", "exact", "none", 1 << power) for power in range(8, 17)]
+    inspection.plot_tokenizers(facts, tmp_path / "plot.png")
+    for axes in drawn[0].axes:
+        boxes = [label.get_window_extent() for label in axes.get_xticklabels()]
+        assert all(a.x1 < b.x0 for a, b in pairwise(boxes))
 
 
 # --- refusals

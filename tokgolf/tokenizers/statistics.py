@@ -41,6 +41,7 @@ def describe(tokenizer: Tokenizer) -> dict[str, Any]:
     return {
         "kind": tokenizer.kind,
         "transform": extras.transform,
+        "order": _order(tokenizer.kind, asset),
         "bigram_buckets": extras.bigram.count if extras.bigram else None,
         "lossless": tokenizer.lossless,
         "vocab_size": tokenizer.vocab_size,
@@ -52,6 +53,11 @@ def describe(tokenizer: Tokenizer) -> dict[str, Any]:
         "longest_tokens": longest,
         "token_lengths": {str(n): int(lengths[n]) for n in range(1, len(lengths)) if lengths[n]},
     }
+
+
+def _order(kind: str, asset: bytes) -> str | None:
+    """How the order of BPE merges is stored, exact or max; None where there is none."""
+    return ("exact", "max")[unwrap(kind, asset)[0]] if kind == "bpe" else None
 
 
 def _asset_parts(kind: str, asset: bytes) -> dict[str, int]:
