@@ -119,14 +119,16 @@ def check_plot(path: Path) -> None:
 def plot_tokenizers(facts: Sequence[dict[str, Any]], path: Path) -> None:
     """Draw bytes per token and asset bytes over the vocabulary size, and write it to `path`.
 
-    `facts` are those of `inspect_tokenizers` with corpora; each kind and transform is a line.
+    `facts` are those of `inspect_tokenizers` with corpora; each kind, order and
+    transform is a line.
     """
     check_plot(path)
     groups: dict[str, list[dict[str, Any]]] = {}
     for values in sorted(facts, key=lambda values: values["vocab_size"]):
         transform = values["transform"]
-        names = [values["kind"], "max" * (values["order"] == "max"), transform.replace("none", "")]
-        label = ", ".join(filter(None, names))
+        rounded = "max" if values["order"] == "max" else ""
+        marks = "" if transform == "none" else transform
+        label = ", ".join(filter(None, [values["kind"], rounded, marks]))
         groups.setdefault(label, []).append(values)
     figure = _matplotlib("figure").Figure(figsize=(10, 4.2), dpi=150, layout="constrained")
     left, right = figure.subplots(1, 2)
