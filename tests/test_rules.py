@@ -25,7 +25,7 @@ LAYERS: list[set[str]] = [
     {"model", "quantize", "device"},
     {"artifact", "ledger", "bundle"},
     {"training", "eval"},
-    {"cli", "sweep", "report", "pipeline", "inspection", "headtable"},
+    {"cli", "sweep", "report", "pipeline", "inspection", "headtable", "__main__"},
 ]
 TOGETHER = LAYERS[0], LAYERS[2], LAYERS[3], LAYERS[5]  # elsewhere each part keeps to itself
 WITHOUT_TORCH = {"tokenizers", "corpora"} | LAYERS[0]
