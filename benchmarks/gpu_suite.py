@@ -586,6 +586,7 @@ def head_steps(s: Setting, head: dict[str, Any], compiled: bool) -> Result:
         optimizers.step(len(values), 1.0)
         values.append(float(loss.detach()))
 
+    declared = model.head.initial_loss(y.flatten(), x.flatten())
     reset_peak(s.device)
     first = seconds_of(step, s.device, 1)
     step()
@@ -595,7 +596,7 @@ def head_steps(s: Setting, head: dict[str, Any], compiled: bool) -> Result:
     return {
         "ok": all(map(math.isfinite, values)),
         "losses": values[:3],
-        "first_declared": model.head.initial_loss(y.flatten(), x.flatten()),
+        "first_declared": declared,
         "tokens_per_second": y.numel() / seconds,
         "first_step_seconds": first,
         "peak_mb": peak_mb(s.device),

@@ -4,22 +4,23 @@
     python benchmarks/heads.py --vocab-size 1024,16384 --positions 65536 --d-model 512 --device cuda
 
 Each row is a head (or the tied head with an add-on): `loss` forward and backward, from hidden
-states to all gradients, as a ratio to `F.cross_entropy(F.linear(h, W))`, and to that of
-`torch.nn.functional.linear_cross_entropy` where torch has it. All are timed in turn in one process,
-medians of the repeats; without the compiler, and (`--compile`) all with it. Products run in bf16
-where training would. The naive path has no softcap: the others compute one more tanh.
+states to all gradients, as a ratio to `F.cross_entropy(F.linear(h, W))` ("plain"), to the same with
+a softcap, which every head here has ("capped"), and to `torch.nn.functional.linear_cross_entropy`,
+where torch has it ("fused", no softcap). All are timed in turn in one process, medians of the
+repeats; without the compiler, and (`--compile`) all with it. Products run in bf16 where training
+would.
 
 Memory is the most that a step holds beyond what it started with: on CUDA as the allocator counts,
-on a CPU the growth of a fresh process' largest resident size.
+on a CPU the growth of a fresh process' largest resident size (Linux only).
 """
 
 import json
-import resource
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import click
@@ -32,7 +33,7 @@ from tokgolf.heads import ADDONS, HEADS, Head, HeadShape, head_config
 from tokgolf.training.loop import uses_bf16
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # hidden, targets, prev -> sum of nats
-PLAIN, FUSED = "F.cross_entropy", "F.linear_cross_entropy"
+PLAIN, CAPPED, FUSED = "F.cross_entropy", "with a softcap", "F.linear_cross_entropy"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +58,9 @@ class Cost:
     seconds: float
     memory: int
     seconds_to_plain: float
-    memory_to_plain: float
+    seconds_to_capped: float
     seconds_to_fused: float
+    memory_to_plain: float
     params: int
 
 
@@ -73,6 +75,14 @@ class Plain(nn.Module):
         return F.cross_entropy(F.linear(hidden, self.table).float(), targets, reduction="sum")
 
 
+class Capped(Plain):
+    """The same with a softcap of 30."""
+
+    def loss(self, hidden: Tensor, targets: Tensor, prev: Tensor) -> Tensor:
+        z = 30 * torch.tanh(F.linear(hidden, self.table).float() / 30)
+        return F.cross_entropy(z, targets, reduction="sum")
+
+
 class Fused(Plain):
     """The same by torch's own fused function."""
 
@@ -82,12 +92,14 @@ class Fused(Plain):
         return result
 
 
+PEERS = {PLAIN: Plain, CAPPED: Capped, FUSED: Fused}
+
+
 def build(name: str, cell: Cell) -> "Head | Plain":
     """A peer, a head by name, or "tied + ADDON"."""
     torch.manual_seed(0)
-    if name in (PLAIN, FUSED):
-        kind = Plain if name == PLAIN else Fused
-        return kind(cell.vocab_size, cell.d_model).to(cell.device)
+    if name in PEERS:
+        return PEERS[name](cell.vocab_size, cell.d_model).to(cell.device)
     head, _, addon = name.partition(" + ")
     pairs = [bytes([a, b]) for a in range(128) for b in range(128)]
     tokens = [*(bytes([byte]) for byte in range(256)), b"", *pairs][: cell.vocab_size]
@@ -128,7 +140,7 @@ def step_of(name: str, cell: Cell) -> tuple[Callable[[], None], int]:
 
 def peers() -> list[str]:
     """What every head is compared with."""
-    return [PLAIN, FUSED] if "linear_cross_entropy" in vars(F) else [PLAIN]
+    return [name for name in PEERS if name != FUSED or "linear_cross_entropy" in vars(F)]
 
 
 def times(cell: Cell) -> dict[str, float]:
@@ -156,9 +168,17 @@ def memory(name: str, cell: Cell) -> tuple[int, int]:
         before = torch.cuda.memory_allocated()
         step()
         return torch.cuda.max_memory_allocated() - before, params
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    step_of(name, replace(cell, positions=64))[0]()  # libraries load what they need
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the largest size so far
+    before = resident("VmRSS")
     step()
-    return 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before), params
+    return resident("VmHWM") - before, params
+
+
+def resident(field: str) -> int:
+    """Bytes of this process in memory, now (VmRSS) or at most (VmHWM)."""
+    status = Path("/proc/self/status").read_text().split(f"{field}:")[1]
+    return 1024 * int(status.split()[0])
 
 
 def cost(cell: Cell) -> Cost:
@@ -172,8 +192,9 @@ def cost(cell: Cell) -> Cost:
         seconds=seconds[cell.name],
         memory=own,
         seconds_to_plain=seconds[cell.name] / seconds[PLAIN],
-        memory_to_plain=own / max(1, plain),
+        seconds_to_capped=seconds[cell.name] / seconds[CAPPED],
         seconds_to_fused=seconds[cell.name] / seconds[FUSED] if FUSED in seconds else 0.0,
+        memory_to_plain=own / max(1, plain),
         params=params,
     )
 
@@ -224,13 +245,13 @@ def main(
     if as_json:
         click.echo(json.dumps([asdict(row) for row in rows], indent=1))
         return
-    click.echo(
-        f"{'V':>6}  {'head':<24}{'ms':>9}{'MB':>9}   to plain: {'time':>6}{'memory':>8}  fused"
-    )
+    columns = ("ms", "plain", "capped", "fused", "MB", "plain")
+    click.echo(f"{'V':>6}  {'head':<24}" + "".join(f"{column:>9}" for column in columns))
     for row in rows:
         click.echo(
-            f"{row.vocab_size:>6}  {row.name:<24}{1000 * row.seconds:>9.1f}{row.memory / 1e6:>9.1f}"
-            f"{row.seconds_to_plain:>18.2f}{row.memory_to_plain:>8.2f}{row.seconds_to_fused:>7.2f}"
+            f"{row.vocab_size:>6}  {row.name:<24}{1000 * row.seconds:>9.1f}"
+            f"{row.seconds_to_plain:>9.2f}{row.seconds_to_capped:>9.2f}{row.seconds_to_fused:>9.2f}"
+            f"{row.memory / 1e6:>9.1f}{row.memory_to_plain:>9.2f}"
         )
 
 

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tokgolf.heads.base import Classifier, at_least_fp32, masked
 
-CHUNK = {"cpu": 1 << 20, "cuda": 1 << 25}
+CHUNK = {"cpu": 1 << 19, "cuda": 1 << 25}
 """Logits of a chunk. On a CPU some MB, to stay in the cache; on a GPU enough to fill it."""
 
 
