@@ -11,7 +11,7 @@ fails is reported and left out. All cases of a seed come before the next seed, a
 
     python benchmarks/trained_heads.py --train web_train.jsonl.zst --val web_val_raw.jsonl.zst \\
         --vocab-size 1024 --vocab-size 4096 --device cuda --jobs 8 -o runs/heads
-    python benchmarks/trained_heads.py -o runs/heads --show
+    python benchmarks/trained_heads.py -o runs/heads --show --plot heads.png
 """
 
 import json
@@ -224,6 +224,40 @@ def difference(values: list[float]) -> str:
     return f"{statistics.mean(values):+.4f}" if values else "-"
 
 
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """Decoded bpb to the tied head's over the artifact's bytes, a panel for each size."""
+    from matplotlib.figure import Figure
+
+    sizes = sorted({row["vocab_size"] for row in rows})
+    figure = Figure(figsize=(6.4 * len(sizes), 5.4), dpi=130, layout="constrained")
+    panels = figure.subplots(1, len(sizes), squeeze=False)[0]
+    for axes, vocab_size in zip(panels, sizes, strict=True):
+        for condition, marker, color in zip(CONDITIONS, "os", ("#0072b2", "#d55e00"), strict=True):
+            some = [r for r in rows if (r["vocab_size"], r["condition"]) == (vocab_size, condition)]
+            tied = {row["seed"]: row["bpb"] for row in some if row["case"] == "tied"}
+            points = []
+            for case in CASES:
+                own = [r for r in some if r["case"] == case and r["seed"] in tied]
+                if own:
+                    diff = statistics.mean(r["bpb"] - tied[r["seed"]] for r in own)
+                    points.append((mean(own, "bytes") / 1e6, diff, case))
+            x, y = [p[0] for p in points], [p[1] for p in points]
+            axes.scatter(x, y, marker=marker, color=color, s=22, label=f"equal {condition}")
+            if condition == "steps":
+                for place, diff, case in points:
+                    axes.annotate(
+                        case, (place, diff), xytext=(4, 3), textcoords="offset points", fontsize=7
+                    )
+        axes.axhline(0, color="#888888", linewidth=0.8)
+        axes.set_title(f"V = {vocab_size:,}", loc="left", fontsize=11)
+        axes.set_xlabel("artifact, MB (code, weights and tokenizer)")
+        axes.set_ylabel("decoded bpb, to tied")
+        axes.grid(True, color="#dddddd", linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize=8)
+    figure.savefig(path)
+
+
 @click.command(help=__doc__)
 @click.option("--train", "train_spec", default="stdlib:train", show_default=True)
 @click.option("--val", "val_spec", default="stdlib:val", show_default=True)
@@ -241,6 +275,7 @@ def difference(values: list[float]) -> str:
 @click.option("--device", default="auto", show_default=True)
 @click.option("--jobs", default=1, show_default=True, help="Processes at a time.")
 @click.option("--show", is_flag=True, help="Run nothing, print the table of what is there.")
+@click.option("--plot", "plot_path", type=click.Path(path_type=Path), help="A .png to draw.")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path))
 def main(
     train_spec: str,
@@ -257,11 +292,14 @@ def main(
     device: str,
     jobs: int,
     show: bool,
+    plot_path: Path | None,
     output: Path,
 ) -> None:
     """Run every case and print the table."""
     log = output / "results.jsonl"
     rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    if plot_path is not None:
+        plot(rows, plot_path)
     if show:
         click.echo("\n".join(table(rows)))
         return
@@ -271,6 +309,11 @@ def main(
         device = resolve_device(device)
     except TokgolfError as error:
         raise click.ClickException(str(error)) from error
+    # Read by the processes' libraries when they load. Without it each would start a thread for
+    # every core, and GPTQ's small products would only wait for each other.
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[name] = str(threads)
     output.mkdir(parents=True, exist_ok=True)
     excerpt(train_spec, train_bytes, output / "train.jsonl")
     excerpt(val_spec, val_bytes, output / "val.jsonl")
@@ -284,7 +327,7 @@ def main(
             recipe=recipe,
             overrides=overrides,
             device=device,
-            threads=max(1, (os.cpu_count() or 1) // jobs),
+            threads=threads,
             folder=output,
         )
         for seed in seeds

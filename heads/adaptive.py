@@ -149,9 +149,9 @@ class AdaptiveHead(StructuredHead):
         return torch.cat(parts, 1).index_select(1, self.places())  # (n, vocab)
 
     def _stored(self) -> Iterator[Stored]:
-        for role, named in self._param_groups():
+        for _, named in self._param_groups():
             for name, parameter in named.items():
-                yield Stored(name, parameter, "matrix" if role == "matrix" else "table")
+                yield Stored(name, parameter, "table")
         if self.slots is not None:
             yield Stored("codes", self.codes, "codes")
 

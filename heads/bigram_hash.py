@@ -105,7 +105,7 @@ class BigramHash(AddOn):
 
     def stored(self) -> Iterator[Stored]:
         yield Stored("table", self.table, "table")
-        yield Stored("projection", self.projection, "matrix")
+        yield Stored("projection", self.projection, "table")
         yield Stored("scale", self.scale, "vector")
 
     def param_groups(self) -> Iterator[ParamGroup]:

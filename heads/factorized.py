@@ -84,9 +84,9 @@ class FactorizedHead(LinearHead):
 
     def _stored(self) -> Iterator[Stored]:
         yield Stored("table", self.table, "table")
-        yield Stored("input", self.input, "matrix")
+        yield Stored("input", self.input, "table")
         if self.output is not None:
-            yield Stored("output", self.output, "matrix")
+            yield Stored("output", self.output, "table")
 
     def _param_groups(self) -> Iterator[ParamGroup]:
         yield ParamGroup("tied", {"table": self.table})

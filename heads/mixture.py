@@ -93,7 +93,7 @@ class MixtureHead(StructuredHead):
     def _stored(self) -> Iterator[Stored]:
         yield Stored("table", self.table, "table")
         for k, turn in enumerate(self.turns):
-            yield Stored(f"turns.{k}", turn, "matrix")
+            yield Stored(f"turns.{k}", turn, "table")
         if self.prior is not None:
             yield Stored("prior", self.prior, "table")
 

@@ -64,7 +64,7 @@ class SparseHead(LinearHead):
         yield Stored("codebook", self.codebook, "table")
         if self.residual_a is not None and self.residual_b is not None:
             yield Stored("residual_a", self.residual_a, "table")
-            yield Stored("residual_b", self.residual_b, "matrix")
+            yield Stored("residual_b", self.residual_b, "table")
 
     def _shared_param_groups(self) -> Iterator[ParamGroup]:
         yield ParamGroup("tied", {"codebook": self.codebook})

@@ -87,7 +87,7 @@ class TiedHead(LinearHead):
         yield Stored("table", self.table, "table")
         if self.delta_a is not None and self.delta_b is not None:
             yield Stored("delta_a", self.delta_a, "table")
-            yield Stored("delta_b", self.delta_b, "matrix")
+            yield Stored("delta_b", self.delta_b, "table")
 
     def _param_groups(self) -> Iterator[ParamGroup]:
         yield ParamGroup("tied", {"table": self.table})

@@ -157,7 +157,7 @@ class VQHead(LinearHead):
             yield Stored("codes", self.codes, "codes")
         if self.residual_a is not None and self.residual_b is not None:
             yield Stored("residual_a", self.residual_a, "table")
-            yield Stored("residual_b", self.residual_b, "matrix")
+            yield Stored("residual_b", self.residual_b, "table")
         if self.token_bias is not None:
             yield Stored("token_bias", self.token_bias, "vector")
 

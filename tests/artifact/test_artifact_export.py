@@ -116,24 +116,27 @@ FRESH = """
 import sys, torch
 torch.set_num_threads(1)
 from tokgolf import load_artifact
-artifact = load_artifact(sys.argv[1])
-tokens = (torch.arange(48).reshape(3, 16) ** 3 + 7) % artifact.tokenizer.vocab_size
-sys.stdout.buffer.write(artifact.model.log_probs(tokens).numpy().tobytes())
+for path in sys.argv[1:]:
+    artifact = load_artifact(path)
+    tokens = (torch.arange(48).reshape(3, 16) ** 3 + 7) % artifact.tokenizer.vocab_size
+    sys.stdout.buffer.write(artifact.model.log_probs(tokens).numpy().tobytes())
 """
 
 
-def test_a_fresh_process_gives_the_same_log_probs_to_the_bit(tmp_path: Path) -> None:
-    artifact = encode_artifact(make("vq", bpe(270)), CONFIG)
-    path = tmp_path / "model.golf"
-    path.write_bytes(artifact.data)
+def test_a_fresh_process_gives_every_head_the_same_log_probs_to_the_bit(tmp_path: Path) -> None:
+    expected, paths = b"", []
+    for number, head in enumerate(OPTIONS):
+        artifact = encode_artifact(make(head, bpe(270)), CONFIG)
+        paths.append(tmp_path / f"{number}.golf")
+        paths[-1].write_bytes(artifact.data)
+        expected += artifact.model.log_probs(tokens_for(artifact)).numpy().tobytes()
     root = str(Path(tokgolf.__file__).parent.parent)
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", FRESH, str(path)],
+        [sys.executable, "-W", "error", "-c", FRESH, *map(str, paths)],
         env={**os.environ, "PYTHONPATH": root}, cwd=tmp_path, capture_output=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr.decode()
-    expected = artifact.model.log_probs(tokens_for(artifact)).numpy().tobytes()
-    assert len(expected) == 4 * 48 * 270 and done.stdout == expected
+    assert len(expected) == 4 * 48 * 270 * len(OPTIONS) and done.stdout == expected
 
 
 @every_head
