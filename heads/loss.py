@@ -27,17 +27,17 @@ def linear_loss(c: Classifier, targets: Tensor, prev: Tensor) -> Tensor:
     Products run in autocast's precision where it is on, everything else in fp32 (fp64 for fp64).
     """
     device = c.features.device.type
-    features = c.features
+    features, inputs = c.features, c[:4]
     if torch.is_autocast_enabled(device):
         features = features.to(torch.get_autocast_dtype(device))
     c = c._replace(features=features, matrix=c.matrix.to(features.dtype))
     with torch.autocast(device, enabled=False):
         training = torch.is_grad_enabled()
-        wanted = [training and tensor is not None and tensor.requires_grad for tensor in c[:4]]
+        wanted = [training and tensor is not None and tensor.requires_grad for tensor in inputs]
         nats, gradients = _nats_and_gradients(c, targets, prev, wanted)
         # Zero, but for its gradients, which are those just found. (An autograd.Function would do
         # the same; the compiler takes this without a break.)
-        for tensor, gradient in zip(c[:4], gradients, strict=True):
+        for tensor, gradient in zip(inputs, gradients, strict=True):
             if tensor is not None and gradient is not None:
                 linear = (tensor * gradient.to(tensor.dtype)).sum().to(nats.dtype)
                 nats = nats + (linear - linear.detach())
