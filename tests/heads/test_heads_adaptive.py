@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from heads_support import inputs, randomised
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -27,19 +28,6 @@ def built(counts: Tensor | None = COUNTS, **options: Any) -> AdaptiveHead:
     head = head_config({"name": "adaptive", **options}).build(SHAPE, counts)
     assert isinstance(head, AdaptiveHead)
     return head
-
-
-def randomised(head: AdaptiveHead) -> AdaptiveHead:
-    with torch.no_grad():
-        for parameter in head.parameters():
-            parameter.normal_(0.0, 0.5)
-    return head
-
-
-def inputs(n: int = 20, scale: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
-    """hidden (n, d_model), targets (n,), prev (n,)"""
-    targets, prev = torch.randint(0, SHAPE.vocab_size, (2, n))
-    return scale * torch.randn(n, SHAPE.d_model, dtype=torch.float64), targets, prev
 
 
 def members(head: AdaptiveHead) -> list[list[int]]:

@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Iterator
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 import torch
+from heads_support import randomised
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -18,8 +19,6 @@ from tokgolf.heads.bigram_hash import BigramHash, sign_vectors
 from tokgolf.heads.unigram_bias import log_counts
 from tokgolf.heads.untied import UntiedHead
 from tokgolf.heads.vq import VQHead, frequency_codes, random_codes
-
-AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 SHAPE = HeadShape(vocab_size=40, d_model=16, bos_id=5)
 COUNTS = torch.arange(SHAPE.vocab_size) * 7 % 41
@@ -35,13 +34,6 @@ def _seeded() -> Iterator[None]:
 
 def built(values: dict[str, Any], shape: HeadShape = SHAPE) -> Head:
     return head_config(values).build(shape, COUNTS)
-
-
-def randomised(module: AnyModule) -> AnyModule:
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.normal_(0.0, 0.3)
-    return module
 
 
 def copy_into(module: nn.Module, **values: Tensor) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from heads_support import inputs, randomised
 from torch import Tensor
 
 from tokgolf.errors import ConfigError
@@ -25,19 +26,6 @@ def built(**options: Any) -> MixtureHead:
     head = head_config({"name": "mixture", **options}).build(SHAPE)
     assert isinstance(head, MixtureHead)
     return head
-
-
-def randomised(head: MixtureHead) -> MixtureHead:
-    with torch.no_grad():
-        for parameter in head.parameters():
-            parameter.normal_(0.0, 0.5)
-    return head
-
-
-def inputs(n: int = 20, scale: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
-    """hidden (n, d_model), targets (n,), prev (n,)"""
-    targets, prev = torch.randint(0, SHAPE.vocab_size, (2, n))
-    return scale * torch.randn(n, SHAPE.d_model, dtype=torch.float64), targets, prev
 
 
 def slow_probability(head: MixtureHead, hidden: Tensor, token: int) -> Tensor:

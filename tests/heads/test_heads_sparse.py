@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from heads_support import randomised
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -34,13 +35,6 @@ every_case = pytest.mark.parametrize("case", CASES)
 def built(case: str, counts: Tensor | None = COUNTS) -> SparseHead:
     head = head_config(CASES[case]).build(SHAPE, counts)
     assert isinstance(head, SparseHead)
-    return head
-
-
-def randomised(head: SparseHead) -> SparseHead:
-    with torch.no_grad():
-        for parameter in head.parameters():
-            parameter.normal_(0.0, 0.5)
     return head
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from heads_support import randomised
 from torch import Tensor
 
 from tokgolf.config import TrunkConfig
@@ -106,13 +107,6 @@ def counts() -> Tensor:
 
 def built(case: str, softcap: float = 30.0) -> Head:
     return config_of(case, softcap).build(SHAPE, counts())
-
-
-def randomised(head: Head, std: float = 0.3) -> Head:
-    with torch.no_grad():
-        for parameter in head.parameters():
-            parameter.normal_(0.0, std)
-    return head
 
 
 def random_batch(n: int, head: Head | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -384,9 +378,7 @@ def test_the_future_changes_nothing(case: str) -> None:
 
 def randomised_model(head: Head) -> LanguageModel:
     model = small_model(head)
-    with torch.no_grad():
-        for parameter in model.trunk.parameters():
-            parameter.normal_(0.0, 0.3)
+    randomised(model.trunk)
     return model
 
 
