@@ -32,14 +32,19 @@ sys.path = [p for p in sys.path if Path(p or ".").resolve() != HERE] + [str(HERE
 
 import click  # noqa: E402
 import torch  # noqa: E402
-from trained_tokenizers import deviation, excerpt, link  # noqa: E402
+from trained_tokenizers import (  # noqa: E402
+    deviation,
+    experiment_options,
+    link,
+    read_rows,
+    settings_of,
+    texts_and_rows,
+)
 
 from tokgolf.artifact.checkpoint import load_run  # noqa: E402
 from tokgolf.artifact.export import calibration_tokens, encode_artifact  # noqa: E402
-from tokgolf.config import TrunkConfig, merged, parse_overrides  # noqa: E402
+from tokgolf.config import TrunkConfig, merged  # noqa: E402
 from tokgolf.corpora import open_corpus  # noqa: E402
-from tokgolf.device import resolve_device  # noqa: E402
-from tokgolf.errors import TokgolfError  # noqa: E402
 from tokgolf.eval.score import score  # noqa: E402
 from tokgolf.files import write_text  # noqa: E402
 from tokgolf.heads import head_config  # noqa: E402
@@ -259,24 +264,13 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 @click.command(help=__doc__)
-@click.option("--train", "train_spec", default="stdlib:train", show_default=True)
-@click.option("--val", "val_spec", default="stdlib:val", show_default=True)
 @click.option(
     "--case", "cases", multiple=True, type=click.Choice(list(CASES)), help="Default: all."
 )
-@click.option("--vocab-size", "vocab_sizes", multiple=True, type=int, default=(1024,))
 @click.option("--condition", "conditions", multiple=True, type=click.Choice(CONDITIONS))
-@click.option("--seed", "seeds", multiple=True, type=int, default=(1, 2, 3))
-@click.option("--steps", default=300, show_default=True)
-@click.option("--train-bytes", default=16_000_000, show_default=True)
-@click.option("--val-bytes", default=500_000, show_default=True)
-@click.option("--recipe", default="cpu", show_default=True)
-@click.option("--set", "settings", multiple=True, help="Config override, e.g. trunk.d_model=96.")
-@click.option("--device", default="auto", show_default=True)
-@click.option("--jobs", default=1, show_default=True, help="Processes at a time.")
 @click.option("--show", is_flag=True, help="Run nothing, print the table of what is there.")
 @click.option("--plot", "plot_path", type=click.Path(path_type=Path), help="A .png to draw.")
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path))
+@experiment_options
 def main(
     train_spec: str,
     val_spec: str,
@@ -297,26 +291,19 @@ def main(
 ) -> None:
     """Run every case and print the table."""
     log = output / "results.jsonl"
-    rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    rows = read_rows(log)
     if plot_path is not None:
         plot(rows, plot_path)
     if show:
         click.echo("\n".join(table(rows)))
         return
-    try:
-        overrides = {**parse_overrides(settings), "steps": steps, "minutes": 600.0}
-        run_config(recipe, overrides)  # a wrong one should not wait for the first run
-        device = resolve_device(device)
-    except TokgolfError as error:
-        raise click.ClickException(str(error)) from error
+    overrides, device = settings_of(recipe, settings, steps, device)
     # Read by the processes' libraries when they load. Without it each would start a thread for
     # every core, and GPTQ's small products would only wait for each other.
     threads = max(1, (os.cpu_count() or 1) // jobs)
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = str(threads)
-    output.mkdir(parents=True, exist_ok=True)
-    excerpt(train_spec, train_bytes, output / "train.jsonl")
-    excerpt(val_spec, val_bytes, output / "val.jsonl")
+    rows = texts_and_rows(output, (train_spec, train_bytes), (val_spec, val_bytes))
     done = {(r["case"], r["vocab_size"], r["condition"], r["seed"]) for r in rows}
     cells = [
         Cell(

@@ -207,20 +207,57 @@ def deviation(values: list[float]) -> str:
     return f"{statistics.stdev(values):.4f}" if len(values) > 1 else "     -"
 
 
+def experiment_options(command: Callable[..., None]) -> Callable[..., None]:
+    """What every trained comparison is asked for: texts, sizes, seeds, budget and machine."""
+    path = click.Path(path_type=Path)
+    for option in (
+        click.option("-o", "--output", required=True, type=path),
+        click.option("--jobs", default=1, show_default=True, help="Processes at a time."),
+        click.option("--device", default="cpu", show_default=True, help="auto, cpu, cuda, cuda:N."),
+        click.option("--set", "settings", multiple=True, help="Override: trunk.d_model=96."),
+        click.option("--recipe", default="cpu", show_default=True),
+        click.option("--val-bytes", default=500_000, show_default=True),
+        click.option("--train-bytes", default=16_000_000, show_default=True),
+        click.option("--steps", default=300, show_default=True),
+        click.option("--seed", "seeds", multiple=True, type=int, default=(1, 2, 3)),
+        click.option("--vocab-size", "vocab_sizes", multiple=True, type=int, default=(1024,)),
+        click.option("--val", "val_spec", default="stdlib:val", show_default=True),
+        click.option("--train", "train_spec", default="stdlib:train", show_default=True),
+    ):
+        command = option(command)
+    return command
+
+
+def settings_of(
+    recipe: str, settings: tuple[str, ...], steps: int, device: str
+) -> tuple[dict[str, Any], str]:
+    """Overrides and device, checked: a wrong one should not wait for the first run."""
+    try:
+        overrides = {**parse_overrides(settings), "steps": steps, "minutes": 600.0}
+        run_config(recipe, overrides)
+        return overrides, resolve_device(device)
+    except TokgolfError as error:
+        raise click.ClickException(str(error)) from error
+
+
+def texts_and_rows(
+    output: Path, train: tuple[str, int], val: tuple[str, int]
+) -> list[dict[str, Any]]:
+    """Put excerpts of both texts into the output folder; the rows that are there already."""
+    output.mkdir(parents=True, exist_ok=True)
+    excerpt(*train, output / "train.jsonl")
+    excerpt(*val, output / "val.jsonl")
+    return read_rows(output / "results.jsonl")
+
+
+def read_rows(log: Path) -> list[dict[str, Any]]:
+    """The rows of an output file; none if there is no such file yet."""
+    return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+
 @click.command()
-@click.option("--train", "train_spec", default="stdlib:train", show_default=True)
-@click.option("--val", "val_spec", default="stdlib:val", show_default=True)
 @click.option("--variant", "variants", multiple=True, default=("none", "transform=caps"))
-@click.option("--vocab-size", "vocab_sizes", multiple=True, type=int, default=(1024,))
-@click.option("--seed", "seeds", multiple=True, type=int, default=(1, 2, 3))
-@click.option("--steps", default=300, show_default=True)
-@click.option("--train-bytes", default=16_000_000, show_default=True)
-@click.option("--val-bytes", default=500_000, show_default=True)
-@click.option("--recipe", default="cpu", show_default=True)
-@click.option("--set", "settings", multiple=True, help="Config override, e.g. trunk.d_model=96.")
-@click.option("--device", default="cpu", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("--jobs", default=1, show_default=True, help="Processes at a time.")
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path))
+@experiment_options
 def main(
     train_spec: str,
     val_spec: str,
@@ -237,17 +274,9 @@ def main(
     output: Path,
 ) -> None:
     """Train and score every variant at every size with every seed."""
-    try:
-        overrides = {**parse_overrides(settings), "steps": steps, "minutes": 600.0}
-        run_config(recipe, overrides)  # a wrong one should not wait for the first run
-        device = resolve_device(device)
-    except TokgolfError as error:
-        raise click.ClickException(str(error)) from error
-    output.mkdir(parents=True, exist_ok=True)
-    excerpt(train_spec, train_bytes, output / "train.jsonl")
-    excerpt(val_spec, val_bytes, output / "val.jsonl")
+    overrides, device = settings_of(recipe, settings, steps, device)
+    rows = texts_and_rows(output, (train_spec, train_bytes), (val_spec, val_bytes))
     log = output / "results.jsonl"
-    rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     done = {(row["variant"], row["vocab_size"], row["seed"]) for row in rows}
     failed = []
 

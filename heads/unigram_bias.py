@@ -1,8 +1,9 @@
 """`unigram-bias`: an add-on for the output, a trained bias for each token.
 
 It starts at the training tokens' log frequencies, less their mean (which the softmax does not
-see, and the softcap then bends least), so the first loss is the unigram entropy and no step is
-spent on learning it. V weights, stored: a start from data costs what is trained from there.
+see, and the softcap then bends least), so the first loss is the unigram entropy. V weights, stored:
+a start from data costs what is trained from there. On a tied head it was worse than none in short
+runs (docs/results/heads.md): it is here to be measured.
 """
 
 from collections.abc import Iterator
