@@ -111,8 +111,9 @@ class Cell:
 
 
 def estimated_bytes(trunk: TrunkConfig, head: dict[str, Any], tokenizer: Tokenizer) -> float:
-    """Weights of an artifact before anything is trained."""
-    params = head_config(head).num_params(head_shape(tokenizer, trunk))
+    """Weights of an artifact before anything is trained, of a head as it will be exported."""
+    untied = {**head, "untie_at": 0.0} if "untie_at" in head else head
+    params = head_config(untied).num_params(head_shape(tokenizer, trunk))
     return (params * HEAD_BITS + trunk.num_params() * TRUNK_BITS) / 8
 
 

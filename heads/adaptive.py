@@ -30,11 +30,14 @@ from tokgolf.heads.base import (
     ParamGroup,
     Stored,
     StructuredHead,
+    check_range,
     orthogonal,
     stage,
     table,
 )
 from tokgolf.heads.tied import TABLE_STD
+
+MAX_CUTS, MAX_DIVISOR = 16, 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +55,9 @@ class AdaptiveConfig(HeadConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.divisor < 1:
-            raise ConfigError(f"head divisor is {self.divisor}; it must be at least 1")
+        check_range(self, 1, MAX_DIVISOR, "divisor")
+        if len(self.cuts) > MAX_CUTS:
+            raise ConfigError(f"head cuts has {len(self.cuts):,} entries; use at most {MAX_CUTS}")
         for cut in self.cuts:
             if type(cut) not in (int, float) or not 0 < cut < math.inf or cut >= 1 and cut % 1:
                 raise ConfigError(

@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tokgolf.config import to_dict
 from tokgolf.errors import ConfigError
 from tokgolf.hashing import BigramBuckets
 
@@ -41,6 +42,10 @@ learning rate each), hidden matrices (Muon), and vectors or scalars (Adam)."""
 
 Packed = np.ndarray[tuple[int, int], np.dtype[np.uint8]]
 """Pairs of ids as bits, (vocab, ceil(vocab / 8)), as `np.packbits` packs a row."""
+
+
+MAX_SOFTCAP = 1_000_000  # far more than any logit; z / cap must not vanish in fp32
+INITIAL_POSITIONS = 4096
 
 
 class Stored(NamedTuple):
@@ -106,9 +111,13 @@ class HeadConfig(ABC):
     """Add-ons by name, with their options."""
 
     def __post_init__(self) -> None:
-        if not (self.softcap >= 0 and math.isfinite(self.softcap)):
-            raise ConfigError(f"softcap is {self.softcap}; it must be 0 (off) or positive")
-        self.addons()
+        if not 0 <= self.softcap <= MAX_SOFTCAP:
+            raise ConfigError(
+                f"softcap is {self.softcap}; it must be 0 (off) or positive, up to {MAX_SOFTCAP:,}"
+            )
+        # Every option in full: an artifact must not depend on what is the default today.
+        full = {name: to_dict(addon) for name, addon in self.addons().items()}
+        object.__setattr__(self, "add", full)
 
     @abstractmethod
     def _num_params(self, shape: HeadShape) -> int:
@@ -267,10 +276,19 @@ class Head(nn.Module, ABC):
     def initial_loss(self, targets: Tensor, prev: Tensor) -> float:
         """Mean nats that an untrained head must show: ln V, unless add-ons know better.
 
-        It is the loss at hidden states of zero: a head starts knowing nothing of the text before.
+        What a bias and a mask know is taken from these alone, and not from the head, which starts
+        knowing nothing: a head that starts wrongly does not declare itself right.
         """
-        hidden = torch.zeros(len(targets), self.shape.d_model, device=targets.device)
-        return float(self.loss(hidden, targets, prev)) / len(targets)
+        vocab, nats = self.shape.vocab_size, 0.0
+        known = joined([extra._replace(features=None, matrix=None) for extra in self._extras(prev)])
+        if known.bias is None and known.successors is None:
+            return math.log(vocab)
+        for start in range(0, len(targets), INITIAL_POSITIONS):
+            part = slice(start, start + INITIAL_POSITIONS)
+            z = torch.zeros(len(targets[part]), vocab, device=targets.device)
+            z = masked(z if known.bias is None else z + known.bias, known.successors, prev[part])
+            nats += float(F.cross_entropy(z, targets[part], reduction="sum"))
+        return nats / len(targets)
 
     @final
     def stored(self) -> Iterator[Stored]:
@@ -437,6 +455,15 @@ def allowed(successors: Tensor, prev: Tensor, vocab_size: int) -> Tensor:
     shifts = torch.arange(7, -1, -1, dtype=torch.uint8, device=successors.device)
     bits = successors[prev].unsqueeze(-1) >> shifts & 1
     return bits.flatten(1)[:, :vocab_size].bool()
+
+
+def check_range(config: object, low: int, high: int, *names: str) -> None:
+    """Raise `ConfigError` unless every named option of `config` is from `low` to `high`."""
+    for name in names:
+        if not low <= getattr(config, name) <= high:
+            raise ConfigError(
+                f"{name} is {getattr(config, name)}; it must be from {low} to {high:,}"
+            )
 
 
 def table(rows: int, columns: int, std: float) -> nn.Parameter:

@@ -26,9 +26,12 @@ from tokgolf.heads.base import (
     HeadShape,
     ParamGroup,
     Stored,
+    check_range,
     orthogonal,
     table,
 )
+
+MAX_DIM = 4096
 
 # The hash that chooses a pair's signs: other multipliers than the buckets', or two pairs that
 # share a bucket would often share the signs too.
@@ -50,10 +53,9 @@ class BigramHashConfig(AddOnConfig):
     signs: bool = False
 
     def __post_init__(self) -> None:
-        if (self.buckets is not None and self.buckets < 2) or self.dim < 1:
-            raise ConfigError(
-                f"bigram-hash needs buckets >= 2 and dim >= 1, got {self.buckets} and {self.dim}"
-            )
+        if self.buckets is not None and self.buckets < 2:
+            raise ConfigError(f"bigram-hash needs buckets >= 2, got {self.buckets}")
+        check_range(self, 1, MAX_DIM, "dim")
 
     def function(self, shape: HeadShape) -> BigramBuckets:
         """The bucket function. Raises `ConfigError` if the tokenizer's has another count."""

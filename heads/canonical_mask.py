@@ -16,6 +16,8 @@ from torch import Tensor
 from tokgolf.errors import ConfigError
 from tokgolf.heads.base import AddOn, AddOnConfig, Extra, HeadShape, ParamGroup, Stored
 
+LARGEST = 1 << 16  # 512 MiB of bits
+
 
 @dataclass(frozen=True, kw_only=True)
 class CanonicalMaskConfig(AddOnConfig):
@@ -32,6 +34,11 @@ class CanonicalMaskConfig(AddOnConfig):
     def build(self, shape: HeadShape, counts: Tensor | None) -> AddOn:
         if shape.successors is None:
             raise ConfigError("canonical-mask needs a tokenizer, and this head was given none")
+        if shape.vocab_size > LARGEST:
+            raise ConfigError(
+                f"canonical-mask holds a bit for each pair of tokens; {shape.vocab_size:,} tokens "
+                f"are over its limit of {LARGEST:,}"
+            )
         return CanonicalMask(torch.from_numpy(shape.successors()))
 
 

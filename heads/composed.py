@@ -20,7 +20,14 @@ from torch import Tensor
 
 from tokgolf.errors import ConfigError
 from tokgolf.hashing import splitmix64
-from tokgolf.heads.base import Head, HeadConfig, HeadShape, ParamGroup, Stored
+from tokgolf.heads.base import (
+    Head,
+    HeadConfig,
+    HeadShape,
+    ParamGroup,
+    Stored,
+    check_range,
+)
 from tokgolf.heads.sparse import SparseHead, check_not_negative, check_rank, num_shared_params
 
 WHOLE, LEFT, RIGHT, FOLDED, LENGTH, FIRST, LAST, WITHIN = range(8)
@@ -49,7 +56,8 @@ class ComposedConfig(HeadConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_not_negative(self, "features", "ngrams", "delta_rank")
+        check_not_negative(self, "features", "delta_rank")
+        check_range(self, 0, LONGEST, "ngrams")
 
     def rows(self, shape: HeadShape) -> int:
         """Rows of U."""

@@ -14,10 +14,17 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from tokgolf.config import check_positive
 from tokgolf.errors import ConfigError
-from tokgolf.heads.base import Head, HeadConfig, HeadShape, ParamGroup, Stored
+from tokgolf.heads.base import (
+    Head,
+    HeadConfig,
+    HeadShape,
+    ParamGroup,
+    Stored,
+    check_range,
+)
 from tokgolf.heads.sparse import (
+    MAX_TERMS,
     SparseHead,
     check_not_negative,
     check_rank,
@@ -45,7 +52,7 @@ class HashedConfig(HeadConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_positive(self, "hashes")
+        check_range(self, 1, MAX_TERMS, "hashes")
         check_not_negative(self, "buckets", "residual_rank", "seed")
 
     def rows(self, shape: HeadShape) -> int:

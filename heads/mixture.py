@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokgolf.config import check_positive
 from tokgolf.heads.base import (
     Head,
     HeadConfig,
@@ -23,11 +22,14 @@ from tokgolf.heads.base import (
     ParamGroup,
     Stored,
     StructuredHead,
+    check_range,
     orthogonal,
     stage,
     table,
 )
 from tokgolf.heads.tied import TABLE_STD
+
+MAX_MIXTURES = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +46,7 @@ class MixtureConfig(HeadConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_positive(self, "mixtures")
+        check_range(self, 1, MAX_MIXTURES, "mixtures")
 
     def _num_params(self, shape: HeadShape) -> int:
         prior = self.mixtures if self.mixtures > 1 else 0

@@ -14,10 +14,17 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from tokgolf.config import check_positive
 from tokgolf.errors import ConfigError
-from tokgolf.heads.base import Head, HeadConfig, HeadShape, ParamGroup, Stored
+from tokgolf.heads.base import (
+    Head,
+    HeadConfig,
+    HeadShape,
+    ParamGroup,
+    Stored,
+    check_range,
+)
 from tokgolf.heads.sparse import (
+    MAX_TERMS,
     SparseHead,
     check_not_negative,
     check_rank,
@@ -47,7 +54,7 @@ class ProductConfig(HeadConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_positive(self, "codebooks")
+        check_range(self, 1, MAX_TERMS, "codebooks")
         check_not_negative(self, "codes", "residual_rank", "seed")
 
     def sizes(self, shape: HeadShape) -> list[int]:
@@ -60,8 +67,8 @@ class ProductConfig(HeadConfig):
         codes = self.codes or max(least, vocab // 4)
         if not least <= codes <= vocab:
             raise ConfigError(
-                f"{self.codebooks} codebooks of {codes} codes make {codes**self.codebooks:,} rows "
-                f"for a vocabulary of {vocab:,}; use from {least} to {vocab} codes"
+                f"{self.codebooks} codebooks of {codes} codes do not suit a vocabulary of "
+                f"{vocab:,}; use from {least} to {vocab} codes"
             )
         if self.assignment == "random":
             return [codes] * self.codebooks

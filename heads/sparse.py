@@ -19,6 +19,8 @@ from tokgolf.hashing import splitmix64
 from tokgolf.heads.base import HeadShape, LinearHead, ParamGroup, Stored, orthogonal, table
 from tokgolf.heads.tied import TABLE_STD
 
+MAX_TERMS = 64  # of a row's sum: more than any vocabulary needs, and no forged file takes minutes
+
 
 class SparseHead(LinearHead):
     """Both ends from one generated matrix; a derived class gives S."""

@@ -53,6 +53,18 @@ def test_only_a_head_that_cannot_tell_tokens_apart_has_a_floor() -> None:
     assert floors["vq"] == pytest.approx(bits / sum(1 / rank for rank in range(1, 301)), rel=1e-3)
 
 
+@pytest.mark.parametrize("vocab", [257, 300, 1000])
+@pytest.mark.parametrize("width", [64, 100])
+def test_a_floor_is_that_of_the_codes_at_any_size(vocab: int, width: int) -> None:
+    shape = HeadShape(vocab_size=vocab, d_model=width, bos_id=256)
+    found = next(row.floor_bits for row in head_costs(shape, 5) if row.name == "vq")
+    counts = (1e9 / torch.arange(1, vocab + 1)).long()
+    codes = head_config({"name": "vq"}).build(shape, counts).state_dict()["codes"].tolist()
+    bits = [math.log2(codes.count(code)) for code in codes]
+    shares = (counts / counts.sum()).tolist()
+    assert found == pytest.approx(sum(p * b for p, b in zip(shares, bits, strict=True)), rel=1e-6)
+
+
 def test_a_head_that_does_not_fit_says_why() -> None:
     small = HeadShape(vocab_size=VOCAB, d_model=8, bos_id=256)
     rows = {row.name: row for row in head_costs(small, 5)}

@@ -103,7 +103,8 @@ def _floor(head: Head, counts: Tensor) -> float:
     hidden = 0.01 * torch.randn(2, head.shape.d_model, dtype=torch.float64)
     z = head.logits(hidden, torch.full((2,), head.shape.bos_id))
     torch.random.set_rng_state(state)
-    columns = [tuple(column) for column in z.T.tolist()]
+    # A product may differ in its last bits between columns that are alike.
+    columns = [tuple(round(entry, 9) for entry in column) for column in (z / z.std()).T.tolist()]
     same = Counter(columns)
     shares: list[float] = (counts / counts.sum()).tolist()
     return math.fsum(p * math.log2(same[c]) for p, c in zip(shares, columns, strict=True))
@@ -113,7 +114,7 @@ def _floor(head: Head, counts: Tensor) -> float:
 class Bottleneck:
     """How much of what the loss says of the logits reaches the trunk.
 
-    `rho` is |U^T g|^2 / |g|^2 in the mean over positions, g the gradient by the logits and U a
+    `rho` is |U^T g|^2 / |g|^2, both summed over positions, g the gradient by the logits and U a
     basis of the columns that hidden states can reach: the share that is not lost. A g without
     direction would leave `isotropic`, the rank of U over the vocabulary size. Source: Godey &
     Artzi 2026 (arXiv 2603.10145).

@@ -131,6 +131,8 @@ class _Session:
         self.loss_of: Callable[[Tensor, Tensor], Tensor] = self.model.loss
         self.step = 0
         self.untied = False
+        self.initial: dict[str, Tensor] = {}
+        self.check_at = 0
         self.seconds = 0.0
         self.compile_seconds = 0.0
         self.loss = math.nan
@@ -165,6 +167,12 @@ class _Session:
         copies = self.model.head.untie()
         self.optimizers.adopt({f"head.{new}": f"head.{old}" for new, old in copies.items()})
         self.untied = True
+        self.watch()
+
+    def watch(self) -> None:
+        """Remember all weights, to see in a few steps that every tensor has moved."""
+        self.initial = {n: p.detach().clone() for n, p in self.model.named_parameters()}
+        self.check_at = self.step + STEPS_TO_MOVE
 
     def untie_if_due(self, remaining: float, tokens: Tensor, targets: Tensor) -> None:
         """Once, at the fraction of the budget that the head's options name."""
@@ -232,8 +240,8 @@ class _Session:
         on_step: Callable[[StepReport], None],
     ) -> TrainResult:
         """Train until the budget is spent."""
-        initial = {n: p.detach().clone() for n, p in self.model.named_parameters()}
-        moving = initial if self.step == 0 else None
+        if self.step == 0:
+            self.watch()
         saved = self.seconds
         offset = time.perf_counter() - self.seconds
         with _interrupt_flag() as interrupted, _metrics(run, self.step) as metrics:
@@ -254,9 +262,9 @@ class _Session:
                 self.optimizers.step(self.step, scale)
                 self.step += 1
                 self.seconds = time.perf_counter() - offset
-                if moving is not None and self.step == STEPS_TO_MOVE:
-                    check_moved(moving, self.model)
-                    moving = None
+                if self.step == self.check_at:
+                    check_moved(self.initial, self.model)
+                    self.initial = {}
                 report = self._report(scale)
                 on_step(report)
                 if self.step % LOG_EVERY == 0 or self.step <= STEPS_TO_MOVE:

@@ -104,9 +104,9 @@ def test_another_seed_draws_other_digits() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"codes": 6}, r"2 codebooks of 6 codes make 36 rows .* 40; use from 7 to 40"),
+        ({"codes": 6}, r"2 codebooks of 6 codes do not suit a vocabulary of 40; use from 7 to 40"),
         ({"codes": 41}, "use from 7 to 40"),
-        ({"codes": 6, "assignment": "random"}, "make 36 rows"),
+        ({"codes": 6, "assignment": "random"}, "2 codebooks of 6 codes"),
         ({"codebooks": 1, "codes": 39}, "use from 40 to 40"),
         ({"codebooks": 0}, "codebooks is 0"),
         ({"assignment": "alphabet"}, "assignment"),

@@ -5,6 +5,7 @@ head with every add-on at once. Logits are checked against plain formulas in `RE
 head has one; losses and gradients against a dense softmax in fp64 for every head.
 """
 
+import copy
 import dataclasses
 import itertools
 import math
@@ -30,7 +31,7 @@ from tokgolf.heads import (
     head_to_dict,
     loss,
 )
-from tokgolf.heads.base import Role, StoredKind, allowed, masked
+from tokgolf.heads.base import Role, StoredKind, StructuredHead, allowed, masked
 from tokgolf.heads.factorized import FactorizedConfig
 from tokgolf.heads.vq import VQConfig
 from tokgolf.model import LanguageModel, Trunk
@@ -238,6 +239,9 @@ def test_probabilities_sum_to_one(case: str, softcap: float, make: Callable[[Hea
         assert log_probs.exp().std(dim=1).min() > 1e-6  # not the trivial, uniform distribution
         total = log_probs.double().exp().sum(dim=1)
         assert (total - 1).abs().max() < 1e-6
+    if isinstance(head, StructuredHead):  # whose own must sum to one before it is made to
+        own = copy.deepcopy(head).double().own_log_probs(hidden.double(), prev)
+        assert (own.exp().sum(dim=1) - 1).abs().max() < 1e-12
 
 
 @every_case
@@ -556,6 +560,25 @@ def test_only_published_vq_heads_have_a_floor() -> None:
     assert floors["vq-random"] == pytest.approx((16 * math.log(4) + 48 * math.log(3)) / 64)
 
 
+def test_a_head_that_starts_wrongly_does_not_declare_itself_right() -> None:
+    head = built("untied")
+    tokens, _, targets = random_batch(50)
+    head.softcap = 0.0
+    with torch.no_grad():
+        head.get_parameter("output").normal_()
+    assert head.initial_loss(targets, tokens) == math.log(VOCAB)
+
+
+def test_the_initial_loss_knows_of_bias_and_mask() -> None:
+    head = config_of("tied with all").build(SHAPE, torch.arange(1, VOCAB + 1))
+    tokens, _, targets = random_batch(50, head)
+    bias = head.get_parameter("addons.unigram-bias.values")
+    z = bias.detach().expand(50, VOCAB)
+    may = allowed(torch.from_numpy(pairs()), tokens, VOCAB)
+    expected = F.cross_entropy(z.masked_fill(~may, -math.inf), targets)
+    assert head.initial_loss(targets, tokens) == pytest.approx(float(expected), rel=1e-6)
+
+
 # Config and state.
 
 
@@ -566,8 +589,18 @@ def test_a_config_survives_the_way_through_a_dict(case: str) -> None:
         values = head_to_dict(config)
         assert values["name"] == CASES[case]["name"]
         assert values["softcap"] == softcap
-        assert {key: values[key] for key in CASES[case]} == CASES[case]
+        given = {key: value for key, value in CASES[case].items() if key != "add"}
+        assert {key: values[key] for key in given} == given
+        assert values.get("add", {}).keys() == CASES[case].get("add", {}).keys()
         assert head_config(values) == config
+
+
+def test_an_addon_s_options_are_written_in_full() -> None:
+    config = head_config({"name": "tied", "add": {"bigram-hash": {}, "bigram-logits": {}}})
+    assert head_to_dict(config)["add"] == {
+        "bigram-hash": {"dim": 32, "signs": False},  # buckets: the tokenizer's, or 4096
+        "bigram-logits": {"rank": 32, "exact": False},
+    }
 
 
 @pytest.mark.parametrize("name", HEADS)
@@ -599,7 +632,7 @@ def test_a_head_without_a_known_name_lists_the_known_ones(values: dict[str, Any]
 
 
 @pytest.mark.parametrize("name", HEADS)
-@pytest.mark.parametrize("softcap", [-1.0, math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("softcap", [-1.0, math.nan, math.inf, -math.inf, 1e308])
 def test_a_bad_softcap_is_refused_by_every_head(name: str, softcap: float) -> None:
     with pytest.raises(ConfigError, match="softcap"):
         head_config({"name": name, "softcap": softcap})

@@ -268,6 +268,15 @@ def test_untying_copies_the_optimizer_s_state_and_both_tables_then_go_their_own_
     assert load_run(tmp_path).model.head.state_dict().keys() == {"input", "output"}
 
 
+@pytest.mark.parametrize(("steps", "untie_at"), [(4, 0.5), (6, 0.01), (5, 0.8)])
+def test_untying_may_come_before_and_after_the_first_check(
+    steps: int, untie_at: float, run_it: Run, tmp_path: Path
+) -> None:
+    run_it(tmp_path, head={"name": "untied", "untie_at": untie_at}, steps=steps)
+    last = tensors_of(tmp_path)
+    assert not torch.equal(last["model.head.output"], last["model.head.input"])
+
+
 def test_a_resumed_run_repeats_no_metrics(run_it: Run, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="interrupted"):
         run_it(tmp_path, steps=25, on_step=interrupt_at(12))

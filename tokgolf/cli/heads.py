@@ -20,7 +20,8 @@ def heads(
 
     A floor is what a token costs at least, in bits, under any trunk: some heads cannot tell some
     tokens apart. With --measure, tell instead how much of the gradient by the logits passes
-    through the head of a trained run (rho), beside what would pass without any direction in it.
+    through the head of a trained run (rho), beside what would pass without any direction in it;
+    only heads that are one softmax have it.
 
     Example: tokgolf heads --tokenizer bpe8192.tok --d-model 512
     """
