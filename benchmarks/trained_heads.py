@@ -231,33 +231,31 @@ def difference(values: list[float]) -> str:
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Decoded bpb to the tied head's over the artifact's bytes, a panel for each size."""
+    """Draw decoded bpb to the tied head's, a panel for each size, a line for each head."""
     from matplotlib.figure import Figure
 
     sizes = sorted({row["vocab_size"] for row in rows})
-    figure = Figure(figsize=(6.4 * len(sizes), 5.4), dpi=130, layout="constrained")
-    panels = figure.subplots(1, len(sizes), squeeze=False)[0]
+    cases = [case for case in reversed(CASES) if any(row["case"] == case for row in rows)]
+    height = 1.2 + 0.25 * len(cases)
+    figure = Figure(figsize=(2 + 4.5 * len(sizes), height), dpi=130, layout="constrained")
+    panels = figure.subplots(1, len(sizes), squeeze=False, sharey=True)[0]
     for axes, vocab_size in zip(panels, sizes, strict=True):
         for condition, marker, color in zip(CONDITIONS, "os", ("#0072b2", "#d55e00"), strict=True):
             some = [r for r in rows if (r["vocab_size"], r["condition"]) == (vocab_size, condition)]
             tied = {row["seed"]: row["bpb"] for row in some if row["case"] == "tied"}
-            points = []
-            for case in CASES:
-                own = [r for r in some if r["case"] == case and r["seed"] in tied]
-                if own:
-                    diff = statistics.mean(r["bpb"] - tied[r["seed"]] for r in own)
-                    points.append((mean(own, "bytes") / 1e6, diff, case))
-            x, y = [p[0] for p in points], [p[1] for p in points]
-            axes.scatter(x, y, marker=marker, color=color, s=22, label=f"equal {condition}")
-            if condition == "steps":
-                for place, diff, case in points:
-                    axes.annotate(
-                        case, (place, diff), xytext=(4, 3), textcoords="offset points", fontsize=7
-                    )
-        axes.axhline(0, color="#888888", linewidth=0.8)
+            points = [
+                (row["bpb"] - tied[row["seed"]], cases.index(row["case"]))
+                for row in some
+                if row["seed"] in tied
+            ]
+            if points:
+                x, y = zip(*points, strict=True)
+                label = f"equal {condition}"
+                axes.scatter(x, y, marker=marker, color=color, s=20, alpha=0.8, label=label)
+        axes.axvline(0, color="#888888", linewidth=0.8)
         axes.set_title(f"V = {vocab_size:,}", loc="left", fontsize=11)
-        axes.set_xlabel("artifact, MB (code, weights and tokenizer)")
-        axes.set_ylabel("decoded bpb, to tied")
+        axes.set_yticks(range(len(cases)), cases, fontsize=8)
+        axes.set_xlabel("decoded bpb, to tied (a mark a seed)", fontsize=9)
         axes.grid(True, color="#dddddd", linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=8)
