@@ -38,6 +38,7 @@ def _inspect_run(path: Path) -> dict[str, Any]:
     return {
         "run": str(path),
         "head": run.head.name,
+        "addons": ", ".join(run.head.add) or None,
         "steps": run.state["step"],
         "seconds": float(run.state["seconds"]),
         "finished": run.state["finished"],
@@ -58,6 +59,7 @@ def _inspect_artifact(path: Path) -> dict[str, Any]:
         "artifact": str(path),
         "sha256": artifact.sha256,
         "head": artifact.head.name,
+        "addons": ", ".join(artifact.head.add) or None,
         "vocab_size": artifact.tokenizer.vocab_size,
         **{f"bytes: {name}": size for name, size in ledger.rows},
         "full": ledger.full,

@@ -24,7 +24,7 @@ from tokgolf.training import StepReport, run_config, train
 
 RECIPE = "cpu"
 SCORE_STRIDE = 128
-# Lands about 2.5 % under 250 KB with the recipe's model; see docs/log.md.
+# Lands about 1.6 % under 250 KB with the recipe's model; see docs/log.md.
 QUANTIZER = QuantConfig(matrix_clip=15.5, table_clip=16.0)
 
 
