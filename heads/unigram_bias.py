@@ -2,7 +2,7 @@
 
 It starts at the training tokens' log frequencies, less their mean (which the softmax does not
 see, and the softcap then bends least), so the first loss is the unigram entropy. V weights, stored:
-a start from data costs what is trained from there. On a tied head it was worse than none in short
+a start from data costs what is trained from there. On a tied head it did not pay in short
 runs (docs/results/heads.md): it is here to be measured.
 """
 
