@@ -167,7 +167,6 @@ class _Session:
         copies = self.model.head.untie()
         self.optimizers.adopt({f"head.{new}": f"head.{old}" for new, old in copies.items()})
         self.untied = True
-        self.watch()
 
     def watch(self) -> None:
         """Remember all weights, to see in a few steps that every tensor has moved."""
@@ -180,6 +179,7 @@ class _Session:
         due = isinstance(head, Unties) and 0 < head.untie_at <= self.step / (self.step + remaining)
         if due:
             self.untie()
+            self.watch()
             self.compile(tokens, targets)
 
     def compile(self, tokens: Tensor, targets: Tensor) -> None:
