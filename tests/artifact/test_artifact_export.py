@@ -103,7 +103,7 @@ def test_what_is_read_back_is_the_quantized_model(head: str, tmp_path: Path) -> 
         for name, tensor, kind in source.model.stored():
             if kind != "codes":
                 quantized = quantize(name, tensor.numpy(), kind, CONFIG)
-                tensor.copy_(torch.from_numpy(dequantize(*quantized)).view(tensor.shape))
+                tensor.copy_(torch.from_numpy(dequantize(quantized, False)).view(tensor.shape))
         expected = source.model.log_probs(tokens_for(source))
     log_probs = artifact.model.log_probs(tokens_for(artifact))
     assert torch.equal(log_probs, expected)

@@ -145,8 +145,8 @@ def rounded(head: Head) -> Head:
     with torch.no_grad():
         for name, tensor, kind in head.stored():
             if kind != "codes":
-                codes, exponents = quantize(name, tensor.numpy(), kind, config)
-                tensor.copy_(torch.from_numpy(dequantize(codes, exponents)).view_as(tensor))
+                quantized = quantize(name, tensor.numpy(), kind, config)
+                tensor.copy_(torch.from_numpy(dequantize(quantized, False)).view_as(tensor))
     return head
 
 

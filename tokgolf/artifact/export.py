@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tokgolf.artifact import container, weights
+from tokgolf.artifact import container
 from tokgolf.artifact.checkpoint import FloatModel, load_run, record_export
+from tokgolf.artifact.encode import encode
 from tokgolf.artifact.load import Artifact, decode_artifact
 from tokgolf.config import to_dict
 from tokgolf.corpora import read_shard, shard_files
@@ -17,8 +18,9 @@ from tokgolf.errors import ArtifactError
 from tokgolf.files import write_bytes
 from tokgolf.heads import Stored, head_to_dict
 from tokgolf.ledger import Ledger, ledger_of
+from tokgolf.quantize import Quantized
 from tokgolf.quantize.gptq import input_hessians
-from tokgolf.quantize.rows import QuantConfig, Quantized, check_finite, quantize
+from tokgolf.quantize.rows import QuantConfig, check_finite, quantize
 
 CALIBRATION_TOKENS = 1 << 16
 CALIBRATION_ROWS = 16
@@ -49,8 +51,12 @@ def encode_artifact(
         hessian = hessians.get(stored.name)
         return quantize(stored.name, values, stored.kind, config, hessian, counts)
 
-    header = {"trunk": to_dict(source.trunk), "head": head_to_dict(source.head)}
-    sections = weights.encode(source.model.stored(), quantized)
+    header = {
+        "trunk": to_dict(source.trunk),
+        "head": head_to_dict(source.head),
+        "quantizer": "scalar",
+    }
+    sections = encode(source.model.stored(), quantized, trellis=False)
     data = container.pack(header, {"tokenizer": source.tokenizer.asset(), **sections})
     return decode_artifact(data)
 

@@ -21,6 +21,8 @@ MAX_FILE = 1 << 30
 MAX_PARAMS = 1 << 29
 MAX_LAYERS = 1 << 10
 MAX_WINDOW = 1 << 20
+KEYS = ["head", "quantizer", "trunk"]
+QUANTIZERS = ["scalar", "trellis"]
 SECTIONS = ["tokenizer", "tables", "steps", "weights", "packed"]
 
 
@@ -66,10 +68,14 @@ def load_artifact(path: str | os.PathLike[str]) -> Artifact:
 def decode_artifact(data: bytes) -> Artifact:
     """The artifact in `data`, the bytes of a file. Raises `TokgolfError` if it is not sound."""
     header, sections = container.unpack(data)
-    if sorted(header) != ["head", "trunk"] or list(sections) != SECTIONS:
+    if sorted(header) != KEYS or list(sections) != SECTIONS:
         raise ArtifactError(
             f"the artifact has header keys {sorted(header)} and sections {list(sections)}; "
-            f"this format has ['head', 'trunk'] and {SECTIONS}"
+            f"this format has {KEYS} and {SECTIONS}"
+        )
+    if header["quantizer"] not in QUANTIZERS:
+        raise ArtifactError(
+            f"the artifact's quantizer is {header['quantizer']!r}; it must be one of {QUANTIZERS}"
         )
     trunk = from_dict(TrunkConfig, _table(header, "trunk"), "artifact.trunk")
     head = head_config(_table(header, "head"), "artifact.head")
@@ -84,7 +90,7 @@ def decode_artifact(data: bytes) -> Artifact:
     if params > MAX_PARAMS or trunk.sequence_length * trunk.d_model > MAX_PARAMS:
         raise ArtifactError(f"the artifact claims {params:,} weights; at most {MAX_PARAMS:,} load")
     model = build_model(trunk, head, shape)
-    weights.decode(model.stored(), sections)
+    weights.decode(model.stored(), sections, header["quantizer"] == "trellis")
     _check_usable(model)
     model.eval().requires_grad_(False)
     return Artifact(tokenizer=tokenizer, model=model, trunk=trunk, head=head, data=data)

@@ -1,14 +1,15 @@
-"""An integer-only entropy coder: N-lane interleaved rANS over static frequency tables.
+"""Decoder of an integer-only entropy coder: interleaved rANS over static frequency tables.
 
-Unlike a library coder it uses no float, so it writes the same bytes on every platform, and its
-tables are plain integers in the file. Unlike a textbook rANS it codes one symbol of every lane
-in each NumPy call. It holds no checksum: see `decode` for what its end check cannot notice.
+Unlike a library coder it uses no float, so it means the same on every platform, and its tables are
+plain integers in the file. Unlike a textbook rANS it decodes one symbol of every lane in each NumPy
+call, and the context of a symbol may depend on the symbols read before. It holds no checksum: see
+`Decoder.close` for what the end check cannot notice. `encode` writes what this module reads.
 
 A stream is the final state of every lane (uint32) and then the renormalisation words (uint16) in
-the order the decoder reads them, all little-endian. Symbol i belongs to lane i % lanes.
+the order the decoder reads them, all little-endian.
 """
 
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +18,18 @@ from tokgolf.errors import ArtifactError
 
 BITS = 14
 TOTAL = 1 << BITS  # what the frequencies of a context sum to
-MASK = TOTAL - 1
 START = 1 << 16  # states live in [START, START << 16)
+LEVELS = 8  # of frequencies, to the octave; finer ones cost more in the file than they save
+MAX_LEVEL = 144  # so that products stay under 2^59
+# 2^(i/8) * 2^16, as literals since a platform's exp2 may differ in the last bit.
+MANTISSAS = np.array([65536, 71468, 77936, 84990, 92682, 101070, 110218, 120194], np.int64)
+
+
+class Table(NamedTuple):
+    """The symbols `first`, `first` + 1, ... and their frequencies, which sum to 2^14."""
+
+    first: int
+    frequencies: NDArray[np.int64]
 
 
 def lanes_of(count: int) -> int:
@@ -29,185 +40,102 @@ def lanes_of(count: int) -> int:
     return min(1 << max(count >> 14, 1).bit_length() - 1, 1024)
 
 
-def normalize(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Frequencies that sum to 2**14, at least 1 where the count is: [3, 0, 1] -> [12288, 0, 4096].
+def frequencies(levels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Frequencies that sum to 2^14 for levels in 0..144: 0 is an unused symbol, 1 the smallest
+    weight, every 8 more double it. There must be a used symbol, and at most 2^13.
 
-    They minimise the coded length of the counts: units move while a move gains. One unit more is
-    worth count * ln(1 + 1/f), here its integer Pade form, within 0.12 % at f = 1.
+    levels=[17, 0, 1] -> [13107, 0, 3277]
     """
-    total = sum(counts.tolist())
-    shift = 44 - total.bit_length()  # all products below stay under 2**62
-    used = np.flatnonzero(counts)
-    if counts.size and counts.min() < 0 or shift < 0 or not 0 < used.size <= TOTAL:
-        raise ArtifactError(
-            f"cannot make frequencies of {used.size} used symbols and {total} counts; "
-            f"give 1 to {TOTAL} used symbols and a sum under 2**44, none negative"
-        )
-    c = counts[used].astype(np.int64)
-    f = np.maximum(c * TOTAL // total, 1)
-    c <<= shift
-    while True:
-        gain = c * (6 * f + 3) // (6 * f * (f + 1) + 1)
-        loss = np.where(f > 1, c * (6 * f - 3) // np.maximum(6 * f * (f - 1) + 1, 1), 1 << 62)
-        up, down, excess = gain.argmax(), loss.argmin(), int(f.sum()) - TOTAL
-        if excess == 0 and gain[up] <= loss[down]:
-            break
-        f[up] += excess <= 0
-        f[down] -= excess >= 0
-    table = np.zeros(len(counts), np.int64)
-    table[used] = f
-    return table
+    weights = np.where(levels, MANTISSAS[(levels - 1) % LEVELS] << ((levels - 1) // LEVELS), 0)
+    ends = np.cumsum(weights)
+    spare = TOTAL - np.count_nonzero(levels)  # every used symbol has one slot before they share
+    result: NDArray[np.int64] = np.diff(ends * spare // ends[-1], prepend=0) + (levels > 0)
+    return result
 
 
-def _check(count: int, contexts: NDArray[Any] | None, tables: NDArray[Any]) -> None:
-    if tables.ndim != 2 or not 0 < tables.shape[1] <= 1 << 16:
-        raise ArtifactError(f"tables of shape {tables.shape} are not (contexts, alphabet <= 2**16)")
-    if not len(tables) or tables.min() < 0 or (tables.sum(1, np.int64) != TOTAL).any():
-        raise ArtifactError(f"a frequency table does not sum to {TOTAL}; use normalize()")
-    if contexts is not None and (
-        contexts.shape != (count,) or count and int(contexts.max()) >= len(tables)
-    ):
-        raise ArtifactError(
-            f"contexts of shape {contexts.shape} do not fit {count} symbols, {len(tables)} tables"
-        )
+class Decoder:
+    """Reads symbols from a stream; all that is read at once is independent of each other."""
+
+    def __init__(self, data: bytes, lanes: int, tables: list[Table]) -> None:
+        words = len(data) - 4 * lanes
+        if words < 0 or words % 2:
+            raise ArtifactError(f"{len(data)} bytes cannot be a stream of {lanes} lanes")
+        self._states = np.frombuffer(data, "<u4", lanes).astype(np.uint32)
+        self._words = np.frombuffer(data, "<u2", words // 2, 4 * lanes).astype(np.uint32)
+        self._at = 0
+        if (self._states < START).any():
+            raise ArtifactError("a lane starts below its range; the stream is damaged")
+        # Of every (table, slot): its symbol, and freq << BITS | slot - start of that symbol.
+        freq = np.concatenate([table.frequencies for table in tables])
+        symbols = [np.arange(len(table.frequencies)) + table.first for table in tables]
+        self._symbols = np.repeat(np.concatenate(symbols).astype(np.int16), freq)
+        starts = np.cumsum(freq) - freq
+        self._steps = np.repeat((freq << BITS) - starts, freq).astype(np.uint32)
+        self._steps += np.arange(len(self._steps), dtype=np.uint32)
+
+    def read(self, contexts: NDArray[np.int64]) -> NDArray[np.int16]:
+        """The next symbols; `contexts` are the numbers of their tables, times 2^14."""
+        out = np.empty(len(contexts), np.int16)
+        lanes = len(self._states)
+        for a in range(0, len(out), lanes):
+            y = self._states[: len(out) - a]
+            slot = contexts[a : a + lanes] + (y & TOTAL - 1)
+            out[a : a + lanes] = self._symbols[slot]
+            step = self._steps[slot]
+            y >>= BITS
+            y *= step >> BITS
+            y += step & TOTAL - 1
+            low = np.flatnonzero(y < START)
+            word = self._words[self._at : self._at + low.size]
+            self._at += low.size
+            if word.size < low.size:
+                raise ArtifactError("the stream ends before its last symbol")
+            y[low] = y[low] << 16 | word
+        return out
+
+    def close(self) -> None:
+        """Raise ArtifactError unless all words are consumed and every lane is at its start state.
+
+        That is no checksum: a change can lead back to the start by luck, and where the frequencies
+        are powers of two the words are the raw bits of the symbols and most changes decode to other
+        symbols unnoticed. The container's SHA-256 must cover the stream.
+        """
+        if self._at != self._words.size or (self._states != START).any():
+            raise ArtifactError("the stream does not end at its last symbol; it is damaged")
 
 
-def encode(
-    symbols: NDArray[Any], contexts: NDArray[np.uint8] | None, tables: NDArray[Any]
-) -> bytes:
-    """Code every symbol with the frequency row of its context (row 0 if there are none)."""
-    count, alphabet = len(symbols), tables.shape[-1]
-    _check(count, contexts, tables)
-    if count == 0:
-        return b""
-    if not 0 <= symbols.min() <= symbols.max() < alphabet:
-        raise ArtifactError(f"symbols up to {symbols.max()} are outside the alphabet of {alphabet}")
-    freq = tables.astype(np.uint32)
-    start = (freq.cumsum(1, np.uint32) - freq).ravel()
-    freq = freq.ravel()
-    lanes = lanes_of(count)
-    x = np.full(lanes, START, np.uint32)
-    chunks = []
-    for a in range((count - 1) // lanes * lanes, -1, -lanes):
-        k = symbols[a : a + lanes].astype(np.intp)
-        if contexts is not None:
-            k += contexts[a : a + lanes].astype(np.intp) * alphabet
-        f = freq[k]
-        if not f.all():
-            raise ArtifactError("a symbol has frequency 0 in its context; count it in the table")
-        y = x[: k.size]  # a view: the last row may be short
-        over = np.flatnonzero(y >> 32 - BITS >= f)
-        spill = y[over]
-        chunks.append(spill.astype("<u2"))
-        y[over] = spill >> 16
-        y += y // f * (TOTAL - f) + start[k]
-    return b"".join([x.astype("<u4").tobytes(), *(c.tobytes() for c in reversed(chunks))])
+def unpack_tables(data: bytes, count: int) -> list[Table]:
+    """`count` tables from a byte `slope` and a stream of one lane.
 
-
-def decode(
-    data: bytes, count: int, contexts: NDArray[np.uint8] | None, tables: NDArray[Any]
-) -> NDArray[Any]:
-    """The exact inverse of `encode`; uint8 symbols, or uint16 for an alphabet over 256.
-
-    Raises ArtifactError unless all words are consumed and every lane ends at its start state. That
-    is no checksum: a change can lead back to the start by luck, and where the frequencies are
-    powers of two the words are the raw bits of the symbols and most changes decode to other
-    symbols unnoticed. The container's SHA-256 must cover the stream.
-    Allocates a few bytes a symbol and 2**14 entries a context.
+    Per table: low and high byte of (first symbol + 512) and of (length - 1), each as the difference
+    to the table before; then the levels, each as the difference to what continues the line through
+    the two before. Differences are mod 256, as -128..127, and difference d has the level
+    max(112 - slope * |d|, 1).
     """
-    _check(count, contexts, tables)
-    alphabet = tables.shape[1]
-    out = np.empty(max(count, 0), np.uint8 if alphabet <= 256 else np.uint16)
-    lanes = lanes_of(count) if count > 0 else 0
-    words = len(data) - 4 * lanes
-    if count < 0 or words < 0 or words % 2:
-        raise ArtifactError(f"{len(data)} bytes cannot be a stream of {count} symbols")
-    x = np.frombuffer(data, "<u4", lanes).astype(np.uint32)
-    stream = np.frombuffer(data, "<u2", words // 2, 4 * lanes).astype(np.uint32)
-    if (x < START).any():
-        raise ArtifactError("a lane starts below its range; the stream is damaged")
-    # Of every (context, slot): its symbol, and freq << BITS | slot - start of that symbol.
-    freq = tables.astype(np.int32).ravel()
-    symbol = np.repeat(np.tile(np.arange(alphabet, dtype=out.dtype), len(tables)), freq)
-    start = np.cumsum(freq, dtype=np.int32) - freq
-    slots = np.arange(symbol.size, dtype=np.int32)
-    step = (np.repeat((freq << BITS) - start, freq) + slots).astype(np.uint32)
-    at = 0
-    for a in range(0, count, lanes or 1):
-        y = x[: count - a]
-        slot = (y & MASK).astype(np.intp)
-        if contexts is not None:
-            slot += contexts[a : a + lanes].astype(np.intp) << BITS
-        out[a : a + lanes] = symbol[slot]
-        s = step[slot]
-        y >>= BITS
-        y *= s >> BITS
-        y += s & MASK
-        low = np.flatnonzero(y < START)
-        word = stream[at : at + low.size]
-        at += low.size
-        if word.size < low.size:
-            raise ArtifactError(f"the stream of {count} symbols ends early, at symbol {a}")
-        y[low] = y[low] << 16 | word
-    if at != stream.size or (x != START).any():
-        raise ArtifactError(f"the stream does not end at {count} symbols; it is damaged")
-    return out
+    decoder = Decoder(data[1:], 1, [difference_table(data[0] if data else 0)])
+
+    def read(amount: int) -> list[int]:
+        symbols: list[int] = decoder.read(np.zeros(amount, np.int64)).tolist()
+        return symbols
+
+    tables, head = [], [0, 2, 0, 0]
+    for number in range(count):
+        head = [(a + d) & 255 for a, d in zip(head, read(4), strict=True)]
+        first, length = head[0] + (head[1] << 8) - 512, head[2] + (head[3] << 8) + 1
+        if not first + 512 < first + 512 + length <= 1024:
+            raise ArtifactError(f"frequency table {number} spans {length} symbols from {first}")
+        levels, a, b = [], 0, 0
+        for difference in read(length):
+            a, b = b, 2 * b - a + difference & 255
+            levels.append(b)
+        if not levels[0] or not levels[-1] or max(levels) > MAX_LEVEL:
+            raise ArtifactError(f"frequency table {number} is not in canonical form")
+        tables.append(Table(first, frequencies(np.array(levels))))
+    decoder.close()
+    return tables
 
 
-def _guess(a: int, b: int) -> int:
-    """The frequency after a, b if their logs lie on a line: a=4, b=8 -> 16."""
-    return min(b * b // max(a, 1), TOTAL)
-
-
-def pack_table(frequencies: NDArray[Any]) -> bytes:
-    """First used symbol, used span - 1, and each frequency's zigzag distance from `_guess`.
-
-    All are LEB128; a bell-shaped table takes 1.0 to 1.4 bytes a used symbol.
-    """
-    row = frequencies.tolist()
-    if sum(row) != TOTAL or min(row) < 0:
-        raise ArtifactError(f"frequencies sum to {sum(row)}, not {TOTAL}; use normalize()")
-    first, last = np.flatnonzero(frequencies)[[0, -1]].tolist()
-    numbers, a, b = [first, last - first], 0, 0
-    for value in row[first : last + 1]:
-        delta = value - _guess(a, b)
-        numbers.append(2 * delta if delta >= 0 else -2 * delta - 1)
-        a, b = b, value
-    out = bytearray()
-    for number in numbers:
-        while number > 127:
-            out.append(number & 127 | 128)
-            number >>= 7
-        out.append(number)
-    return bytes(out)
-
-
-def unpack_table(data: bytes, offset: int, alphabet: int) -> tuple[NDArray[np.int64], int]:
-    """The table that `pack_table` wrote at `offset`, and the offset after it."""
-    at = offset
-
-    def read() -> int:
-        nonlocal at
-        number = 0
-        for shift in 0, 7, 14:
-            if at >= len(data):
-                break
-            at += 1
-            number |= (data[at - 1] & 127) << shift
-            if data[at - 1] < 128:
-                return number
-        raise ArtifactError(f"the frequency table at byte {offset} is cut off or damaged")
-
-    table = np.zeros(alphabet, np.int64)
-    first = read()
-    end = first + read() + 1
-    if end > alphabet:
-        raise ArtifactError(f"a frequency table reaches symbol {end - 1} of {alphabet}")
-    a = b = 0
-    for i in range(first, end):
-        number = read()
-        a, b = b, _guess(a, b) + (number >> 1 ^ -(number & 1))
-        table[i] = b
-    if pack_table(table) != data[offset:at]:  # which checks the sum
-        raise ArtifactError(f"the frequency table at byte {offset} is not in canonical form")
-    return table, at
+def difference_table(slope: int) -> Table:
+    """The table of the differences that `unpack_tables` reads."""
+    distance = np.abs(np.arange(-128, 128))
+    return Table(-128, frequencies(np.maximum(112 - slope * distance, 1)))

@@ -1,19 +1,24 @@
-"""The weight sections of an artifact: quantized tensors to entropy-coded bytes and back.
+"""The weight sections of an artifact, decoded: entropy-coded integers to tensors.
 
 Which tensors there are, in which order and of which shape follows from the model's config; the
 file holds only numbers. Sections:
 
-    tables   frequency tables (see `rans.pack_table`): of each kind in use, in the order of
-             `KINDS`, and of the steps
-    steps    rANS: each row's step exponent, as the difference to the row before, mod 256
-    weights  rANS: each weight's code + 128, context = the tensor's kind
+    tables   number of weight contexts (u8); 1 if there are row and column classes, else 0 (u8);
+             frequency tables (see `rans.unpack_tables`): row steps, row classes, column classes,
+             weights (of each context one, or one for each parity), vectors; those that occur
+    steps    bfloat16 step (u16) of every tensor, then base context (i8) of every one but vectors
+    weights  one rANS stream: row steps of tables, each as the difference to the row before, mod
+             256; row classes; column classes; weights, a column at a time; vectors
     packed   fixed-width bits: the entries of tensors of kind "codes"
 
-Row steps follow the standard deviation of the row, so that the codes of all tensors of a kind
-have nearly one distribution and share one table.
+Tensors are in the order of `Layout`. The context of a weight is its tensor's base + its row's class
++ its column's class, clipped to the contexts that there are; of a trellis-coded one also the parity
+of the trellis' state. For the sake of that the stream has one column of all tensors after the
+other, the widest tensors' rows first: the states are known before a column is read, and many rows
+are read at once. `encode` writes these sections and chooses bases and classes.
 """
 
-from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,88 +27,141 @@ from numpy.typing import NDArray
 from tokgolf.artifact import rans
 from tokgolf.errors import ArtifactError
 from tokgolf.heads.base import Stored
-from tokgolf.quantize import dequantize
-
-KINDS = ("vector", "table", "matrix")
-ALPHABET = 256
-Quantize = Callable[[Stored], tuple[NDArray[np.int8], NDArray[np.uint8]]]
+from tokgolf.quantize import NEXT_STATE, STEPS, Quantized, dequantize
 
 
-def encode(stored: list[Stored], quantize: Quantize) -> dict[str, bytes]:
-    """The sections that hold `stored` as quantized by `quantize`."""
-    by_kind: list[list[NDArray[np.uint8]]] = [[] for _ in KINDS]
-    symbols, exponents, packed = [], [], []
-    for tensor in stored:
-        if tensor.kind == "codes":
-            packed.append(pack_codes(tensor.tensor.cpu().numpy()))
-            continue
-        codes, rows = quantize(tensor)
-        symbols.append((codes.reshape(-1).astype(np.int16) + 128).astype(np.uint8))
-        by_kind[KINDS.index(tensor.kind)].append(symbols[-1])
-        exponents.append(rows)
-    deltas = np.diff(np.concatenate(exponents), prepend=np.uint8(0)).astype(np.uint8)
-    tables = [_frequencies(np.concatenate(kind)) for kind in by_kind if kind]
-    steps_table = _frequencies(deltas)
-    return {
-        "tables": b"".join(rans.pack_table(table) for table in [*tables, steps_table]),
-        "steps": rans.encode(deltas, None, steps_table[None]),
-        "weights": rans.encode(np.concatenate(symbols), _contexts(stored), np.stack(tables)),
-        "packed": b"".join(packed),
-    }
+class Layout(NamedTuple):
+    """The tensors of a stream, in its order."""
+
+    dense: list[Stored]  # tables and matrices, the widest first
+    vectors: list[Stored]
+    shapes: list[tuple[int, int]]  # of `dense`: rows, columns
+    rows: int  # of `dense` together
+    columns: int
+    stepped: int  # rows of kind table
 
 
-def _frequencies(symbols: NDArray[np.uint8]) -> NDArray[np.int64]:
-    return rans.normalize(np.bincount(symbols, minlength=ALPHABET))
+class Symbols(NamedTuple):
+    """What the sections hold of the tensors but for those of kind codes."""
+
+    quantized: dict[str, Quantized]  # by tensor
+    row_classes: list[NDArray[np.int64]]  # of `dense`: base + class of every row
+    column_classes: list[NDArray[np.int64]]
+    tables: list[rans.Table]  # of the weights, by context, and of the vectors
+    contexts: int
 
 
-def _contexts(stored: list[Stored]) -> NDArray[np.uint8]:
-    """For each weight, the place of its tensor's kind among the kinds that occur."""
-    dense = [tensor for tensor in stored if tensor.kind != "codes"]
-    kinds = [kind for kind in KINDS if any(tensor.kind == kind for tensor in dense)]
-    places = np.array([kinds.index(tensor.kind) for tensor in dense], dtype=np.uint8)
-    return np.repeat(places, [tensor.tensor.numel() for tensor in dense])
+def layout(stored: list[Stored]) -> Layout:
+    """The order of these tensors in a stream."""
+    dense = [tensor for tensor in stored if tensor.kind in ("table", "matrix")]
+    dense.sort(key=lambda stored: -stored.tensor.shape[-1])  # stable
+    shapes = [(s.tensor.numel() // s.tensor.shape[-1], s.tensor.shape[-1]) for s in dense]
+    rows, columns = (sum(shape[axis] for shape in shapes) for axis in (0, 1))
+    stepped = sum(n for (n, _), s in zip(shapes, dense, strict=True) if s.kind == "table")
+    vectors = [tensor for tensor in stored if tensor.kind == "vector"]
+    return Layout(dense, vectors, shapes, rows, columns, stepped)
 
 
-def decode(stored: list[Stored], sections: dict[str, bytes]) -> None:
+def decode(stored: list[Stored], sections: dict[str, bytes], trellis: bool) -> None:
     """Fill the tensors of a model, as its `stored()` lists them, from the sections.
 
     Raises `ArtifactError` if the sections are not exactly what these tensors need.
     """
     with torch.no_grad():
-        _decode(stored, sections)
+        quantized = read(stored, sections, trellis).quantized
+        for name, tensor, kind in stored:
+            if kind != "codes":
+                weights = dequantize(quantized.pop(name), trellis and kind != "vector")
+                tensor.copy_(torch.from_numpy(weights).view(tensor.shape))
+        _unpack_all([tensor for tensor in stored if tensor.kind == "codes"], sections["packed"])
 
 
-def _decode(stored: list[Stored], sections: dict[str, bytes]) -> None:
-    dense = [tensor for tensor in stored if tensor.kind != "codes"]
-    rows = [tensor.tensor.numel() // tensor.tensor.shape[-1] for tensor in dense]
-    contexts = _contexts(stored)
-    tables, offset = [], 0
-    for _ in range(len({tensor.kind for tensor in dense}) + 1):
-        table, offset = rans.unpack_table(sections["tables"], offset, ALPHABET)
-        tables.append(table)
-    if offset != len(sections["tables"]):
-        raise ArtifactError("the artifact's frequency tables have bytes left over")
-    deltas = rans.decode(sections["steps"], sum(rows), None, tables.pop()[None])
-    exponents = np.cumsum(deltas, dtype=np.uint8)
-    symbols = rans.decode(sections["weights"], len(contexts), contexts, np.stack(tables))
-    codes = (symbols.astype(np.int16) - 128).astype(np.int8)
-    row = at = 0
-    for (_, tensor, _), count in zip(dense, rows, strict=True):
-        block = codes[at : at + tensor.numel()].reshape(count, -1)
-        weights = dequantize(block, exponents[row : row + count])
-        tensor.copy_(torch.from_numpy(weights).view(tensor.shape))
-        row, at = row + count, at + tensor.numel()
-    _unpack_all([tensor for tensor in stored if tensor.kind == "codes"], sections["packed"])
+def read(stored: list[Stored], sections: dict[str, bytes], trellis: bool) -> Symbols:
+    """The integers of all tensors but those of kind codes. Raises as `decode` does."""
+    dense, vectors, shapes, rows, columns, stepped = layout(stored)
+    steps, bases = _steps(sections["steps"], len(dense), len(vectors))
+    contexts, classed = sections["tables"][:2] if len(sections["tables"]) > 1 else (0, 2)
+    if not bool(classed) <= bool(contexts) == bool(dense) or classed > 1 or contexts > 127:
+        raise ArtifactError(
+            f"the artifact has {contexts} contexts for {len(dense)} tensors, classes: {classed}"
+        )
+    sizes = [bool(stepped), classed, classed, contexts << trellis, bool(vectors)]
+    starts = np.cumsum([0, *sizes]).tolist()
+    tables = rans.unpack_tables(sections["tables"][2:], starts.pop())
+    amounts = [stepped, classed * rows, classed * columns]
+    amounts += [sum(n * m for n, m in shapes), sum(s.tensor.numel() for s in vectors)]
+    decoder = rans.Decoder(sections["weights"], rans.lanes_of(sum(amounts)), tables)
+
+    def symbols(part: int) -> NDArray[np.int64]:
+        where = np.full(amounts[part], starts[part] << rans.BITS)
+        return decoder.read(where).astype(np.int64)
+
+    multipliers = np.cumsum(symbols(0)).astype(np.int8)
+    row_classes = np.repeat(bases, [n for n, _ in shapes])
+    row_classes += symbols(1) if classed else 0
+    column_classes = symbols(2) if classed else np.zeros(columns, np.int64)
+    of_columns = np.split(column_classes, np.cumsum([m for _, m in shapes])[:-1])
+    codes = _read_columns(decoder, shapes, row_classes, of_columns, contexts, starts[3], trellis)
+    of_vectors = symbols(4).astype(np.int16)
+    decoder.close()
+
+    quantized, at = {}, 0
+    for (name, _, kind), block, step in zip(dense, codes, steps, strict=False):
+        n = len(block) if kind == "table" else 0
+        quantized[name] = Quantized(block, step, multipliers[at : at + n] if n else None)
+        at += n
+    at = 0
+    for (name, tensor, _), step in zip(vectors, steps[len(dense) :], strict=True):
+        block = of_vectors[at : at + tensor.numel()].reshape(-1, tensor.shape[-1])
+        quantized[name] = Quantized(block, step, None)
+        at += tensor.numel()
+    of_rows = np.split(row_classes, np.cumsum([n for n, _ in shapes])[:-1])
+    return Symbols(quantized, of_rows, of_columns, tables[starts[3] :], contexts)
 
 
-def pack_codes(codes: NDArray[np.int64]) -> bytes:
-    """One byte for the width in bits, then the codes in that width, most significant bit first.
+def _read_columns(
+    decoder: rans.Decoder,
+    shapes: list[tuple[int, int]],
+    row_classes: NDArray[np.int64],
+    column_classes: list[NDArray[np.int64]],
+    contexts: int,
+    first: int,
+    trellis: bool,
+) -> list[NDArray[np.int16]]:
+    """Codes (rows, columns) of every dense tensor; `first` is the number of context 0's table."""
+    blocks = [np.empty((m, n), np.int16) for n, m in shapes]
+    states = np.zeros(len(row_classes), np.int64)
+    live, heights = len(shapes), np.array([n for n, _ in shapes])
+    for c in range(shapes[0][1] if shapes else 0):
+        while shapes[live - 1][1] <= c:
+            live -= 1
+        classes = [of_tensor[c] for of_tensor in column_classes[:live]]
+        where = np.repeat(classes, heights[:live])
+        states = states[: len(where)]
+        where += row_classes[: len(where)]
+        np.clip(where, 0, contexts - 1, out=where)
+        if trellis:
+            where = 2 * where + (states & 1)
+        symbols = decoder.read((where + first) << rans.BITS)
+        if trellis:
+            states = NEXT_STATE[2 * states + (symbols & 1)]
+        at = 0
+        for block, n in zip(blocks[:live], heights, strict=False):
+            block[c] = symbols[at : at + n]
+            at += n
+    return [block.T for block in blocks]
 
-    [5, 0, 3] -> width 3, bits 101 000 011 -> b"\\x03\\xa1\\x80"
-    """
-    width = max(1, int(codes.max()).bit_length())
-    bits = (codes.reshape(-1, 1) >> np.arange(width - 1, -1, -1)) & 1
-    return bytes([width]) + np.packbits(bits.astype(np.uint8)).tobytes()
+
+def _steps(data: bytes, dense: int, vectors: int) -> tuple[list[int], NDArray[np.int64]]:
+    """The steps of all tensors, and the base contexts of the dense ones."""
+    count = dense + vectors
+    if len(data) != 2 * count + dense:
+        raise ArtifactError(f"{len(data)} bytes of steps are not those of {count} tensors")
+    steps: list[int] = np.frombuffer(data, "<u2", count).tolist()
+    for step in steps:
+        if step not in STEPS:
+            raise ArtifactError(f"a tensor has a step of bits {step:#06x}, which is out of range")
+    return steps, np.frombuffer(data, np.int8, dense, 2 * count).astype(np.int64)
 
 
 def _unpack_all(stored: list[Stored], data: bytes) -> None:

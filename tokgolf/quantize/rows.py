@@ -1,10 +1,10 @@
-"""Quantization of rows: the integers chosen here are what `tokgolf.quantize` restores.
+"""Quantization: the integers and steps chosen here are what `tokgolf.quantize` restores.
 
-Tables and matrices take a step proportional to the standard deviation of the row ("SDClip",
-openai/parameter-golf PR #1394): step = clip * std / (2^(bits-1) - 1). With an entropy coder
-behind it the ratio step / std alone sets the size, about log2(std / step) + 2.05 bits a weight,
-and `bits` only bounds the largest code. Vectors are few and delicate: their step lets the
-largest entry reach the largest code.
+A matrix takes one step, proportional to its standard deviation ("SDClip", openai/parameter-golf PR
+#1394, there for each row): step = clip * std / (2^(bits-1) - 1). With an entropy coder behind it
+the ratio step / std alone sets the size, about log2(std / step) + 2.05 bits a weight, and `bits`
+only bounds the largest code. The rows of a table have such a step each. Vectors are few and
+delicate: their step lets the largest entry reach 127.
 """
 
 from dataclasses import dataclass
@@ -16,11 +16,8 @@ from numpy.typing import NDArray
 from tokgolf.config import check_positive
 from tokgolf.errors import ArtifactError, ConfigError
 from tokgolf.heads.base import StoredKind
-from tokgolf.quantize import SMALLEST_STEP_LOG2, STEPS_PER_OCTAVE, steps
+from tokgolf.quantize import STEPS, Quantized, row_steps
 from tokgolf.quantize.gptq import round_columns
-
-Quantized = tuple[NDArray[np.int8], NDArray[np.uint8]]
-"""codes (rows, columns) and step exponents (rows,)"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,22 +57,38 @@ def quantize(
     """
     check_finite(name, weights)
     rows = weights.reshape(-1, weights.shape[-1]).astype(np.float64)
+    eighths = None
     if kind == "vector":
-        largest, wish = 127, np.abs(rows).max(axis=1) / 127
+        largest, wish = 127, float(np.abs(rows).max()) / 127
     elif kind == "table":
         largest = 2 ** (config.table_bits - 1) - 1
-        wish = config.table_clip * _spread(rows) / largest
+        wishes = config.table_clip * _spread(rows) / largest
         if counts is not None and len(counts) == len(rows):
-            wish = wish * frequency_weights(counts)
+            wishes *= frequency_weights(counts)
+        wish = float(np.median(wishes))
+        with np.errstate(divide="ignore"):  # a row of zeros takes the smallest step
+            logs = 8 * (np.log2(wishes) - np.log2(max(wish, 1e-300)))
+        eighths = np.rint(logs.clip(-128, 127)).astype(np.int8)
     else:
         largest = 2 ** (config.matrix_bits - 1) - 1
-        wish = config.matrix_clip * _spread(rows) / largest
-    exponents = _exponents(wish, up=kind == "vector")
-    step = steps(exponents).astype(np.float64)
+        wish = config.matrix_clip * float(_spread(rows.reshape(1, -1))[0]) / largest
+    bits = step_bits(wish, up=kind == "vector")
+    empty = Quantized(np.zeros(rows.shape, np.int16), bits, eighths)
+    step = np.broadcast_to(row_steps(empty).astype(np.float64), (len(rows), 1))
     if hessian is not None:
-        return round_columns(rows, hessian, step, largest), exponents
-    codes = np.rint(rows / step[:, None]).clip(-largest, largest)
-    return codes.astype(np.int8), exponents
+        codes = round_columns(rows, hessian, step[:, 0], largest).astype(np.int16)
+    else:
+        codes = np.rint(rows / step).clip(-largest, largest).astype(np.int16)
+    return empty._replace(codes=codes)
+
+
+def step_bits(wish: float, *, up: bool = False) -> int:
+    """Bits of the bfloat16 step nearest to a wish, or of the next larger one if `up`.
+
+    wish=1.0 -> 0x3f80; within 0.4 % from 2^-95 to 2^96, whose ends other wishes take
+    """
+    bits = int(np.array(min(max(wish, 2.0**-99), 2.0**99), np.float32).view(np.uint32))
+    return min(max(bits + (0xFFFF if up else 0x8000) >> 16, STEPS[0]), STEPS[-1])
 
 
 def frequency_weights(counts: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -105,11 +118,3 @@ def _spread(rows: NDArray[np.float64]) -> NDArray[np.float64]:
     entries, has none, and a step of that would clip all of it away."""
     spread: NDArray[np.float64] = np.maximum(rows.std(axis=1), np.abs(rows.mean(axis=1)))
     return spread
-
-
-def _exponents(wish: NDArray[np.float64], *, up: bool) -> NDArray[np.uint8]:
-    """Exponents of the steps nearest to `wish`, or of the next larger ones if `up`."""
-    with np.errstate(divide="ignore"):  # a row of zeros takes the smallest step
-        ideal = (np.log2(wish) - SMALLEST_STEP_LOG2) * STEPS_PER_OCTAVE
-    rounded: NDArray[np.float64] = np.ceil(ideal) if up else np.rint(ideal)
-    return rounded.clip(0, 255).astype(np.uint8)
