@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from hashlib import sha256
 
 import numpy as np
 import pytest
@@ -11,13 +12,14 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tokgolf.artifact import rans, weights
-from tokgolf.artifact.weights import pack_codes
+from tokgolf.artifact.encode import choose_plan, encode, pack_codes, pack_tables
 from tokgolf.config import TrunkConfig
 from tokgolf.errors import ArtifactError
 from tokgolf.heads import HEADS, HeadShape, Stored, head_config
+from tokgolf.heads.base import StoredKind
 from tokgolf.model import LanguageModel, build_model
-from tokgolf.quantize import dequantize
-from tokgolf.quantize.rows import QuantConfig, Quantized, quantize
+from tokgolf.quantize import LARGEST, NEXT_STATE, STEPS, Quantized, dequantize
+from tokgolf.quantize.rows import QuantConfig, quantize
 
 TRUNK = TrunkConfig(layers=2, d_model=16, heads=2, kv_heads=1, mlp_hidden=24, sequence_length=16)
 TOKENS = *(bytes([byte]) for byte in range(256)), b"", *(bytes([97, b]) for b in range(43))
@@ -63,37 +65,43 @@ def as_quantized(stored: Stored) -> Quantized:
     return quantize(stored.name, values, stored.kind, QuantConfig())
 
 
+both = pytest.mark.parametrize("trellis", [False, True])
+
+
+@both
 @every_case
-def test_a_model_comes_back_as_its_quantized_weights_exactly(case: str) -> None:
+def test_a_model_comes_back_as_its_quantized_weights_exactly(case: str, trellis: bool) -> None:
     model, restored = randomised(case), blank(case)
-    sections = weights.encode(model.stored(), as_quantized)
-    weights.decode(restored.stored(), sections)
+    sections = encode(model.stored(), as_quantized, trellis)
+    weights.decode(restored.stored(), sections, trellis)
     for (name, tensor, kind), (_, found, _) in zip(model.stored(), restored.stored(), strict=True):
         if kind == "codes":
             assert tensor.any() and torch.equal(found, tensor), name
         else:
-            expected = dequantize(*as_quantized(Stored(name, tensor, kind)))
-            assert (
-                expected.any()
-                and (found.detach().numpy().reshape(expected.shape) == expected).all()
-            )
-    assert weights.encode(model.stored(), as_quantized) == sections
+            stored = Stored(name, tensor, kind)
+            expected = dequantize(as_quantized(stored), trellis and kind != "vector")
+            assert expected.any()
+            assert (found.detach().numpy().reshape(expected.shape) == expected).all()
+    assert encode(model.stored(), as_quantized, trellis) == sections
 
 
+@both
 @every_case
-def test_every_section_is_needed_and_none_may_be_longer_or_shorter(case: str) -> None:
-    sections = weights.encode(randomised(case).stored(), as_quantized)
+def test_every_section_is_needed_and_none_may_be_longer_or_shorter(
+    case: str, trellis: bool
+) -> None:
+    sections = encode(randomised(case).stored(), as_quantized, trellis)
     target = blank(case).stored()
     for name, data in sections.items():
         changes = [data + b"\0"] + ([data[:-1], b""] if data else [])
         for changed in changes:
             with pytest.raises(ArtifactError):
-                weights.decode(target, {**sections, name: changed})
+                weights.decode(target, {**sections, name: changed}, trellis)
 
 
 def test_frequency_codes_are_stored_and_random_ones_are_not() -> None:
     packed = {
-        case: weights.encode(randomised(case).stored(), as_quantized)["packed"] for case in CASES
+        case: encode(randomised(case).stored(), as_quantized, False)["packed"] for case in CASES
     }
     assert {case for case, data in packed.items() if data} == {
         "vq", "vq-published", "bigram-hash-on-vq", "product", "adaptive",
@@ -102,27 +110,14 @@ def test_frequency_codes_are_stored_and_random_ones_are_not() -> None:
     assert len(packed["vq"]) == len(packed["vq-published"]) == 1 + math.ceil(300 * 7 / 8)
 
 
-def test_the_weights_section_takes_the_entropy_of_the_codes_of_each_kind() -> None:
-    model = randomised("untied")
-    sections = weights.encode(model.stored(), as_quantized)
-    bits = 0.0
-    for kind in weights.KINDS:
-        codes = np.concatenate(
-            [as_quantized(stored)[0].ravel() for stored in model.stored() if stored.kind == kind]
-        )
-        _, counts = np.unique(codes, return_counts=True)
-        bits -= float((counts * np.log2(counts / codes.size)).sum())
-    assert bits / 8 - 1 <= len(sections["weights"]) <= bits / 8 * 1.01 + 8
-
-
 def one(values: NDArray[np.float32], kind: str = "matrix") -> Stored:
     return Stored("w", torch.from_numpy(values), kind)  # type: ignore[arg-type]
 
 
 def round_trip(stored: Stored) -> NDArray[np.float32]:
-    sections = weights.encode([stored], as_quantized)
+    sections = encode([stored], as_quantized, False)
     target = torch.full_like(stored.tensor, math.nan)
-    weights.decode([stored._replace(tensor=target)], sections)
+    weights.decode([stored._replace(tensor=target)], sections, False)
     return np.asarray(target.numpy())
 
 
@@ -134,29 +129,305 @@ def test_rows_of_zeros_and_of_one_value_come_back(kind: str) -> None:
     assert constant[0, 0] == pytest.approx(0.75, rel=0.25)
 
 
-@pytest.mark.parametrize("log2", [-60, -25, -10, 0, 10, 30, 100])
-def test_huge_and_small_scales_come_back_as_quantized(log2: int) -> None:
+@pytest.mark.parametrize("kind", ["table", "matrix"])
+@pytest.mark.parametrize("log2", [-120, -60, -25, -10, 0, 10, 30, 100])
+def test_huge_and_small_scales_come_back_as_quantized(log2: int, kind: StoredKind) -> None:
     values = np.random.default_rng(0).standard_normal((5, 12)).astype(np.float32)
     values *= np.exp2(np.array([log2, 0, log2, 0, 0], np.float32))[:, None]
-    expected = dequantize(*quantize("w", values, "matrix", QuantConfig()))
-    got = round_trip(one(values))
-    assert np.isfinite(got).all() and (got == expected).all() and got[[1, 3, 4]].any(axis=1).all()
+    expected = dequantize(quantize("w", values, kind, QuantConfig()), False)
+    got = round_trip(one(values, kind))
+    assert np.isfinite(got).all() and (got == expected).all() and got.any()
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.integers(0, 2**32), st.integers(1, 9), st.integers(1, 40), st.integers(1, 3))
-def test_any_codes_and_exponents_come_back(seed: int, rows: int, columns: int, kinds: int) -> None:
-    rng = np.random.default_rng(seed)
+# --- any integers ---
+
+
+@st.composite
+def models(draw: st.DrawFn) -> tuple[list[Stored], dict[str, Quantized]]:
+    """Tensors of odd shapes with integers of odd distributions."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     stored, numbers = [], {}
-    for index in range(kinds):
-        tensor = torch.empty(rows + index, columns)
-        stored.append(Stored(f"t{index}", tensor, weights.KINDS[index]))  # type: ignore[arg-type]
-        codes = rng.integers(-128, 128, (rows + index, columns)).astype(np.int8)
-        numbers[f"t{index}"] = codes, rng.integers(0, 256, rows + index).astype(np.uint8)
-    sections = weights.encode(stored, lambda tensor: numbers[tensor.name])
-    weights.decode(stored, sections)
-    for name, tensor, _ in stored:
-        assert (tensor.numpy() == dequantize(*numbers[name])).all()
+    kinds = st.sampled_from(["table", "matrix", "vector"])
+    for index, kind in enumerate(draw(st.lists(kinds, min_size=1, max_size=5))):
+        shape = draw(st.tuples(st.sampled_from([1, 2, 7, 40]), st.sampled_from([1, 2, 33])))
+        largest = draw(st.sampled_from([0, 1, 3, LARGEST]))
+        codes = rng.integers(-largest, largest + 1, shape).astype(np.int16)
+        if draw(st.booleans()):  # rows and columns of all spreads, and one value only in others
+            codes >>= rng.integers(0, 10, (shape[0], 1), np.int16)
+            codes >>= rng.integers(0, 10, (1, shape[1]), np.int16)
+        rows = rng.integers(-128, 128, shape[0]).astype(np.int8) if kind == "table" else None
+        step = draw(st.sampled_from([STEPS[0], 0x3F80, STEPS[-1]]))
+        stored.append(Stored(f"t{index}", torch.empty(shape), kind))  # type: ignore[arg-type]
+        numbers[f"t{index}"] = Quantized(codes, step, rows)
+    return stored, numbers
+
+
+def slow_parities(codes: NDArray[np.int16]) -> list[list[int]]:
+    parities = []
+    for row in codes.tolist():
+        state, of_row = 0, []
+        for k in row:
+            of_row.append(state & 1)
+            w1, w2, w3, b = state & 1, state >> 1 & 1, state >> 2 & 1, k & 1
+            state = (w2 ^ w1) | (w3 ^ b) << 1 | w1 << 2
+        parities.append(of_row)
+    return parities
+
+
+class SlowStream:
+    """The weights section, one symbol at a time in Python integers."""
+
+    def __init__(self, data: bytes, lanes: int, tables: list[rans.Table]) -> None:
+        self.states = [int.from_bytes(data[4 * i : 4 * i + 4], "little") for i in range(lanes)]
+        self.data, self.at, self.tables = data, 4 * lanes, tables
+
+    def symbol(self, lane: int, context: int) -> int:
+        table, x = self.tables[context], self.states[lane]
+        place, rest = 0, x % rans.TOTAL
+        while rest >= table.frequencies[place]:
+            rest -= int(table.frequencies[place])
+            place += 1
+        x = int(table.frequencies[place]) * (x // rans.TOTAL) + rest
+        if x < 1 << 16:
+            x = x << 16 | int.from_bytes(self.data[self.at : self.at + 2], "little")
+            self.at += 2
+        self.states[lane] = x
+        return table.first + place
+
+
+def slow_read(
+    stored: list[Stored], sections: dict[str, bytes], trellis: bool
+) -> dict[str, list[list[int]]]:
+    """The integers of all tensors, read as the formats page says."""
+    dense = [s for s in stored if s.kind in ("table", "matrix")]
+    dense.sort(key=lambda s: -s.tensor.shape[1])
+    vectors = [s for s in stored if s.kind == "vector"]
+    contexts, classed = sections["tables"][:2]
+    stepped = sum(len(s.tensor) for s in dense if s.kind == "table")
+    sizes = [int(stepped > 0), classed, classed, contexts * (1 + trellis), int(bool(vectors))]
+    first = [sum(sizes[:part]) for part in range(5)]
+    tables = rans.unpack_tables(sections["tables"][2:], sum(sizes))
+    rows = classed * sum(len(s.tensor) for s in dense)
+    columns = classed * sum(s.tensor.shape[1] for s in dense)
+    count = stepped + rows + columns + sum(s.tensor.numel() for s in [*dense, *vectors])
+    lanes = rans.lanes_of(count)
+    stream = SlowStream(sections["weights"], lanes, tables)
+    for i in range(stepped):
+        stream.symbol(i % lanes, first[0])
+    of_rows = iter([stream.symbol(i % lanes, first[1]) for i in range(rows)])
+    of_columns = iter([stream.symbol(i % lanes, first[2]) for i in range(columns)])
+    row_class = [[next(of_rows, 0) for _ in range(len(s.tensor))] for s in dense]
+    column_class = [[next(of_columns, 0) for _ in range(s.tensor.shape[1])] for s in dense]
+    bases = np.frombuffer(sections["steps"][2 * len(dense + vectors) :], np.int8).tolist()
+    codes: dict[str, list[list[int]]] = {s.name: [[] for _ in s.tensor] for s in dense}
+    for c in range(max((s.tensor.shape[1] for s in dense), default=0)):
+        turn = 0
+        for t, s in enumerate(dense):
+            if s.tensor.shape[1] > c:
+                for r, row in enumerate(codes[s.name]):
+                    context = bases[t] + row_class[t][r] + column_class[t][c]
+                    context = max(0, min(context, contexts - 1))
+                    if trellis:
+                        before = np.array([[*row, 0]], np.int16)
+                        context = 2 * context + slow_parities(before)[0][-1]
+                    row.append(stream.symbol(turn % lanes, first[3] + context))
+                    turn += 1
+    turn = 0
+    for s in vectors:
+        codes[s.name] = [[0] * s.tensor.shape[1] for _ in s.tensor]
+        for row in codes[s.name]:
+            for c in range(len(row)):
+                row[c] = stream.symbol(turn % lanes, first[4])
+                turn += 1
+    assert stream.at == len(stream.data) and set(stream.states) == {1 << 16}
+    return codes
+
+
+@both
+@settings(max_examples=60, deadline=None)
+@given(models())
+def test_any_integers_and_steps_come_back_and_the_slow_twin_reads_the_same(
+    trellis: bool, model: tuple[list[Stored], dict[str, Quantized]]
+) -> None:
+    stored, numbers = model
+    sections = encode(stored, lambda tensor: numbers[tensor.name], trellis)
+    found = weights.read(stored, sections, trellis).quantized
+    assert found.keys() == numbers.keys()
+    slow = slow_read(stored, sections, trellis)
+    for name, (codes, step, rows) in numbers.items():
+        assert np.array_equal(found[name].codes, codes) and found[name].step == step
+        assert (found[name].rows is None) == (rows is None)
+        assert rows is None or np.array_equal(found[name].rows, rows)  # type: ignore[arg-type]
+        assert slow[name] == codes.tolist()
+
+
+@both
+@settings(max_examples=40, deadline=None)
+@given(models())
+def test_every_weight_is_its_integer_times_its_rows_step(
+    trellis: bool, model: tuple[list[Stored], dict[str, Quantized]]
+) -> None:
+    stored, numbers = model
+    weights.decode(stored, encode(stored, lambda s: numbers[s.name], trellis), trellis)
+    for name, tensor, kind in stored:
+        codes, bits, rows = numbers[name]
+        integers = codes.astype(np.float64)
+        if trellis and kind != "vector":
+            integers = 2 * integers + slow_parities(codes)
+        step = np.float64(np.array([bits << 16], np.uint32).view(np.float32)[0])
+        factor = np.exp2((0 if rows is None else rows[:, None]) / 8)
+        got = tensor.numpy().astype(np.float64)
+        assert np.isfinite(got).all() and ((got == 0) == (integers == 0)).all()
+        np.testing.assert_allclose(got, integers * step * factor, rtol=3e-7)
+
+
+def test_a_trellis_of_these_states_has_these_weights() -> None:
+    # States 0, 2, 1, 7: the integers 2, 0, 3, 3.
+    quantized = Quantized(np.array([[1, 0, 1, 1]], np.int16), 0x3F00, None)
+    assert dequantize(quantized, True).tolist() == [[1.0, 0.0, 1.5, 1.5]]
+    assert dequantize(quantized, False).tolist() == [[0.5, 0.0, 0.5, 0.5]]
+    # Every state is reached from two, one of each parity of the integer before.
+    assert sorted(NEXT_STATE.tolist()) == [s for s in range(8) for _ in (0, 1)]
+
+
+# --- how many bytes ---
+
+
+def gaussian(rows: int, columns: int, scale: float, seed: int, spread: float) -> Quantized:
+    rng = np.random.default_rng(seed)
+    heights = np.exp2(rng.standard_normal((rows, 1)) * spread)
+    widths = np.exp2(rng.standard_normal((1, columns)) * spread)
+    z = rng.standard_normal((rows, columns)) * heights * widths * scale
+    return Quantized(np.rint(z).clip(-LARGEST, LARGEST).astype(np.int16), 0x3F80, None)
+
+
+def matrices(spread: float, sizes: list[tuple[int, int]]) -> tuple[list[Stored], list[Quantized]]:
+    found = [gaussian(*size, 3.0, i, spread) for i, size in enumerate(sizes)]
+    names = [Stored(str(i), torch.empty(size), "matrix") for i, size in enumerate(sizes)]
+    return names, found
+
+
+def entropy(codes: NDArray[np.int16]) -> float:
+    _, n = np.unique(codes, return_counts=True)
+    return float(-(n * np.log2(n / codes.size)).sum()) / 8
+
+
+def size_of(stored: list[Stored], found: list[Quantized], trellis: bool) -> int:
+    sections = encode(stored, lambda s: found[int(s.name)], trellis)
+    return sum(len(data) for data in sections.values())
+
+
+@both
+def test_rows_and_columns_of_many_spreads_cost_less_than_one_distribution(trellis: bool) -> None:
+    sizes = [(256, 256), (768, 256), (256, 768)]
+    stored, found = matrices(0.6, sizes)
+    together = entropy(np.concatenate([q.codes.ravel() for q in found]))
+    assert size_of(stored, found, trellis) < 0.95 * together
+    plan = choose_plan([q.codes for q in found], trellis)
+    assert plan.classed and plan.contexts > 8
+
+
+def test_equal_spreads_cost_their_entropy_and_take_one_context() -> None:
+    stored, found = matrices(0.0, [(256, 256), (512, 256)])
+    together = entropy(np.concatenate([q.codes.ravel() for q in found]))
+    assert size_of(stored, found, False) <= 1.002 * together + 60
+    plan = choose_plan([q.codes for q in found], False)
+    assert plan.contexts == 1 and not plan.classed
+
+
+def test_a_small_model_takes_fewer_contexts_than_a_large_one() -> None:
+    contexts = [
+        choose_plan([gaussian(rows, 256, 3.0, 0, 0.4).codes], False).contexts
+        for rows in (8, 64, 2048)
+    ]
+    assert contexts == sorted(contexts) and contexts[0] < contexts[-1]
+
+
+@both
+def test_sections_are_golden(trellis: bool) -> None:
+    shapes = {"a": (48, 70), "b": (64, 96), "v": (1, 40), "c": (1, 3)}
+    kinds = ["table", "matrix", "vector", "matrix"]
+    stored, numbers = list[Stored](), dict[str, Quantized]()
+    for (name, shape), kind in zip(shapes.items(), kinds, strict=True):
+        # Sums of integers that look random: neither a float nor a library decides what they are.
+        n = np.arange(3 * math.prod(shape)) + 1000 * len(stored)
+        codes = (n * 2654435761 % 2**32 * 7 // 2**32 - 3).reshape(3, *shape).sum(axis=0)
+        codes = codes.astype(np.int16)
+        codes[::3] >>= 2
+        rows = np.arange(shape[0]).astype(np.int8) if kind == "table" else None
+        numbers[name] = Quantized(codes, 0x3C00 + len(stored), rows)
+        stored.append(Stored(name, torch.empty(shape), kind))  # type: ignore[arg-type]
+    sections = encode(stored, lambda s: numbers[s.name], trellis)
+    digest = sha256(b"".join(sections.values())).hexdigest()[:16]
+    sizes = [len(data) for data in sections.values()]
+    assert (sizes, digest) == GOLDEN[trellis]
+
+
+GOLDEN: dict[bool, tuple[list[int], str]] = {
+    False: ([175, 11, 3268, 0], "0563fafd3b6ceb98"),
+    True: ([267, 11, 3270, 0], "ddab4c0e53495ead"),
+}
+
+
+def test_integers_and_steps_that_the_format_cannot_hold_are_refused_by_name() -> None:
+    good = Quantized(np.zeros((2, 3), np.int16), 0x3F80, None)
+    stored = [Stored("w", torch.empty(2, 3), "matrix")]
+    encode(stored, lambda _: good, False)
+    for bad in (
+        good._replace(codes=np.full((2, 3), LARGEST + 1, np.int16)),
+        good._replace(codes=np.full((2, 3), -LARGEST - 1, np.int16)),
+        good._replace(codes=np.zeros((3, 2), np.int16)),
+        good._replace(step=STEPS[0] - 1),
+        good._replace(step=STEPS[-1] + 1),
+        good._replace(rows=np.zeros(2, np.int8)),
+    ):
+        with pytest.raises(ArtifactError, match="^w "):
+            encode(stored, lambda _, bad=bad: bad, False)  # type: ignore[misc]
+    table = [stored[0]._replace(kind="table")]
+    for rows in (None, np.zeros(3, np.int8)):
+        with pytest.raises(ArtifactError, match="^w is a table"):
+            encode(table, lambda _, rows=rows: good._replace(rows=rows), False)  # type: ignore[misc]
+
+
+# --- what is refused ---
+
+
+@both
+def test_every_truncation_and_flip_is_refused_or_gives_finite_weights(trellis: bool) -> None:
+    stored, found = matrices(0.5, [(12, 20), (9, 20)])
+    sections = encode(stored, lambda s: found[int(s.name)], trellis)
+    for name, data in sections.items():
+        for size in range(len(data)):
+            with pytest.raises(ArtifactError):
+                weights.decode(stored, {**sections, name: data[:size]}, trellis)
+        for bit in range(len(data) * 8):
+            damaged = bytearray(data)
+            damaged[bit // 8] ^= 1 << bit % 8
+            try:
+                weights.decode(stored, {**sections, name: bytes(damaged)}, trellis)
+            except ArtifactError:
+                continue
+            assert all(bool(s.tensor.isfinite().all()) for s in stored)
+
+
+@pytest.mark.parametrize("step", [0, 0x0080, STEPS[0] - 1, STEPS[-1] + 1, 0x7F80, 0x7FC0, 0xBF80])
+def test_a_step_that_is_zero_infinite_negative_or_out_of_range_is_refused(step: int) -> None:
+    stored = [one(np.ones((2, 3), np.float32))]
+    sections = encode(stored, as_quantized, False)
+    changed = step.to_bytes(2, "little") + sections["steps"][2:]
+    with pytest.raises(ArtifactError, match=f"step of bits 0x{step:04x}"):
+        weights.decode(stored, {**sections, "steps": changed}, False)
+
+
+@pytest.mark.parametrize("head", [b"", b"\1", b"\0\0", b"\0\1", b"\1\2", b"\x80\0"])
+def test_impossible_numbers_of_contexts_are_refused(head: bytes) -> None:
+    stored = [one(np.ones((2, 3), np.float32))]
+    sections = encode(stored, as_quantized, False)
+    tables = head + sections["tables"][2:] if len(head) == 2 else head
+    with pytest.raises(ArtifactError, match="contexts for 1 tensors"):
+        weights.decode(stored, {**sections, "tables": tables}, False)
+    with pytest.raises(ArtifactError, match="contexts for 0 tensors"):
+        weights.decode([], {**sections, "tables": b"\1\0", "steps": b""}, False)
 
 
 def codes_of(values: list[int]) -> Stored:
@@ -166,9 +437,9 @@ def codes_of(values: list[int]) -> Stored:
 def read_codes(data: bytes, count: int, extra: int = 0) -> list[int]:
     """The packed section read back, beside one dense tensor, which every model has."""
     dense = one(np.ones((1, 2), np.float32))
-    sections = {**weights.encode([dense], as_quantized), "packed": data}
+    sections = {**encode([dense], as_quantized, False), "packed": data}
     targets = [codes_of([-1] * count)] + [codes_of([-1])] * extra
-    weights.decode([*targets, dense], sections)
+    weights.decode([*targets, dense], sections, False)
     return [int(code) for code in targets[0].tensor]
 
 
@@ -208,7 +479,8 @@ def test_packed_codes_with_bytes_left_over_or_missing_are_refused() -> None:
 
 def test_frequency_tables_left_over_are_refused() -> None:
     dense = one(np.ones((1, 2), np.float32))
-    sections = weights.encode([dense], as_quantized)
-    more = sections["tables"] + rans.pack_table(rans.normalize(np.array([1, 1])))
-    with pytest.raises(ArtifactError, match="frequency tables have bytes left over"):
-        weights.decode([dense], {**sections, "tables": more})
+    sections = encode([dense], as_quantized, False)
+    table = 4, np.ones(1, np.int64)
+    more = sections["tables"][:2] + pack_tables([table, table])
+    with pytest.raises(ArtifactError, match="does not end"):
+        weights.decode([dense], {**sections, "tables": more}, False)

@@ -43,7 +43,7 @@ def encode(stored: list[Stored], quantized: Quantize, trellis: bool) -> dict[str
     symbols, contexts, lengths = _stream(order, found, plan, trellis)
     sizes = context_sizes(order, plan, trellis)
     counts = np.bincount(contexts * ALPHABET + symbols + ALPHABET // 2, minlength=sum(sizes) << 10)
-    levels = [_levels(row) for row in counts.reshape(-1, ALPHABET)]
+    levels = [table_levels(row) for row in counts.reshape(-1, ALPHABET)]
     steps = np.array([found[s.name].step for s in [*order.dense, *order.vectors]], "<u2")
     tables = [rans.Table(first, rans.frequencies(level)) for first, level in levels]
     return {
@@ -298,7 +298,7 @@ def encode_stream(
 # --- tables ---
 
 
-def _levels(counts: Array) -> tuple[int, Array]:
+def table_levels(counts: Array) -> tuple[int, Array]:
     """First symbol and levels (see `rans.frequencies`) of a table for these counts.
 
     counts (1024,), of symbols from -512
