@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tokgolf.artifact import rans, weights
-from tokgolf.artifact.encode import choose_plan, encode, pack_codes, pack_tables
+from tokgolf.artifact.encode import (
+    choose_plan,
+    encode,
+    estimate_bytes,
+    pack_codes,
+    pack_tables,
+    stream_bits,
+)
 from tokgolf.config import TrunkConfig
 from tokgolf.errors import ArtifactError
 from tokgolf.heads import HEADS, HeadShape, Stored, head_config
@@ -364,8 +371,8 @@ def test_sections_are_golden(trellis: bool) -> None:
 
 
 GOLDEN: dict[bool, tuple[list[int], str]] = {
-    False: ([175, 11, 3268, 0], "0563fafd3b6ceb98"),
-    True: ([267, 11, 3270, 0], "ddab4c0e53495ead"),
+    False: ([161, 11, 2976, 0], "0c343a22b3e97375"),
+    True: ([267, 11, 3004, 0], "83bd16624a3e19b5"),
 }
 
 
@@ -484,3 +491,29 @@ def test_frequency_tables_left_over_are_refused() -> None:
     more = sections["tables"][:2] + pack_tables([table, table])
     with pytest.raises(ArtifactError, match="does not end"):
         weights.decode([dense], {**sections, "tables": more}, False)
+
+
+# --- what the bytes are spent on ---
+
+
+@both
+def test_the_bits_of_all_tensors_are_those_of_the_stream(trellis: bool) -> None:
+    model = randomised("untied").stored()
+    sections = encode(model, as_quantized, trellis)
+    bits = stream_bits(model, sections, trellis)
+    assert bits.keys() == {s.name for s in model if s.kind != "codes"}
+    rest = len(sections["weights"]) - sum(bits.values()) / 8
+    lines = sum(sum(s.tensor.shape) for s in model)
+    assert 0 < rest < lines / 2  # classes take about 3 bits a row or column, the lane 3 bytes
+    found = weights.read(model, sections, trellis).quantized
+    for name, tensor, kind in model:
+        if kind == "matrix" and tensor.numel() > 200:
+            assert bits[name] / 8 == pytest.approx(entropy(found[name].codes), rel=0.1)
+
+
+@both
+@pytest.mark.parametrize("spread", [0.0, 0.5])
+def test_sizes_are_estimated_within_half_a_percent(trellis: bool, spread: float) -> None:
+    stored, found = matrices(spread, [(256, 256), (768, 256), (256, 768)])
+    estimate = estimate_bytes([q.codes for q in found], trellis)
+    assert estimate == pytest.approx(size_of(stored, found, trellis), rel=0.005)
