@@ -171,14 +171,10 @@ def composition(token_bytes: tuple[bytes, ...], rows: int, ngrams: int) -> list[
 class ComposedHead(SparseHead):
     """W = S U + A B, rows of S of length 1."""
 
-    columns: Tensor
-    values: Tensor
-
     def __init__(
         self, shape: HeadShape, config: ComposedConfig, token_bytes: tuple[bytes, ...]
     ) -> None:
         rows = config.rows(shape)
-        super().__init__(shape, config.softcap, rows, config.delta_rank)
         sparse = composition(token_bytes, rows, config.ngrams)
         entries = max(map(len, sparse))
         # Padding has the value 0, and columns that take turns: no row of U gets all of it.
@@ -187,8 +183,7 @@ class ComposedHead(SparseHead):
         for token, row in enumerate(sparse):
             columns[token, : len(row)] = torch.tensor([column for column, _ in row])
             values[token, : len(row)] = torch.tensor([value for _, value in row])
-        self.register_buffer("columns", columns, persistent=False)
-        self.register_buffer("values", values, persistent=False)
+        super().__init__(shape, config.softcap, rows, config.delta_rank, columns, values)
 
     def entries(self) -> tuple[Tensor, Tensor]:
         return self.columns, self.values

@@ -7,7 +7,6 @@ hidden states and multiplies by U: fewer operations than by U P, and U is then a
 inputs are known, so that export can round it by GPTQ.
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
@@ -64,9 +63,9 @@ class FactorizedHead(LinearHead):
 
     def __init__(self, shape: HeadShape, config: FactorizedConfig) -> None:
         super().__init__(shape, config.softcap)
-        # U P then has entries of the same size as a tied table's.
-        std = TABLE_STD * math.sqrt(shape.d_model / config.rank)
-        self.table = table(shape.vocab_size, config.rank, std)
+        # With entries of U, not of U P, as small as a tied table's: in few dimensions other tokens'
+        # rows are less orthogonal to the current one's, and logits must start near zero.
+        self.table = table(shape.vocab_size, config.rank, TABLE_STD)
         self.input = orthogonal(config.rank, shape.d_model)
         self.output = None if config.shared else orthogonal(config.rank, shape.d_model)
 

@@ -82,17 +82,14 @@ class HashedConfig(HeadConfig):
 class HashedHead(SparseHead):
     """W_i = sum_j s_ij a_ij C_j[h_j(i)] / sqrt(hashes) + (A B)_i; a is 1 unless it is trained."""
 
-    columns: Tensor
-    values: Tensor
-
     def __init__(self, shape: HeadShape, config: HashedConfig) -> None:
         vocab, hashes, buckets = shape.vocab_size, config.hashes, config.rows(shape)
-        super().__init__(shape, config.softcap, hashes * buckets, config.residual_rank)
         drawn = distinct_draws(config.seed, vocab, hashes, 2 * buckets)
         columns = drawn // 2 + buckets * torch.arange(hashes)
-        self.register_buffer("columns", columns, persistent=False)
         values = (1.0 - 2.0 * (drawn % 2)) / math.sqrt(hashes)
-        self.register_buffer("values", values, persistent=False)
+        super().__init__(
+            shape, config.softcap, hashes * buckets, config.residual_rank, columns, values
+        )
         self.weights = nn.Parameter(torch.ones(vocab, hashes)) if config.weights else None
 
     def entries(self) -> tuple[Tensor, Tensor]:

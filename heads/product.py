@@ -116,20 +116,16 @@ def digits(count: int, sizes: list[int]) -> Tensor:
 class ProductHead(SparseHead):
     """W_i = sum_j C_j[code_ij] / sqrt(codebooks) + (A B)_i."""
 
-    columns: Tensor
-    values: Tensor
     codes: Tensor
 
     def __init__(self, shape: HeadShape, config: ProductConfig, counts: Tensor | None) -> None:
         vocab, sizes = shape.vocab_size, config.sizes(shape)
-        super().__init__(shape, config.softcap, sum(sizes), config.residual_rank)
         random = config.assignment == "random"
         drawn = distinct_draws(config.seed, vocab, len(sizes), sizes[0]) if random else None
         first = torch.tensor([sum(sizes[:j]) for j in range(len(sizes))])
         columns = (digits(vocab, sizes) if drawn is None else drawn) + first
-        self.register_buffer("columns", columns, persistent=False)
         values = torch.full((vocab, len(sizes)), 1 / math.sqrt(len(sizes)))
-        self.register_buffer("values", values, persistent=False)
+        super().__init__(shape, config.softcap, sum(sizes), config.residual_rank, columns, values)
         self.codes_stored = config.assignment == "frequency"
         if self.codes_stored:
             codes = torch.zeros(vocab, dtype=torch.int64)  # to be loaded, unless there are counts

@@ -37,6 +37,7 @@ from tokgolf.heads.vq import VQConfig
 from tokgolf.model import LanguageModel, Trunk
 from tokgolf.quantize import dequantize
 from tokgolf.quantize.rows import QuantConfig, quantize
+from tokgolf.training.loop import FIRST_LOSS_TOLERANCE
 
 VOCAB, BOS, WIDTH = 64, 7, 64
 LETTERS = b"abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLM"  # 40 tokens of one byte, one of them BOS
@@ -664,3 +665,40 @@ def test_the_same_seed_builds_the_same_head(case: str) -> None:
         heads.append(built(case).state_dict())
     assert all(torch.equal(heads[0][name], heads[1][name]) for name in heads[0])
     assert not all(torch.equal(heads[0][name], heads[2][name]) for name in heads[0])
+
+
+# The start, on text: frequent tokens follow each other, and may have rows in common.
+
+TEXT_VOCAB = 1024
+STARTS: dict[str, dict[str, Any]] = {
+    **{name: {"name": name} for name in HEADS},
+    "factorized-rank8": {"name": "factorized", "rank": 8},
+    "product-id": {"name": "product", "assignment": "id"},
+    "product-random": {"name": "product", "assignment": "random"},
+    "product-binary": {"name": "product", "codebooks": 10, "codes": 2},
+    "hashed-few": {"name": "hashed", "hashes": 10, "buckets": 1},
+    "composed-few": {"name": "composed", "features": 32},
+}
+
+
+@pytest.mark.parametrize("case", STARTS)
+@pytest.mark.parametrize("width", [112, 256, 512])
+def test_the_first_loss_on_text_is_what_the_head_declares_at_every_width(
+    case: str, width: int
+) -> None:
+    two = [bytes(pair) for pair in itertools.product(LETTERS[:32], repeat=2)]
+    shape = HeadShape(
+        vocab_size=TEXT_VOCAB,
+        d_model=width,
+        bos_id=BOS,
+        token_bytes=(*TOKENS[:40], *two)[:TEXT_VOCAB],
+    )
+    zipf = 1 / (torch.arange(TEXT_VOCAB) + 3.0)
+    text = torch.multinomial(zipf, 4097, replacement=True)
+    head = head_config(STARTS[case]).build(shape, text.bincount(minlength=TEXT_VOCAB))
+    tokens, targets = text[:-1], text[1:]
+    with torch.no_grad():  # an untrained trunk gives back its normalised input
+        hidden = F.rms_norm(head.embed(tokens[None], tokens[None])[0], (width,))
+        nats = float(head.loss(hidden, targets, tokens)) / len(targets)
+    declared = head.initial_loss(targets, tokens)
+    assert nats == pytest.approx(declared, rel=FIRST_LOSS_TOLERANCE / 3)
