@@ -242,16 +242,24 @@ class Head(nn.Module, ABC):
         """
 
     @abstractmethod
-    def loss(self, hidden: Tensor, targets: Tensor, prev: Tensor) -> Tensor:
-        """The sum of `nll`, for training: in chunks, so that memory stays small. A scalar."""
+    def loss(
+        self, hidden: Tensor, targets: Tensor, prev: Tensor, rows: Tensor | None = None
+    ) -> Tensor:
+        """The sum of `nll`, for training: in chunks, so that memory stays small. A scalar.
+
+        `rows` as in `embed`.
+        """
 
     @final
-    def embed(self, tokens: Tensor, prev: Tensor) -> Tensor:
+    def embed(self, tokens: Tensor, prev: Tensor, rows: Tensor | None = None) -> Tensor:
         """Input vectors of `tokens`; `prev` is the token before each (BOS where none is known).
 
-        tokens, prev (batch, time) int64 -> (batch, time, d_model)
+        `rows` is what a head that `Generates` its rows made for this pass; without it they are
+        made here.
+
+        tokens, prev (batch, time) int64, rows (vocab, d_model) -> (batch, time, d_model)
         """
-        x = self._embed(tokens, prev)
+        x = self._embed(tokens, prev) if rows is None else F.embedding(tokens, rows)
         for addon in self._addons().values():
             more = addon.embed(tokens, prev)
             x = x if more is None else x + more
@@ -334,9 +342,10 @@ class LinearHead(Head):
         """The classifier's bias, or none.  # (vocab,)"""
 
     @final
-    def classifier(self, hidden: Tensor, prev: Tensor) -> Classifier:
-        """The head's own with that of all add-ons beside it."""
-        own = Extra(self.features(hidden, prev), self.matrix(), self.bias())
+    def classifier(self, hidden: Tensor, prev: Tensor, rows: Tensor | None = None) -> Classifier:
+        """The head's own with that of all add-ons beside it; `rows` as in `embed`."""
+        matrix = self.matrix() if rows is None else rows
+        own = Extra(self.features(hidden, prev), matrix, self.bias())
         parts = joined([own, *self._extras(prev)])
         assert parts.features is not None and parts.matrix is not None
         return Classifier(
@@ -356,12 +365,14 @@ class LinearHead(Head):
         return masked(z, c.successors, prev)
 
     @final
-    def loss(self, hidden: Tensor, targets: Tensor, prev: Tensor) -> Tensor:
+    def loss(
+        self, hidden: Tensor, targets: Tensor, prev: Tensor, rows: Tensor | None = None
+    ) -> Tensor:
         """As `Head.loss`."""
         # Here, because scoring does without it.
         from tokgolf.heads.loss import linear_loss
 
-        return linear_loss(cast(Any, self.classifier(hidden, prev)), targets, prev)
+        return linear_loss(cast(Any, self.classifier(hidden, prev, rows)), targets, prev)
 
 
 class StructuredHead(Head):
@@ -388,11 +399,25 @@ class StructuredHead(Head):
         return masked(z, parts.successors, prev)
 
     @final
-    def loss(self, hidden: Tensor, targets: Tensor, prev: Tensor) -> Tensor:
+    def loss(
+        self, hidden: Tensor, targets: Tensor, prev: Tensor, rows: Tensor | None = None
+    ) -> Tensor:
         """As `Head.loss`."""
         from tokgolf.heads.loss import chunked_loss
 
         return chunked_loss(self.nll, hidden, targets, prev, self.shape.vocab_size)
+
+
+class Generates(ABC):
+    """A linear head whose rows serve both ends and take work to make: x = W[t], z = h W^T.
+
+    A pass through a model makes them once and hands them to both ends. They are an argument and
+    never kept, so none is left from before an optimizer's step.
+    """
+
+    @abstractmethod
+    def matrix(self) -> Tensor:
+        """As `LinearHead.matrix`.  # (vocab, d_model)"""
 
 
 class Unties(ABC):

@@ -23,13 +23,21 @@ from torch import Tensor
 
 from tokgolf.errors import ConfigError
 from tokgolf.hashing import splitmix64
-from tokgolf.heads.base import HeadShape, LinearHead, ParamGroup, Stored, orthogonal, table
+from tokgolf.heads.base import (
+    Generates,
+    HeadShape,
+    LinearHead,
+    ParamGroup,
+    Stored,
+    orthogonal,
+    table,
+)
 from tokgolf.heads.tied import TABLE_STD
 
 MAX_TERMS = 64  # of a row's sum: more than any vocabulary needs, and no forged file takes minutes
 
 
-class SparseHead(LinearHead):
+class SparseHead(LinearHead, Generates):
     """Both ends from one generated matrix; a derived class gives S.
 
     `columns` and `values` are S as `entries` gives it at the start, tokens in any order.

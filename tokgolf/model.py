@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from tokgolf.config import TrunkConfig
 from tokgolf.errors import ConfigError
-from tokgolf.heads.base import Head, HeadConfig, HeadShape, ParamGroup, Stored
+from tokgolf.heads.base import Generates, Head, HeadConfig, HeadShape, ParamGroup, Stored
 from tokgolf.tokenizers.base import Tokenizer
 
 
@@ -166,13 +166,13 @@ class LanguageModel(nn.Module):
         self.trunk = trunk
         self.head = head
 
-    def hidden(self, tokens: Tensor) -> Tensor:
-        """Final hidden states; position t has seen tokens 0..t.
+    def hidden(self, tokens: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Final hidden states; position t has seen tokens 0..t. `rows` as in `Head.embed`.
 
         tokens (batch, time) int64, time <= sequence_length -> (batch, time, d_model)
         """
         prev = F.pad(tokens[:, :-1], (1, 0), value=self.head.shape.bos_id)
-        return self.trunk(self.head.embed(tokens, prev))  # type: ignore[no-any-return]
+        return self.trunk(self.head.embed(tokens, prev, rows))  # type: ignore[no-any-return]
 
     def nll(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """Nats of each of `targets`, the tokens after `tokens`.
@@ -184,8 +184,9 @@ class LanguageModel(nn.Module):
 
     def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """The sum of `nll`, in little memory; for training.  # same shapes -> ()"""
-        hidden = self.hidden(tokens)
-        return self.head.loss(hidden.flatten(0, 1), targets.flatten(), tokens.flatten())
+        rows = self.head.matrix() if isinstance(self.head, Generates) else None
+        hidden = self.hidden(tokens, rows)
+        return self.head.loss(hidden.flatten(0, 1), targets.flatten(), tokens.flatten(), rows)
 
     def log_probs(self, tokens: Tensor) -> Tensor:
         """ln p of every possible next token at every position, in fp32; for scoring.

@@ -10,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tokgolf.config import TrunkConfig
 from tokgolf.errors import ConfigError
 from tokgolf.heads import HeadShape, head_config, head_to_dict
 from tokgolf.heads.sparse import SparseHead, distinct_draws
+from tokgolf.model import LanguageModel, Trunk
 
 WORDS = [b"th", b"he", b"the", b" the", b" The", b"then", b"in", b"ing", b"thing", b"\xff\xfe"]
 BYTES = (*(bytes([i]) for i in range(30)), b"", *WORDS)
@@ -204,3 +206,78 @@ def test_draws_have_these_values() -> None:
         [388, 849, 159],
         [412, 756, 256],
     ]
+
+
+# A pass through a model makes W once, for both ends.
+
+
+def model_of(case: str) -> LanguageModel:
+    torch.manual_seed(3)
+    trunk = TrunkConfig(
+        layers=2, d_model=12, heads=2, kv_heads=1, mlp_hidden=24, sequence_length=16
+    )
+    return randomised(LanguageModel(Trunk(trunk), built(case)).double())
+
+
+def counted(head: SparseHead, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A list that grows by the size of W whenever it is made."""
+    made, entries = [], head.entries
+
+    def counting() -> tuple[Tensor, Tensor]:
+        found = entries()
+        made.append(len(found[0]))
+        return found
+
+    monkeypatch.setattr(head, "entries", counting)
+    return made
+
+
+@every_case
+def test_a_loss_makes_the_matrix_once_and_its_gradients_are_those_of_two(
+    case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, (tokens, targets) = model_of(case), torch.randint(0, VOCAB, (2, 3, 16))
+    assert isinstance(model.head, SparseHead)
+    made = counted(model.head, monkeypatch)
+    parameters = list(model.parameters())
+    once = model.loss(tokens, targets)
+    assert made == [VOCAB]
+    hidden = model.hidden(tokens).flatten(0, 1)  # made for the input end alone, and again
+    twice = model.head.loss(hidden, targets.flatten(), tokens.flatten())
+    assert made == 3 * [VOCAB]
+    torch.testing.assert_close(once, twice, rtol=1e-13, atol=0)
+    for a, b in zip(*(torch.autograd.grad(x, parameters) for x in (once, twice)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+@every_case
+def test_every_pass_sees_the_weights_as_they_are(
+    case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, (tokens, targets) = model_of(case), torch.randint(0, VOCAB, (2, 4, 16))
+    assert isinstance(model.head, SparseHead)
+    whole = torch.autograd.grad(model.loss(tokens, targets), list(model.parameters()))
+    made = counted(model.head, monkeypatch)
+    for part in (slice(0, 1), slice(1, 4)):  # gradients of micro-batches add up
+        model.loss(tokens[part], targets[part]).backward()  # type: ignore[no-untyped-call]
+    assert made == 2 * [VOCAB]
+    for parameter, expected in zip(model.parameters(), whole, strict=True):
+        assert parameter.grad is not None
+        torch.testing.assert_close(parameter.grad, expected, rtol=1e-9, atol=1e-11)
+    before = model.loss(tokens, targets).detach()
+    with torch.no_grad():
+        model.head.codebook.add_(0.1 * torch.randn_like(model.head.codebook))
+        after = model.loss(tokens, targets)
+        scored = model.log_probs(tokens).double().gather(2, targets[..., None])
+    assert (after - before).abs() > 1e-6
+    torch.testing.assert_close(-scored.sum(), after, rtol=1e-6, atol=0)
+
+
+def test_the_whole_loss_compiles_without_a_break() -> None:
+    model, (tokens, targets) = model_of("hashed-weights"), torch.randint(0, VOCAB, (2, 3, 16))
+    compiled = torch.compile(model.loss, backend="aot_eager", fullgraph=True, dynamic=False)
+    parameters = list(model.parameters())
+    losses = compiled(tokens, targets), model.loss(tokens, targets)
+    torch.testing.assert_close(*losses)
+    for a, b in zip(*(torch.autograd.grad(x, parameters) for x in losses), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
