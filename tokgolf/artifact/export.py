@@ -1,8 +1,18 @@
-"""Export: a run's float model, quantized and entropy-coded, into one file that was read back."""
+"""Export: a run's float model, quantized and entropy-coded, into one file that was read back.
 
+The file should be as large as the cap allows and no larger. Steps are allocated to tensors by
+what their error costs (`tokgolf.quantize.allocate`), one factor scales them all, and what counts is
+the measured file: a few passes of quantizing and encoding bring it near, one tensor's step takes up
+the rest.
+"""
+
+import json
+import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,53 +22,258 @@ from tokgolf.artifact import container
 from tokgolf.artifact.checkpoint import FloatModel, load_run, record_export
 from tokgolf.artifact.encode import encode
 from tokgolf.artifact.load import Artifact, decode_artifact
-from tokgolf.config import to_dict
+from tokgolf.config import from_dict, to_dict
 from tokgolf.corpora import read_shard, shard_files
-from tokgolf.errors import ArtifactError
-from tokgolf.files import write_bytes
-from tokgolf.heads import Stored, head_to_dict
+from tokgolf.errors import ArtifactError, CapError
+from tokgolf.files import write_bytes, write_text
+from tokgolf.heads import head_to_dict
 from tokgolf.ledger import Ledger, ledger_of
 from tokgolf.quantize import Quantized
-from tokgolf.quantize.gptq import input_hessians
-from tokgolf.quantize.rows import QuantConfig, check_finite, quantize
+from tokgolf.quantize.allocate import COARSEST, gaussian_bits, sensitivities
+from tokgolf.quantize.rows import MOST_BITS, QuantConfig, Rounder
 
 CALIBRATION_TOKENS = 1 << 16
 CALIBRATION_ROWS = 16
+LANDING = 2048
+"""A file this many bytes under its target, or fewer, has landed."""
+PASSES = 4
+"""Most times that all tensors are quantized."""
+TOUCHES = 8
+DEFAULT_BITS, LEAST_BITS = 4.0, 1.0
+TYPICAL_CODE = 25_000
+PRIOR = {"matrix": 1.0, "table": 0.5, "vector": 1 / 16}
+"""Steps beside the spread where no damage is measured."""
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The step of every stored tensor, and what its error was measured to cost.
+
+    `damage` is nats a token for a step of 1, empty where nothing was measured. A plan can be
+    written, read and used again: it pins the steps.
+    """
+
+    config: QuantConfig
+    steps: Mapping[str, float]
+    damage: Mapping[str, float]
+
+    def shares(self) -> dict[str, float]:
+        """Each tensor's expected part of the damage."""
+        parts = {name: c * self.steps[name] ** 2 for name, c in self.damage.items()}
+        return {name: part / sum(parts.values()) for name, part in parts.items()}
+
+    def as_dict(self) -> dict[str, Any]:
+        """The plan as JSON."""
+        return {
+            "config": to_dict(self.config),
+            "steps": dict(self.steps),
+            "damage": dict(self.damage),
+        }
+
+
+def read_plan(path: str | os.PathLike[str]) -> Plan:
+    """The plan that was written to `path`. Raises `ArtifactError` if it is none."""
+    try:
+        values = json.loads(Path(path).read_text("utf-8"))
+        steps, damage = (
+            {str(name): float(value) for name, value in values[key].items()}
+            for key in ("steps", "damage")
+        )
+        plan = Plan(
+            config=from_dict(QuantConfig, values["config"], str(path)), steps=steps, damage=damage
+        )
+        if not all(math.isfinite(step) and step > 0 for step in steps.values()):
+            raise ValueError("a step is not a positive number")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ArtifactError(f"{path} is not a plan written by tokgolf export: {error}") from error
+    return plan
+
+
+class Exported(NamedTuple):
+    """An artifact, and the plan that made it."""
+
+    artifact: Artifact
+    plan: Plan
 
 
 def encode_artifact(
-    source: FloatModel, config: QuantConfig, calibration: Iterable[Tensor] = ()
+    source: FloatModel, config: QuantConfig | None = None, calibration: Iterable[Tensor] = ()
 ) -> Artifact:
+    """The artifact of `export_model`, at `config.bits`."""
+    return export_model(source, config, calibration).artifact
+
+
+def export_model(
+    source: FloatModel,
+    config: QuantConfig | None = None,
+    calibration: Iterable[Tensor] = (),
+    *,
+    cap: int | None = None,
+    plan: Plan | None = None,
+    say: Say = lambda line: None,
+) -> Exported:
     """Quantize and encode a model, decode the bytes again, and return what came back.
 
-    `calibration` are batches of training tokens (rows, time); GPTQ needs them, and
-    they weight the rows of tables by how often each token occurs. Raises
-    `ArtifactError` for weights that are not finite, naming the tensor.
+    With a `cap` and no `config.bits`, the full accounting lands under the cap by `LANDING` bytes at
+    the most, unless `MOST_BITS` a weight do not fill it. A `plan` is followed as it is.
+    `calibration` are batches of training tokens (rows, time). Raises `ArtifactError` for weights
+    that are not finite, `CapError` for a cap that no steps can meet.
     """
-    for name, tensor, _ in source.model.stored():  # one NaN would spread to every Hessian
-        check_finite(name, tensor.detach().float().cpu().numpy())
-    batches = list(calibration)
-    if config.method == "gptq" and not batches:
-        raise ArtifactError("GPTQ needs calibration tokens and got none; use --method nearest")
-    hessians = input_hessians(source.model, batches) if config.method == "gptq" else {}
-    counts = None
-    if batches:
-        tokens = torch.cat([batch.flatten() for batch in batches])
-        counts = torch.bincount(tokens, minlength=source.tokenizer.vocab_size).numpy()
+    config = plan.config if plan else config or QuantConfig()
+    rounder = Rounder(source.model, config, calibration)
+    fit = _Fit(source, rounder, say)
+    if plan is not None:
+        fit.follow(plan)
+        return Exported(decode_artifact(fit.data), plan)
+    fit.measure()
+    weights = sum(s.tensor.numel() for s in rounder.stored.values())
+    asset = len(source.tokenizer.asset())
+    bits = config.bits or (DEFAULT_BITS if cap is None else MOST_BITS)
+    if cap is not None:
+        bits = min(bits, max(8 * (cap - asset - TYPICAL_CODE) / weights, LEAST_BITS))
+    fit.scale_to(bits * weights / 8)
+    fit.round_all()
+    if cap is not None and config.bits is None:
+        fixed = ledger_of(decode_artifact(fit.data)).full - fit.weight_bytes()
+        least = int(LEAST_BITS * weights / 8)
+        if cap < fixed + least:
+            raise CapError(
+                f"no artifact of this run is under the cap of {cap:,} bytes: code, tokenizer and "
+                f"frame take {fixed:,}, its {weights:,} weights at least {least:,} (at "
+                f"{LEAST_BITS} bits); raise the cap, or train a smaller trunk, vocabulary or head"
+            )
+        fit.approach(min(cap - fixed, MOST_BITS * weights / 8), within=True)
+    else:
+        fit.approach(bits * weights / 8, within=False)
+    steps = {name: fit.steps[name] for name in sorted(fit.steps)}
+    made = Plan(config=config, steps=steps, damage=fit.damage)
+    return Exported(decode_artifact(fit.data), made)
 
-    def quantized(stored: Stored) -> Quantized:
-        values = stored.tensor.detach().float().cpu().numpy()
-        hessian = hessians.get(stored.name)
-        return quantize(stored.name, values, stored.kind, config, hessian, counts)
 
-    header = {
-        "trunk": to_dict(source.trunk),
-        "head": head_to_dict(source.head),
-        "quantizer": "scalar",
-    }
-    sections = encode(source.model.stored(), quantized, trellis=False)
-    data = container.pack(header, {"tokenizer": source.tokenizer.asset(), **sections})
-    return decode_artifact(data)
+class _Fit:
+    """Steps, the integers at these steps, and the file that they make."""
+
+    def __init__(self, source: FloatModel, rounder: Rounder, say: Say) -> None:
+        self.source, self.rounder, self.say = source, rounder, say
+        self.header = {
+            "trunk": to_dict(source.trunk),
+            "head": head_to_dict(source.head),
+            "quantizer": "trellis" if rounder.trellis else "scalar",
+            "lead": rounder.lead,
+        }
+        self.asset = source.tokenizer.asset()
+        self.sizes = {name: s.tensor.numel() for name, s in rounder.stored.items()}
+        self.spreads = {name: max(rounder.spread(name), 2.0**-80) for name in self.sizes}
+        self.damage: dict[str, float] = {}
+        self.relative: dict[str, float] = {}
+        self.steps: dict[str, float] = {}
+        self.factor = 0.0  # base-2 logarithm of what all steps are scaled by
+        self.quantized: dict[str, Quantized] = {}
+        self.data = b""
+
+    def measure(self) -> None:
+        """Find how fine each tensor should be beside the others."""
+        if self.rounder.config.method == "nearest":
+            self.relative = {
+                name: self.spreads[name] * PRIOR[s.kind] for name, s in self.rounder.stored.items()
+            }
+            return
+        self.say(f"measuring the damage of {len(self.sizes)} tensors on training tokens")
+        self.damage = sensitivities(self.source.model, self.rounder)
+        self.relative = {
+            name: math.sqrt(self.sizes[name] / self.damage[name]) for name in self.sizes
+        }
+
+    def follow(self, plan: Plan) -> None:
+        """Take the steps from a plan."""
+        if sorted(plan.steps) != sorted(self.sizes):
+            odd = sorted({*plan.steps} ^ {*self.sizes})[0]
+            raise ArtifactError(f"the plan is not of this run: only one of them has {odd}")
+        self.steps = dict(plan.steps)
+        self.round_all()
+
+    def steps_at(self, factor: float) -> dict[str, float]:
+        """Steps at a common factor, each within what its tensor can use."""
+        return {
+            name: max(
+                min(self.relative[name] * 2**factor, COARSEST * self.spreads[name]),
+                self.rounder.finest(name),
+            )
+            for name in self.sizes
+        }
+
+    def expected(self, factor: float) -> float:
+        """About the bytes of the weights at a factor, as if they were Gaussian."""
+        steps = self.steps_at(factor)
+        bits = (
+            size * gaussian_bits(steps[name] / self.spreads[name])
+            for name, size in self.sizes.items()
+        )
+        return sum(bits) / 8
+
+    def scale_to(self, size: float) -> None:
+        """Choose the factor at which the expected size is `size`."""
+        low, high = -128.0, 128.0  # log2: a larger factor is a smaller file
+        for _ in range(50):
+            self.factor = (low + high) / 2
+            low, high = (
+                (self.factor, high) if self.expected(self.factor) > size else (low, self.factor)
+            )
+        self.steps = self.steps_at(self.factor)
+
+    def round_all(self) -> None:
+        """Quantize every tensor and make the file."""
+        self.quantized = {n: self.rounder.quantize(n, step) for n, step in self.steps.items()}
+        self.pack()
+
+    def pack(self) -> None:
+        """Make the file."""
+        stored = self.source.model.stored()
+        sections = encode(stored, lambda s: self.quantized[s.name], self.rounder.trellis)
+        self.data = container.pack(self.header, {"tokenizer": self.asset, **sections})
+
+    def weight_bytes(self) -> int:
+        """Bytes of the file that depend on the steps."""
+        _, sections = container.unpack(self.data)
+        return sum(len(data) for name, data in sections.items() if name != "tokenizer")
+
+    def approach(self, size: float, *, within: bool) -> None:
+        """Bring the bytes of the weights to `size`: not over it and nearly there if `within`,
+        else as near as a pass or two come."""
+        slack = min(LANDING, max(int(size) >> 10, 256)) if within else 0.002 * size
+        for number in range(1, PASSES + 1):
+            off = self.weight_bytes() - size
+            self.say(f"pass {number}: {self.weight_bytes():,} of {size:,.0f} bytes for weights")
+            if -slack <= off <= (0 if within else slack):
+                return
+            if number == PASSES or (within and abs(off) < 0.002 * size):
+                break
+            ratio = self.weight_bytes() / self.expected(self.factor)
+            before = self.steps
+            self.scale_to((size - slack / 2) / ratio)
+            if before == self.steps:  # every tensor is at the end of its range
+                return
+            self.round_all()
+        for _ in range(TOUCHES):
+            off = self.weight_bytes() - (size - slack / 2)
+            if not within or abs(off) <= slack / 2:
+                return
+            self.touch(off)
+
+    def touch(self, off: float) -> None:
+        """Change the step of one tensor to lose `off` bytes (or to use as many, if below 0)."""
+        dense = [n for n, s in self.rounder.stored.items() if s.kind != "vector"]
+        enough = [name for name in dense if self.sizes[name] >= 16 * abs(off)]
+        name = (
+            min(enough, key=self.sizes.__getitem__)
+            if enough
+            else max(dense, key=self.sizes.__getitem__)
+        )
+        octaves = max(min(8 * off / self.sizes[name], 0.5), -0.5)
+        self.steps[name] *= 2**octaves
+        self.quantized[name] = self.rounder.quantize(name, self.steps[name])
+        self.pack()
 
 
 def calibration_tokens(run: Path, source: FloatModel) -> Iterator[Tensor]:
@@ -84,19 +299,26 @@ def export_run(
     *,
     cap: int,
     config: QuantConfig | None = None,
-) -> Ledger:
-    """Write the latest checkpoint of `run` as an artifact to `path`; returns its ledger.
+    plan: Plan | None = None,
+    device: str = "cpu",
+    say: Say = lambda line: None,
+) -> tuple[Ledger, Plan]:
+    """Write the latest checkpoint of `run` as an artifact to `path`, and its plan beside it.
 
     Raises `CapError`, and writes nothing, when the full accounting is over `cap` bytes.
     """
     source = load_run(run)
-    config = config or QuantConfig()
+    source.model.to(device)
+    config = plan.config if plan else config or QuantConfig()
     # Rounding to the nearest does without, but not without the tokens' frequencies if it can.
-    wanted = config.method == "gptq" or (Path(run) / "tokens").is_dir()
+    wanted = config.method != "nearest" or (Path(run) / "tokens").is_dir()
     calibration = calibration_tokens(Path(run), source) if wanted else ()
-    artifact = encode_artifact(source, config, calibration)
+    artifact, plan = export_model(source, config, calibration, cap=cap, plan=plan, say=say)
     ledger = ledger_of(artifact)
     ledger.check_cap(cap)
-    write_bytes(path, artifact.data)
+    # First the run's note that ties the file to its training documents: a note without a file
+    # says nothing wrong.
     record_export(Path(run), artifact.sha256)
-    return ledger
+    write_bytes(path, artifact.data)
+    write_text(f"{os.fspath(path)}.plan.json", json.dumps(plan.as_dict(), indent=1) + "\n")
+    return ledger, plan

@@ -21,7 +21,8 @@ MAX_FILE = 1 << 30
 MAX_PARAMS = 1 << 29
 MAX_LAYERS = 1 << 10
 MAX_WINDOW = 1 << 20
-KEYS = ["head", "quantizer", "trunk"]
+KEYS = ["head", "lead", "quantizer", "trunk"]
+MAX_LEAD = 64
 QUANTIZERS = ["scalar", "trellis"]
 SECTIONS = ["tokenizer", "tables", "steps", "weights", "packed"]
 
@@ -90,7 +91,9 @@ def decode_artifact(data: bytes) -> Artifact:
     if params > MAX_PARAMS or trunk.sequence_length * trunk.d_model > MAX_PARAMS:
         raise ArtifactError(f"the artifact claims {params:,} weights; at most {MAX_PARAMS:,} load")
     model = build_model(trunk, head, shape)
-    weights.decode(model.stored(), sections, header["quantizer"] == "trellis")
+    trellis = header["quantizer"] == "trellis"
+    lead = _lead(header["lead"], trunk.d_model)
+    weights.decode(model.stored(), sections, trellis, trunk.d_model, lead)
     _check_usable(model)
     model.eval().requires_grad_(False)
     return Artifact(tokenizer=tokenizer, model=model, trunk=trunk, head=head, data=data)
@@ -107,6 +110,20 @@ def _check_usable(model: LanguageModel) -> None:
         raise ArtifactError(f"the artifact's codes do not fit its codebook: {error}") from error
     if not finite:
         raise ArtifactError("the artifact holds weights that are not finite")
+
+
+def _lead(value: Any, width: int) -> list[int]:
+    if (
+        not isinstance(value, list)
+        or len(value) > MAX_LEAD
+        or not all(type(column) is int and 0 <= column < width for column in value)
+        or len(set(value)) < len(value)
+    ):
+        raise ArtifactError(
+            f"the artifact's lead is {value!r}; it must be up to {MAX_LEAD} different columns "
+            f"below {width}"
+        )
+    return list(value)
 
 
 def _table(header: dict[str, Any], key: str) -> dict[str, Any]:

@@ -1,41 +1,83 @@
 """`tokgolf export`."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from tokgolf.cli.options import (
     Size,
     check_folder,
+    device_option,
     given,
     json_option,
     print_json,
     print_rows,
-    quantize_options,
+    say,
 )
+
+if TYPE_CHECKING:
+    from tokgolf.artifact.export import Plan
 
 
 @click.command(short_help="Pack a run into one artifact under a cap.")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--cap", type=Size(), default="16MB", show_default=True, help="Byte cap, full count.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Default: RUN/model.golf.")
-@quantize_options
+@click.option("--bits", type=float, help="Bits a weight, instead of filling the cap; up to 8.")
+@click.option(
+    "--method",
+    type=click.Choice(["trellis", "gptq", "nearest"]),
+    help="Default: trellis. nearest needs no training tokens.",
+)
+@click.option(
+    "--rate-weight",
+    type=float,
+    help="Error given up for bits, 0 to 2; 1 is the step's own exchange rate. Default: 0.5.",
+)
+@click.option(
+    "--plan",
+    "plan_path",
+    type=click.Path(path_type=Path),
+    help="Take every step from this *.plan.json of an earlier export.",
+)
+@device_option
 @json_option
-def export(run: Path, cap: int, output: Path | None, as_json: bool, **quantizer: Any) -> None:
+def export(
+    run: Path,
+    cap: int,
+    output: Path | None,
+    plan_path: Path | None,
+    device: str,
+    as_json: bool,
+    **quantizer: Any,
+) -> None:
     """Quantize and entropy-code the latest checkpoint of RUN into one artifact under a cap.
 
-    Rows are rounded to steps of clip * std / (2^(bits-1) - 1); the entropy coder does the rest,
-    so a larger clip is a smaller file. An artifact over the cap is not written.
+    The steps of all tensors are allocated by what their error costs on training tokens, so that
+    the full accounting (code and tokenizer included) lands just under the cap. What is over is not
+    written. The plan goes to OUTPUT.plan.json.
 
     Example: tokgolf export runs/golf --cap 250KB -o model.golf
     """
-    from tokgolf.artifact.export import export_run
+    from tokgolf.artifact.export import export_run, read_plan
+    from tokgolf.device import resolve_device
     from tokgolf.quantize.rows import QuantConfig
 
     path = output or run / "model.golf"
     check_folder(path)
-    ledger = export_run(run, path, cap=cap, config=QuantConfig(**given(**quantizer)))
+    options = given(**quantizer)
+    if plan_path and options:
+        raise click.UsageError(f"--plan says it all; leave out --{next(iter(options))}")
+    ledger, plan = export_run(
+        run,
+        path,
+        cap=cap,
+        config=QuantConfig(**options),
+        plan=read_plan(plan_path) if plan_path else None,
+        device=resolve_device(device),
+        say=say,
+    )
     totals = {
         "artifact": str(path),
         "file_bytes": path.stat().st_size,
@@ -47,6 +89,17 @@ def export(run: Path, cap: int, output: Path | None, as_json: bool, **quantizer:
         "headroom": cap - ledger.full,
     }
     if as_json:
-        print_json({**totals, "ledger": dict(ledger.rows)})
+        print_json({**totals, "ledger": dict(ledger.rows), "plan": plan.as_dict()})
     else:
+        print_plan(plan)
         print_rows([*ledger.rows, *totals.items()])
+
+
+def print_plan(plan: "Plan") -> None:
+    """Each tensor's step and share of the damage."""
+    shares = plan.shares()
+    click.echo(f"{'tensor':44} {'step':>10} {'damage':>7}")
+    for name, step in plan.steps.items():
+        share = f"{shares[name]:6.1%}" if shares else "-"
+        click.echo(f"{name:44} {step:10.6f} {share:>7}")
+    click.echo()

@@ -42,21 +42,6 @@ def device_option(function: Function) -> Function:
     )(function)
 
 
-def quantize_options(function: Function) -> Function:
-    """How export rounds."""
-    for option in (
-        click.option("--method", type=click.Choice(["gptq", "nearest"]), help="Default: gptq."),
-        click.option("--table-clip", type=float, help="Clip of tables, in standard deviations."),
-        click.option("--table-bits", type=int, help="Largest code of tables, 2 to 8 bits."),
-        click.option(
-            "--clip", "matrix_clip", type=float, help="Clip of matrices, in standard deviations."
-        ),
-        click.option("--bits", "matrix_bits", type=int, help="Largest code of matrices, 2 to 8."),
-    ):
-        function = option(function)
-    return function
-
-
 def given(**options: Any) -> dict[str, Any]:
     """The options that were given, without the Nones."""
     return {name: value for name, value in options.items() if value is not None}

@@ -34,8 +34,9 @@ EIGHTHS = np.array(
 
 
 class Quantized(NamedTuple):
-    """A tensor's integers k (rows, columns), |k| <= 511; bits of its bfloat16 step, in `STEPS`; and
-    for kind table the eighths of octaves (rows,) by which each row's step is larger."""
+    """A tensor's integers k (rows, columns), |k| <= 511, columns in the order of `path`; bits of
+    its bfloat16 step, in `STEPS`; and for kind table the eighths of octaves (rows,) by which each
+    row's step is larger."""
 
     codes: NDArray[np.int16]
     step: int
@@ -58,6 +59,15 @@ def dequantize(quantized: Quantized, trellis: bool) -> NDArray[np.float32]:
     if trellis:
         integers = 2 * integers + trellis_parities(integers)
     return integers.astype(np.float32) * row_steps(quantized)
+
+
+def path(columns: int, lead: list[int]) -> NDArray[np.int64]:
+    """The order in which a row's path visits its columns: some first, then the others.
+
+    columns=5, lead=[4, 1] -> [4, 1, 0, 2, 3]
+    """
+    rest = np.setdiff1d(np.arange(columns), lead)
+    return np.concatenate([np.array(lead, np.int64), rest])
 
 
 def trellis_parities(codes: NDArray[np.int16]) -> NDArray[np.int16]:

@@ -1,8 +1,8 @@
-"""GPTQ: round a matrix column by column, each error corrected in the columns still to come.
+"""What GPTQ needs to know of a layer: the second moments of its inputs on real tokens.
 
 What counts is not the error of the weights but of the layer's outputs on real inputs,
-tr(dW H dW^T) with H = X^T X / n. Source: Frantar et al. 2022 (arXiv 2210.17323); the challenge's
-records use it with the same settings (damping 1 %, columns by falling diagonal, blocks of 128).
+tr(dW H dW^T) with H = X^T X / n. Source: Frantar et al. 2022 (arXiv 2210.17323). `trellis` chooses
+integers by it.
 """
 
 from collections.abc import Iterable
@@ -14,40 +14,6 @@ from torch import Tensor, nn
 
 from tokgolf.heads.base import LinearHead
 from tokgolf.model import LanguageModel
-
-DAMPING = 0.01
-BLOCK = 128
-
-
-def round_columns(
-    weights: NDArray[np.float64],
-    hessian: NDArray[np.float64],
-    step: NDArray[np.float64],
-    largest: int,
-) -> NDArray[np.int8]:
-    """Codes of `weights` for the given row steps that keep the outputs on real inputs.
-
-    weights (rows, columns), hessian (columns, columns), step (rows,) -> codes (rows, columns)
-    """
-    columns = weights.shape[1]
-    damping = DAMPING * max(float(hessian.diagonal().mean()), 1e-12)
-    order = np.argsort(-hessian.diagonal(), kind="stable")
-    damped = hessian[np.ix_(order, order)] + damping * np.eye(columns)
-    # Upper Cholesky factor of the inverse: row j says how to spread column j's error.
-    upper = np.linalg.cholesky(np.linalg.inv(damped)).T
-    rest = weights[:, order].copy()
-    codes = np.zeros(weights.shape, dtype=np.int8)
-    for start in range(0, columns, BLOCK):
-        end = min(start + BLOCK, columns)
-        errors = np.zeros((len(weights), end - start))
-        for j in range(start, end):
-            code = np.rint(rest[:, j] / step).clip(-largest, largest)
-            error = (rest[:, j] - code * step) / upper[j, j]
-            rest[:, j + 1 : end] -= np.outer(error, upper[j, j + 1 : end])
-            errors[:, j - start] = error
-            codes[:, order[j]] = code
-        rest[:, end:] -= errors @ upper[start:end, end:]
-    return codes
 
 
 @torch.no_grad()
