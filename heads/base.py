@@ -32,9 +32,10 @@ from tokgolf.errors import ConfigError
 from tokgolf.hashing import BigramBuckets
 
 StoredKind = Literal["table", "matrix", "codes", "vector"]
-"""How a tensor is stored: `table` and `matrix` are quantized per row, `vector` as one row of
-small parameters, `codes` as packed integers. A head's projections are tables too: they are small,
-every token goes through them, and tables get finer steps than the trunk's matrices."""
+"""How a tensor is stored: quantized with one step (`matrix`, and `vector` of small parameters) or
+one for each row (`table`), or as packed integers (`codes`). A head's projections are tables too:
+they are small, every token goes through them, and tables get finer steps than the trunk's
+matrices."""
 
 Role = Literal["tied", "input", "output", "matrix", "vector"]
 """How a tensor is trained: tables that serve both ends, the input or the output end (Adam, one

@@ -309,7 +309,7 @@ def packings(draw: st.DrawFn) -> list[tuple[int, Array]]:
 
 
 @given(packings())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_any_tables_survive_packing(tables: list[tuple[int, Array]]) -> None:
     back = unpack_tables(pack_tables(tables), len(tables))
     for (first, levels), table in zip(tables, back, strict=True):

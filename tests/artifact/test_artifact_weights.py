@@ -1,12 +1,15 @@
 """The weight sections: what is written comes back exactly, and nothing else is read."""
 
+import lzma
 import math
 from collections.abc import Iterator
 from hashlib import sha256
 
+import brotli
 import numpy as np
 import pytest
 import torch
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -251,7 +254,7 @@ def slow_read(
 
 
 @both
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(models())
 def test_any_integers_and_steps_come_back_and_the_slow_twin_reads_the_same(
     trellis: bool, model: tuple[list[Stored], dict[str, Quantized]]
@@ -350,6 +353,19 @@ def test_a_small_model_takes_fewer_contexts_than_a_large_one() -> None:
     assert contexts == sorted(contexts) and contexts[0] < contexts[-1]
 
 
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_no_general_compressor_is_as_small(scale: float) -> None:
+    sizes = [(256, 384), (512, 256), (256, 512)]
+    names, _ = matrices(0.0, sizes)
+    found = [gaussian(n, m, scale, i, 0.4) for i, (n, m) in enumerate(sizes)]
+    ours = size_of(names, found, False)
+    natural = b"".join(q.codes.astype(np.int8).tobytes() for q in found)
+    transposed = b"".join(q.codes.T.astype(np.int8).tobytes() for q in found)
+    assert ours <= len(brotli.compress(transposed))
+    others = brotli.compress, lzma.compress, zstandard.ZstdCompressor(level=22).compress
+    assert ours <= 0.98 * min(len(pack(natural)) for pack in others)
+
+
 @both
 def test_sections_are_golden(trellis: bool) -> None:
     shapes = {"a": (48, 70), "b": (64, 96), "v": (1, 40), "c": (1, 3)}
@@ -400,14 +416,14 @@ def test_integers_and_steps_that_the_format_cannot_hold_are_refused_by_name() ->
 
 
 @both
-def test_every_truncation_and_flip_is_refused_or_gives_finite_weights(trellis: bool) -> None:
-    stored, found = matrices(0.5, [(12, 20), (9, 20)])
+def test_truncations_are_refused_and_flips_are_or_give_finite_weights(trellis: bool) -> None:
+    stored, found = matrices(0.5, [(7, 6), (4, 5)])
     sections = encode(stored, lambda s: found[int(s.name)], trellis)
     for name, data in sections.items():
         for size in range(len(data)):
             with pytest.raises(ArtifactError):
                 weights.decode(stored, {**sections, name: data[:size]}, trellis)
-        for bit in range(len(data) * 8):
+        for bit in range(0, len(data) * 8, 1 if name == "steps" else 3):
             damaged = bytearray(data)
             damaged[bit // 8] ^= 1 << bit % 8
             try:

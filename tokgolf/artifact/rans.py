@@ -85,7 +85,7 @@ class Decoder:
             y >>= BITS
             y *= step >> BITS
             y += step & TOTAL - 1
-            low = np.flatnonzero(y < START)
+            low = (y < START).nonzero()[0]
             word = self._words[self._at : self._at + low.size]
             self._at += low.size
             if word.size < low.size:
