@@ -275,11 +275,12 @@ def test_frequencies_cost_little_more_than_the_entropy(counts: list[int]) -> Non
     table = table_for(n)
     full = np.zeros(len(n), np.int64)
     full[table.first : table.first + len(table.frequencies)] = table.frequencies
-    assert np.array_equal(full > 0, n > 0)
+    assert full[n > 0].all()
     p = n[n > 0] / n.sum()
     excess = float((p * np.log2(p * TOTAL / full[n > 0])).sum())
-    # An eighth of an octave, and the slot that each used symbol has at least.
-    assert excess <= 0.003 + 2 * len(p) / TOTAL
+    # An eighth of an octave, the slot that each used symbol has at least, and what a smooth table
+    # may cost because it saves more where it is stored.
+    assert excess <= 0.003 + 2 * len(p) / TOTAL + 16 * len(table.frequencies) / n.sum()
 
 
 def test_the_literals_are_these_powers() -> None:

@@ -26,6 +26,7 @@ FARTHEST = 15  # class of a row or column from its tensor's middle
 MOST_CONTEXTS = 60
 ALPHABET = 1024
 SAMPLE = 1 << 22  # weights on which units are compared
+TYPICAL_SLOPE = 8  # see `rans.unpack_tables`
 LARGE = 1 << 23  # more weights than this get few turns of refinement: each takes half a second
 Array = NDArray[np.int64]
 Quantize = Callable[[Stored], Quantized]
@@ -380,14 +381,46 @@ def table_levels(counts: Array) -> tuple[int, Array]:
     """First symbol and levels (see `rans.frequencies`) of a table for these counts.
 
     counts (1024,), of symbols from -512
+
+    Rare symbols take the mean of their neighbours where a smooth table is cheaper to store than
+    the symbols are to code with it.
     """
     used = np.flatnonzero(counts)
     if not used.size:  # a context that no symbol has still has a place
         return 0, np.ones(1, np.int64)
     part = counts[used[0] : used[-1] + 1]
-    wish = part * (rans.TOTAL / part.sum()) - 1  # one slot is given to every used symbol
-    levels = np.rint(np.log2(np.maximum(wish * 8, 1)) * rans.LEVELS).astype(np.int64) + 1
-    return int(used[0]) - ALPHABET // 2, np.where(part, levels, 0)
+    prices = -np.log2(rans.difference_table(TYPICAL_SLOPE).frequencies)
+
+    def bits(levels: Array) -> float:
+        price = rans.BITS - np.log2(np.maximum(rans.frequencies(levels), 1))
+        return float(part @ price + prices[_differences(levels) & 255 ^ 128].sum())
+
+    candidates = [_levels(part.astype(np.float64))]
+    ends = np.cumsum(np.pad(part, (1, 0)))
+    places = np.arange(part.size)
+    for least in (8, 32, 128, 512):  # a mean is over so many
+        smooth = np.zeros(part.size)
+        for reach in range(min(part.size, 100)):
+            low, high = np.maximum(places - reach, 0), np.minimum(places + reach + 1, part.size)
+            near = ends[high] - ends[low]
+            smooth = np.where((smooth == 0) & (near >= least), near / (high - low), smooth)
+        if smooth.all():
+            candidates.append(_levels(smooth))
+    return int(used[0]) - ALPHABET // 2, min(candidates, key=bits)
+
+
+def _levels(counts: NDArray[np.float64]) -> Array:
+    """Levels whose frequencies are as the counts."""
+    # One slot is given to every used symbol; level 1 stands for an eighth of one.
+    slots = counts * (rans.TOTAL / counts.sum()) - 1
+    levels = np.rint(np.log2(np.maximum(slots * 8, 1)) * rans.LEVELS).astype(np.int64) + 1
+    return np.where(counts > 0, levels, 0)
+
+
+def _differences(levels: Array) -> Array:
+    """Of each level to what continues the line through the two before."""
+    padded = np.pad(levels, (2, 0))
+    return padded[2:] - 2 * padded[1:-1] + padded[:-2]
 
 
 def pack_tables(tables: list[tuple[int, Array]]) -> bytes:
@@ -398,10 +431,8 @@ def pack_tables(tables: list[tuple[int, Array]]) -> bytes:
         position, span = first + 512, len(levels) - 1
         now = [position & 255, position >> 8, span & 255, span >> 8]
         differences += [new - old for new, old in zip(now, head, strict=True)]
-        head, a, b = now, 0, 0
-        for level in levels.tolist():
-            differences.append(level - 2 * b + a)
-            a, b = b, level
+        differences += _differences(levels).tolist()
+        head = now
     symbols = (np.array(differences, np.int32) + 128 & 255) - 128
     amounts = np.bincount(symbols + 128, minlength=256)
 
