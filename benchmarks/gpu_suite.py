@@ -70,6 +70,8 @@ SECONDS = {"matmul": 50, "train": 140, "loss": 135, "agreement": 60, "heads": 13
 RESERVE = 20  # a group starts no part in its last seconds
 
 CHUNKS = [1 << bits for bits in (23, 24, 25, 26, 27, 28)]
+WHOLE = 1 << 62  # all logits in one chunk
+COMPILED_CHUNKS = [1 << 27, WHOLE, 1 << 28, 1 << 25]
 MOST_COMPILED_CHUNKS = 32  # the compiler unrolls them, and takes minutes for more
 
 Result = dict[str, Any]
@@ -387,9 +389,10 @@ def loss_case(s: Setting, vocab_size: int, way: str, softcap: float, chunk: int)
         loss.backward()
         return loss
 
-    before, head_loss.CHUNK[s.device.type] = head_loss.CHUNK[s.device.type], chunk
+    chunks = head_loss.COMPILED_CHUNK if compiled else head_loss.CHUNK
+    before, chunks[s.device.type] = chunks[s.device.type], chunk
     try:
-        size = head_loss.positions_of_chunk(s.device.type, positions, vocab_size)
+        size = head_loss.positions_of_chunk(s.device.type, positions, vocab_size, chunks)
         first = seconds_of(run, s.device, 1)
         run()
         hidden.grad = table.grad = None
@@ -398,7 +401,7 @@ def loss_case(s: Setting, vocab_size: int, way: str, softcap: float, chunk: int)
         peak = peak_mb(s.device, held)
         seconds = seconds_of(run, s.device, 3 if s.quick else 10)
     finally:
-        head_loss.CHUNK[s.device.type] = before
+        chunks[s.device.type] = before
     result: Result = {"ms": 1e3 * seconds, "peak_mb": peak, "loss": value, "first_seconds": first}
     if name == "ours":
         result["chunks"] = math.ceil(positions / size)
@@ -429,25 +432,23 @@ def losses(s: Setting) -> Iterator[Part]:
         note = f", chunk 2^{chunk.bit_length() - 1}" if way.startswith("ours") else ""
         return f"V {vocab_size}, {way}, softcap {softcap:g}{note}", run
 
-    chunks = sorted({*CHUNKS, default}) if not s.quick else [1 << 14, default]
+    # What training runs comes first: compiled, with few large chunks, with all logits in one, and
+    # last with so many that the compiler takes long. Then without the compiler.
+    for vocab_size in sizes:
+        yield part(vocab_size, "full compiled", 30.0, default)
+    for chunk in [1 << 14] if s.quick else COMPILED_CHUNKS:
+        for vocab_size in sizes:
+            every = positions * vocab_size
+            if chunk == WHOLE or chunk < every <= MOST_COMPILED_CHUNKS * chunk:
+                yield part(vocab_size, "ours compiled", 30.0, min(chunk, every))
     for vocab_size in sizes:
         yield part(vocab_size, "full", 30.0, default)
-        for chunk in chunks:
+        for chunk in [1 << 14, default] if s.quick else sorted({*CHUNKS, default}):
             yield part(vocab_size, "ours", 30.0, chunk)
         yield part(vocab_size, "full", 0.0, default)
         yield part(vocab_size, "ours", 0.0, default)
         for way in ways_of_torch():
             yield part(vocab_size, way, 0.0, default)
-    # Compiling is slow, so it comes last: the default chunk at all sizes, then the others.
-    for vocab_size in sizes:
-        yield part(vocab_size, "full compiled", 30.0, default)
-        yield part(vocab_size, "ours compiled", 30.0, max(default, least_chunk(vocab_size)))
-    if not s.quick:
-        for chunk in (CHUNKS[-2], CHUNKS[-1], CHUNKS[2]):
-            for vocab_size in sizes:
-                few = positions * vocab_size <= MOST_COMPILED_CHUNKS * chunk
-                if few and chunk != default:
-                    yield part(vocab_size, "ours compiled", 30.0, chunk)
 
 
 def ways_of_torch() -> list[str]:
@@ -457,11 +458,6 @@ def ways_of_torch() -> list[str]:
         "torch-chunked": getattr(torch.nn, "LinearCrossEntropyOptions", None),
     }
     return [way for way, found in known.items() if found is not None]
-
-
-def least_chunk(vocab_size: int) -> int:
-    """The smallest power of two that makes few enough chunks of a full-size case to compile."""
-    return 1 << math.ceil(math.log2(65_536 * vocab_size / MOST_COMPILED_CHUNKS))
 
 
 # --- agreement

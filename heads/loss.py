@@ -18,7 +18,13 @@ from torch.utils.checkpoint import checkpoint
 from tokgolf.heads.base import Classifier, at_least_fp32, masked
 
 CHUNK = {"cpu": 1 << 19, "cuda": 1 << 25}
-"""Logits of a chunk. On a CPU some MB, to stay in the cache; on a GPU enough to fill it."""
+"""Logits of a chunk. On a CPU two MB, to stay in the cache; on a GPU enough to fill it."""
+
+COMPILED_CHUNK = {"cpu": 1 << 22, "cuda": 1 << 27}
+"""The same for a linear head's loss under the compiler, which unrolls the loop over the chunks and
+fuses what is done to a logit: few large chunks, of which only what the products need is held."""
+
+LOG2_E = math.log2(math.e)
 
 
 def linear_loss(c: Classifier, targets: Tensor, prev: Tensor) -> Tensor:
@@ -27,66 +33,86 @@ def linear_loss(c: Classifier, targets: Tensor, prev: Tensor) -> Tensor:
     Products run in autocast's precision where it is on, everything else in fp32 (fp64 for fp64).
     """
     device = c.features.device.type
-    features, inputs = c.features, c[:4]
+    dtype = c.features.dtype
     if torch.is_autocast_enabled(device):
-        features = features.to(torch.get_autocast_dtype(device))
-    c = c._replace(features=features, matrix=c.matrix.to(features.dtype))
+        dtype = torch.get_autocast_dtype(device)
     with torch.autocast(device, enabled=False):
         training = torch.is_grad_enabled()
-        wanted = [training and tensor is not None and tensor.requires_grad for tensor in inputs]
-        nats, gradients = _nats_and_gradients(c, targets, prev, wanted)
+        wanted = [training and tensor is not None and tensor.requires_grad for tensor in c[:4]]
+        nats, gradients = _nats_and_gradients(c, targets, prev, dtype, wanted)
         # Zero, but for its gradients, which are those just found. (An autograd.Function would do
         # the same; the compiler takes this without a break.)
-        for tensor, gradient in zip(inputs, gradients, strict=True):
+        for tensor, gradient in zip(c[:4], gradients, strict=True):
             if tensor is not None and gradient is not None:
-                linear = (tensor * gradient.to(tensor.dtype)).sum().to(nats.dtype)
-                nats = nats + (linear - linear.detach())
+                linear = torch.dot(tensor.flatten(), gradient.to(tensor.dtype).flatten())
+                nats = nats + (linear - linear.detach()).to(nats.dtype)
     return nats
 
 
 @torch.no_grad()
 def _nats_and_gradients(
-    c: Classifier, targets: Tensor, prev: Tensor, wanted: list[bool]
+    c: Classifier, targets: Tensor, prev: Tensor, dtype: torch.dtype, wanted: list[bool]
 ) -> tuple[Tensor, list[Tensor | None]]:
     """The sum, and its gradients by features, matrix, bias and rows, each None if not wanted.
 
     d nats / d z = p - onehot(target), times 1 - tanh(z / cap)^2 where there is a softcap.
+
+    On a CPU the time is in the functions of a logit, so these are the cheap ones: 2^u for e^z, and
+    s = sigmoid(2 z / cap) for tanh(z / cap) = 2 s - 1, with 1 - tanh^2 = 4 s (1 - s). Constant
+    factors go into the matrix, and p is divided by its sum where that is n x d_model, not n x
+    vocab. A softcap bounds the logits, so 2^u needs no largest one subtracted. Of a wide softcap
+    both would be wrong: 2^u overflows, and the cap magnifies what 2 s - 1 rounds off.
     """
     n, vocab = len(c.features), len(c.matrix)
     wide = at_least_fp32(c.features).dtype
+    span = 2 * c.softcap * LOG2_E  # from the least to the largest u that a softcap allows
+    narrow_cap = 0 < span < math.log2(torch.finfo(dtype).max) - math.log2(vocab) - 1
+    scale = 2 / c.softcap if narrow_cap else 1.0 if c.softcap else LOG2_E
+    matrix = (c.matrix * scale).to(dtype)
+    bias = None if c.bias is None else c.bias * scale
     nats = torch.zeros((), dtype=wide, device=c.features.device)
-    d_features: list[Tensor] = []
+    d_features = torch.empty_like(c.features) if wanted[0] else None
     d_matrix, d_bias, d_rows = (
         torch.zeros_like(tensor, dtype=wide) if tensor is not None and want else None
         for tensor, want in zip(c[1:4], wanted[1:], strict=True)
     )
-    size = positions_of_chunk(c.features.device.type, n, vocab)
+    chunks = COMPILED_CHUNK if torch.compiler.is_compiling() else CHUNK
+    size = positions_of_chunk(c.features.device.type, n, vocab, chunks)
     for start in range(0, n, size):
         part = slice(start, start + size)
-        x, y, before = c.features[part], targets[part, None], prev[part]
-        z = (x @ c.matrix.T).to(wide)
-        if c.bias is not None:
-            z += c.bias
+        x, y, before = c.features[part].to(dtype), targets[part, None], prev[part]
+        z = (x @ matrix.T).to(wide)
+        if bias is not None:
+            z += bias
         if c.rows is not None:
-            z += c.rows[before]
-        bent = z.div_(c.softcap).tanh_() if c.softcap else z
-        capped = masked(c.softcap * bent if c.softcap else z, c.successors, before)
-        log_p = capped.log_softmax(1)
-        nats = nats - log_p.gather(1, y).sum()
+            z += c.rows[before] * scale
+        if c.softcap:
+            u = z.sigmoid_() * span if narrow_cap else z.div_(c.softcap).tanh_() * (span / 2)
+        else:
+            u = z
+        u = masked(u, c.successors, before)
+        if not narrow_cap:
+            u = u - u.amax(1, keepdim=True)
+        of_target = u.gather(1, y)
+        p = u.exp2_()  # times `total`
+        total = p.sum(1, keepdim=True)
+        nats = nats + (total.log2() - of_target).sum() / LOG2_E
         if not any(wanted):
             continue
-        g = log_p.exp_().scatter_add_(1, y, torch.full_like(y, -1, dtype=wide))
+        g = p.scatter_add_(1, y, -total)
         if c.softcap:
-            g.addcmul_(g, bent.square_(), value=-1)
-        narrow = g.to(x.dtype)
-        d_features.append(narrow @ c.matrix)
+            g *= z.addcmul_(z, z, value=-1) if narrow_cap else 1 - z.square_()
+        factor = (4 if narrow_cap else 1) / total
+        narrow = g.to(dtype)
+        if d_features is not None:
+            d_features[part] = (narrow @ matrix) * (factor / scale)
         if d_matrix is not None:
-            d_matrix += (narrow.T @ x).to(wide)
+            d_matrix += narrow.T @ (x * factor).to(dtype)
         if d_bias is not None:
-            d_bias += g.sum(0)
+            d_bias += g.T @ factor[:, 0]
         if d_rows is not None:
-            d_rows.index_add_(0, before, g)
-    return nats, [torch.cat(d_features) if wanted[0] else None, d_matrix, d_bias, d_rows]
+            d_rows.index_add_(0, before, g * factor)
+    return nats, [d_features, d_matrix, d_bias, d_rows]
 
 
 def chunked_loss(
@@ -100,7 +126,7 @@ def chunked_loss(
 
     nll(hidden, targets, prev) -> (n,); hidden (n, d_model), targets, prev (n,) -> ()
     """
-    size = positions_of_chunk(hidden.device.type, len(hidden), vocab_size)
+    size = positions_of_chunk(hidden.device.type, len(hidden), vocab_size, CHUNK)
     if size >= len(hidden):
         return nll(hidden, targets, prev).sum()
     losses: list[Tensor] = []
@@ -111,10 +137,10 @@ def chunked_loss(
     return torch.stack(losses).sum()
 
 
-def positions_of_chunk(device: str, n: int, vocab_size: int) -> int:
-    """Positions of a chunk: all chunks but the last are alike.
+def positions_of_chunk(device: str, n: int, vocab_size: int, logits: dict[str, int]) -> int:
+    """Positions of a chunk of so many logits: all chunks but the last are alike.
 
-    "cpu", 4096, 1024 -> 1024
+    "cpu", 4096, 1024, {"cpu": 1 << 19} -> 512
     """
-    chunks = math.ceil(n * vocab_size / CHUNK.get(device, CHUNK["cuda"]))
+    chunks = math.ceil(n * vocab_size / logits.get(device, logits["cuda"]))
     return max(1, math.ceil(n / max(1, chunks)))

@@ -290,7 +290,7 @@ def test_loss_and_its_gradients_agree_with_a_dense_softmax(
     head = randomised(built(case, softcap).double())
     hidden = torch.randn(47, WIDTH, dtype=torch.float64, requires_grad=True)
     prev, _, targets = random_batch(47, head)
-    assert loss.positions_of_chunk("cpu", 47, VOCAB) == (47 if chunk > 1 << 12 else 7)
+    assert loss.positions_of_chunk("cpu", 47, VOCAB, loss.CHUNK) == (47 if chunk > 1 << 12 else 7)
 
     def dense() -> Tensor:
         z = head.logits(hidden, prev)
