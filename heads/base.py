@@ -492,6 +492,22 @@ def check_range(config: object, low: int, high: int, *names: str) -> None:
             )
 
 
+def check_not_negative(config: object, *names: str) -> None:
+    """Raise `ConfigError` if a named option of `config` is below 0."""
+    for name in names:
+        if getattr(config, name) < 0:
+            raise ConfigError(f"head {name} is {getattr(config, name)}; it cannot be negative")
+
+
+def check_rank(shape: HeadShape, option: str, rank: int, instead: str = "") -> None:
+    """Raise `ConfigError` for a rank above the width; `instead` is a head that would do better."""
+    if rank > shape.d_model:
+        raise ConfigError(
+            f"head {option} {rank} is greater than d_model {shape.d_model}; "
+            f"use a rank of at most {shape.d_model}" + (instead and f", or the {instead} head")
+        )
+
+
 def table(rows: int, columns: int, std: float) -> nn.Parameter:
     """A trainable table of N(0, std^2); zeros when std is 0.  # (rows, columns)"""
     values = torch.zeros(rows, columns)

@@ -18,20 +18,27 @@ from tokgolf.errors import ConfigError
 from tokgolf.heads.base import AddOn, AddOnConfig, Extra, HeadShape, ParamGroup, Stored, table
 
 LARGEST_EXACT = 2048
+DEFAULT_RANK = 32
 COLUMN_STD = 1.0  # of A: what B learns is then on the scale of a logit
 
 
 @dataclass(frozen=True, kw_only=True)
 class BigramLogitsConfig(AddOnConfig):
-    """Options: the rank of the product, or the whole table of pairs (`exact`, V <= 2048)."""
+    """Options: the rank of the product, or the whole table of pairs (`exact`, V <= 2048), which
+    has no rank: it goes with the default only."""
 
     name: ClassVar[str] = "bigram-logits"
 
-    rank: int = 32
+    rank: int = DEFAULT_RANK
     exact: bool = False
 
     def __post_init__(self) -> None:
         check_positive(self, "rank")
+        if self.exact and self.rank != DEFAULT_RANK:
+            raise ConfigError(
+                f"bigram-logits exact and rank {self.rank}: the table of all pairs has no rank; "
+                "leave out one of the two"
+            )
 
     def num_params(self, shape: HeadShape) -> int:
         columns = shape.vocab_size if self.exact else 2 * self.rank

@@ -26,9 +26,11 @@ from tokgolf.heads.base import (
     HeadShape,
     ParamGroup,
     Stored,
+    check_not_negative,
     check_range,
+    check_rank,
 )
-from tokgolf.heads.sparse import SparseHead, check_not_negative, check_rank, num_shared_params
+from tokgolf.heads.sparse import SparseHead, num_shared_params
 
 WHOLE, LEFT, RIGHT, FOLDED, LENGTH, FIRST, LAST, WITHIN = range(8)
 """Kinds of features: the same bytes are other features in other places."""

@@ -22,6 +22,7 @@ from tokgolf.heads.base import (
     LinearHead,
     ParamGroup,
     Stored,
+    check_rank,
     orthogonal,
     table,
 )
@@ -50,11 +51,7 @@ class FactorizedConfig(HeadConfig):
         return 2 * self.rank * (2 * shape.d_model + shape.vocab_size)
 
     def _build(self, shape: HeadShape, counts: Tensor | None) -> Head:
-        if self.rank > shape.d_model:
-            raise ConfigError(
-                f"head rank {self.rank} is greater than d_model {shape.d_model}; "
-                f"use a rank of at most {shape.d_model}, or the tied head"
-            )
+        check_rank(shape, "rank", self.rank, "tied")
         return FactorizedHead(shape, self)
 
 

@@ -29,6 +29,7 @@ from tokgolf.heads.base import (
     ParamGroup,
     Stored,
     StructuredHead,
+    check_not_negative,
     stage,
     table,
 )
@@ -45,8 +46,7 @@ class GroupedConfig(HeadConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.groups < 0:
-            raise ConfigError(f"head groups is {self.groups}; it cannot be negative")
+        check_not_negative(self, "groups")
 
     def _groups(self, shape: HeadShape) -> int:
         if self.groups > shape.vocab_size:

@@ -21,13 +21,13 @@ from tokgolf.heads.base import (
     HeadShape,
     ParamGroup,
     Stored,
+    check_not_negative,
     check_range,
+    check_rank,
 )
 from tokgolf.heads.sparse import (
     MAX_TERMS,
     SparseHead,
-    check_not_negative,
-    check_rank,
     distinct_draws,
     num_shared_params,
 )

@@ -21,7 +21,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tokgolf.errors import ConfigError
 from tokgolf.hashing import splitmix64
 from tokgolf.heads.base import (
     Generates,
@@ -112,22 +111,6 @@ class SparseHead(LinearHead, Generates):
 def num_shared_params(shape: HeadShape, rows: int, rank: int) -> int:
     """Weights of a codebook of `rows` and of a residual of `rank`."""
     return rows * shape.d_model + rank * (shape.vocab_size + shape.d_model)
-
-
-def check_rank(shape: HeadShape, option: str, rank: int) -> None:
-    """Raise `ConfigError` for a residual of more ranks than the width has."""
-    if rank > shape.d_model:
-        raise ConfigError(
-            f"head {option} {rank} is greater than d_model {shape.d_model}; "
-            f"use a rank of at most {shape.d_model}"
-        )
-
-
-def check_not_negative(config: object, *names: str) -> None:
-    """Raise `ConfigError` if a named field of `config` is below 0."""
-    for name in names:
-        if getattr(config, name) < 0:
-            raise ConfigError(f"head {name} is {getattr(config, name)}; it cannot be negative")
 
 
 def distinct_draws(seed: int, count: int, length: int, below: int) -> Tensor:

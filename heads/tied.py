@@ -13,7 +13,6 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from tokgolf.errors import ConfigError
 from tokgolf.heads.base import (
     Head,
     HeadConfig,
@@ -21,6 +20,8 @@ from tokgolf.heads.base import (
     LinearHead,
     ParamGroup,
     Stored,
+    check_not_negative,
+    check_rank,
     orthogonal,
     table,
 )
@@ -38,8 +39,7 @@ class TiedConfig(HeadConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.input_rank < 0:
-            raise ConfigError(f"head input_rank is {self.input_rank}; it cannot be negative")
+        check_not_negative(self, "input_rank")
 
     def _num_params(self, shape: HeadShape) -> int:
         delta = self.input_rank * (shape.vocab_size + shape.d_model)
@@ -49,11 +49,7 @@ class TiedConfig(HeadConfig):
         return 2 * shape.d_model * (shape.vocab_size + self.input_rank)
 
     def _build(self, shape: HeadShape, counts: Tensor | None) -> Head:
-        if self.input_rank > shape.d_model:
-            raise ConfigError(
-                f"head input_rank {self.input_rank} is greater than d_model {shape.d_model}; "
-                f"use a rank of at most {shape.d_model}, or the untied head"
-            )
+        check_rank(shape, "input_rank", self.input_rank, "untied")
         return TiedHead(shape, self)
 
 

@@ -23,6 +23,8 @@ from tokgolf.heads.base import (
     LinearHead,
     ParamGroup,
     Stored,
+    check_not_negative,
+    check_rank,
     orthogonal,
     table,
 )
@@ -48,9 +50,7 @@ class VQConfig(HeadConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for field in ("codes", "tail_codes", "residual_rank", "seed"):
-            if getattr(self, field) < 0:
-                raise ConfigError(f"head {field} is {getattr(self, field)}; it cannot be negative")
+        check_not_negative(self, "codes", "tail_codes", "residual_rank", "seed")
 
     def codebook_rows(self, shape: HeadShape) -> int:
         """Rows of the codebook; raises `ConfigError` for more codes than tokens."""
@@ -75,10 +75,7 @@ class VQConfig(HeadConfig):
 
     def _build(self, shape: HeadShape, counts: Tensor | None) -> Head:
         rows = self.codebook_rows(shape)
-        if self.residual_rank > shape.d_model:
-            raise ConfigError(
-                f"head residual_rank {self.residual_rank} is greater than d_model {shape.d_model}"
-            )
+        check_rank(shape, "residual_rank", self.residual_rank)
         if self.assignment == "random":
             codes = random_codes(shape.vocab_size, rows, self.seed)
         elif counts is None:  # to be loaded from a checkpoint or an artifact

@@ -27,7 +27,7 @@ from tokgolf.device import resolve_device
 from tokgolf.errors import TrainingError
 from tokgolf.files import atomic_open, write_bytes, write_text
 from tokgolf.heads import head_config, head_to_dict
-from tokgolf.heads.base import Unties
+from tokgolf.heads.base import Head, Unties
 from tokgolf.model import LanguageModel, build_model, head_shape
 from tokgolf.tokenizers import Tokenizer
 from tokgolf.training.config import RunConfig
@@ -120,6 +120,7 @@ class _Session:
 
     def __init__(self, config: RunConfig, tokenizer: Tokenizer, counts: Any, device: str) -> None:
         self.config = config
+        self.token_bytes = tokenizer.token_bytes
         self.device = torch.device(resolve_device(device))
         self.bf16 = uses_bf16(config.precision, self.device)
         torch.manual_seed(config.seed)
@@ -252,6 +253,7 @@ class _Session:
                 self.untie_if_due(remaining, tokens, targets)
                 loss = self.gradients(tokens, targets)
                 if not math.isfinite(loss):
+                    self._check_pairs(tokens, targets)
                     raise TrainingError(
                         f"the loss is {loss} at step {self.step}; checkpoints in {run} are from "
                         "before. Lower the learning rates, e.g. --set optimizer.lr_matrix=0.01"
@@ -300,6 +302,17 @@ class _Session:
             seconds_left=max(0.0, self.remaining_steps() * self.seconds_per_step()),
         )
 
+    def _check_pairs(self, tokens: Tensor, targets: Tensor) -> None:
+        """Blame the mask for a loss that is not finite, if it forbids what the text has."""
+        pair = forbidden_pair(self.model.head, tokens.to(self.device), targets.to(self.device))
+        if pair is not None:
+            before, after = (f"{token} ({self.token_bytes[token]!r})" for token in pair)
+            raise TrainingError(
+                f"the loss is not finite at step {self.step}: in the text token {after} follows "
+                f"token {before}, which canonical-mask forbids, as the tokenizer would not encode "
+                "text so; train without canonical-mask, or on what the tokenizer encodes"
+            )
+
     def _check_first_loss(self, loss: float, tokens: Tensor, targets: Tensor) -> None:
         flat = (t.flatten().to(self.device) for t in (targets, tokens))
         declared = self.model.head.initial_loss(*flat)
@@ -308,6 +321,20 @@ class _Session:
                 f"the first loss is {loss:.4f} nats, the head declares {declared:.4f} "
                 f"(within {FIRST_LOSS_TOLERANCE:.0%}): its initialisation is not what it says"
             )
+
+
+def forbidden_pair(head: Head, tokens: Tensor, targets: Tensor) -> tuple[int, int] | None:
+    """The first token with a target after it that the head's canonical mask forbids, if any.
+
+    tokens, targets of the same shape, int64
+    """
+    if "canonical-mask" not in head.addons:
+        return None
+    successors = head.get_buffer("addons.canonical-mask.successors")
+    before, after = tokens.flatten(), targets.flatten()
+    may = successors[before, after // 8] >> (7 - after % 8).to(torch.uint8) & 1
+    at = (may == 0).nonzero().flatten().tolist()
+    return (int(before[at[0]]), int(after[at[0]])) if at else None
 
 
 def check_moved(initial: dict[str, Tensor], model: LanguageModel) -> None:

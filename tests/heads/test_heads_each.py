@@ -99,13 +99,14 @@ def test_a_factorized_head_of_full_rank_is_the_tied_head(shared: bool) -> None:
 
 
 @pytest.mark.parametrize("rank", [1, 3, 8])
-def test_a_factorized_matrix_has_its_rank_and_a_tied_table_s_size(rank: int) -> None:
+def test_a_factorized_matrix_has_its_rank_and_its_table_a_tied_one_s_size(rank: int) -> None:
     matrix = effective(built({"name": "factorized", "rank": rank}))
     assert int(torch.linalg.matrix_rank(matrix, rtol=1e-4)) == rank
     large = head_config({"name": "factorized", "rank": 64}).build(
         HeadShape(vocab_size=4000, d_model=256, bos_id=0)
     )
-    assert effective(large).std().item() == pytest.approx(0.005, rel=0.05)
+    sizes = {name: p.std().item() for name, p in large.named_parameters()}
+    assert sizes["table"] == pytest.approx(0.005, rel=0.05)
 
 
 def test_a_factorized_projection_starts_orthonormal() -> None:
@@ -398,6 +399,12 @@ def test_bigram_logits_start_at_nothing_and_then_depend_on_the_last_token_alone(
     z = head.logits(torch.zeros(40, 16), every).detach()
     z = 30 * torch.atanh(z / 30)
     assert int(torch.linalg.matrix_rank(z, rtol=1e-4)) == 3
+
+
+def test_exact_bigram_logits_have_no_rank() -> None:
+    add = {"bigram-logits": {"exact": True, "rank": 8}}
+    with pytest.raises(ConfigError, match="exact and rank 8: the table of all pairs has no rank"):
+        head_config({"name": "tied", "add": add})
 
 
 def test_exact_bigram_logits_of_a_large_vocabulary_are_refused() -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -394,6 +395,27 @@ def test_a_trunk_of_one_layer_has_no_skips_and_trains() -> None:
 # --- the same through the training loop, which must stop
 
 
+def masked_without(before: bytes, after: bytes) -> Head:
+    """A tied head with a mask that forbids one pair of bytes."""
+    may = np.ones((257, 257), dtype=bool)
+    may[before[0], after[0]] = False
+    packed: Any = np.packbits(may, axis=1)
+    shape = dataclasses.replace(SHAPE, successors=lambda: packed)
+    return head_config({"name": "tied", "add": {"canonical-mask": {}}}).build(shape)
+
+
+def test_the_first_pair_that_a_mask_forbids_is_found() -> None:
+    text = torch.tensor([list(b"a small document"), list(b"of small letters")])
+    for before, after in (b"oc", b"le", b"a ", b"rs"):
+        pair = loop.forbidden_pair(
+            masked_without(bytes([before]), bytes([after])), text[:, :-1], text[:, 1:]
+        )
+        assert pair == (before, after)
+    assert loop.forbidden_pair(masked_without(b"x", b"y"), text[:, :-1], text[:, 1:]) is None
+    tied = TiedHead(SHAPE, TiedConfig())
+    assert loop.forbidden_pair(tied, text[:, :-1], text[:, 1:]) is None
+
+
 @pytest.mark.parametrize(
     ("head", "message"),
     [
@@ -401,6 +423,11 @@ def test_a_trunk_of_one_layer_has_no_skips_and_trains() -> None:
         (Twice, r"head\.output is in two parameter groups"),
         (Unused, r"head\.gain received no gradient"),
         (Stuck, r"have not moved: head\.left, head\.right;"),
+        (
+            lambda: masked_without(b"m", b"a"),
+            r"not finite at step 0: in the text token 97 \(b'a'\) follows token 109 \(b'm'\), "
+            "which canonical-mask forbids",
+        ),
         (Loud, r"the first loss is \d+\.\d+ nats, the head declares 5\.549"),
     ],
 )
