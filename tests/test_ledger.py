@@ -10,19 +10,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import tokgolf
-from tokgolf import ledger as ledger_module
 from tokgolf.artifact import container
 from tokgolf.artifact.checkpoint import FloatModel, write_checkpoint
 from tokgolf.artifact.export import encode_artifact
 from tokgolf.artifact.load import Artifact
+from tokgolf.artifact.sizes import whole
+from tokgolf.codesize import code_bytes, code_script, source, stripped
 from tokgolf.config import TrunkConfig
 from tokgolf.device import resolve_device
 from tokgolf.errors import ArtifactError, CapError, ConfigError
 from tokgolf.heads import ADDONS, HEADS, head_config
 from tokgolf.inspection import inspect_path
-from tokgolf.ledger import Ledger, code_bytes, ledger_of
+from tokgolf.ledger import Ledger, ledger_of
 from tokgolf.model import build_model, head_shape
 from tokgolf.quantize.rows import QuantConfig
 from tokgolf.tokenizers import Tokenizer, build_tokenizer, save_tokenizer
@@ -68,15 +71,76 @@ def tied_bpe() -> Artifact:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_rows_sum_to_the_full_accounting_exactly(case: str) -> None:
+def test_rows_sum_to_the_file_exactly(case: str, tmp_path: Path) -> None:
     artifact = encoded(case)
     ledger, (_, sections) = artifact.ledger, container.unpack(artifact.data)
+    (tmp_path / "m.golf").write_bytes(artifact.data)
     rows = dict(ledger.rows)
     assert len(rows) == len(ledger.rows)
-    assert sum(rows.values()) == ledger.full == rows["code"] + len(artifact.data)
-    assert {name: rows[name] for name in sections} == {n: len(d) for n, d in sections.items()}
-    assert set(rows) == {"code", "header and checksum", *sections}
-    assert all(size >= 0 for size in rows.values())
+    assert sum(rows.values()) == ledger.full
+    assert ledger.full - rows["code"] == os.stat(tmp_path / "m.golf").st_size
+    assert all(size > 0 for size in rows.values())
+    assert rows["tokenizer"] == len(sections["tokenizer"])
+    assert rows["header"] + rows["checksum"] == len(artifact.data) - sum(map(len, sections.values()))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_tensors_are_all_that_is_stored_and_sum_to_their_rows(case: str) -> None:
+    artifact = encoded(case)
+    ledger, stored = artifact.ledger, artifact.model.stored()
+    assert [t.name for t in ledger.tensors] == [s.name for s in stored]
+    assert [t.shape for t in ledger.tensors] == [tuple(s.tensor.shape) for s in stored]
+    sums: dict[str, int] = {}
+    for tensor in ledger.tensors:
+        for component, size in (
+            (tensor.component, tensor.coded), ("steps", tensor.steps), ("classes", tensor.classes)
+        ):  # fmt: skip
+            sums[component] = sums.get(component, 0) + size
+        assert tensor.bits == 8 * tensor.bytes / tensor.weights
+    rows = dict(ledger.rows)
+    assert {name: size for name, size in sums.items() if size}.items() <= rows.items()
+    others = set(rows) - set(sums)
+    assert others <= {"code", "tokenizer", "frequency tables", "lanes", "header", "checksum"}
+
+
+@pytest.mark.parametrize(
+    ("case", "components"),
+    [
+        ("tied", {"head: tied table"}),
+        ("untied", {"head: input table", "head: output table"}),
+        ("factorized", {"head: tied table", "head: other"}),
+        ("vq", {"head: input table", "head: output table", "head: codes"}),
+        ("bigram-hash", {"head: tied table", "add-on: bigram-hash"}),
+    ],
+)
+def test_components_say_what_a_tensor_is_for(case: str, components: set[str]) -> None:
+    found = {t.component for t in encoded(case).ledger.tensors}
+    trunk = {"attention query", "attention key", "attention value", "attention out"}
+    trunk |= {"mlp up", "mlp out"}
+    assert found == components | {f"trunk: {name}" for name in trunk} | {"vectors"}
+
+
+def test_a_tensor_of_more_surprise_is_given_more_bytes() -> None:
+    source = make("untied")
+    with torch.no_grad():  # of equal spread, but for half of the rows all zero
+        dict(source.model.named_parameters())["head.output"][::2] = 0
+    sizes = {
+        t.name: t.coded
+        for t in encode_artifact(source, QuantConfig(method="nearest")).ledger.tensors
+    }
+    assert 0.4 < sizes["head.output"] / sizes["head.input"] < 0.8
+
+
+@given(
+    st.lists(st.floats(0, 1e9), min_size=1, max_size=30).filter(lambda parts: sum(parts) > 0),
+    st.integers(0, 10_000_000),
+)
+def test_whole_parts_sum_and_are_within_one_of_their_share(parts: list[float], total: int) -> None:
+    sizes = whole(parts, total)
+    assert sum(sizes) == total
+    for part, size in zip(parts, sizes, strict=True):
+        assert abs(size - part / sum(parts) * total) < 1 + 1e-6
+    assert whole([1.0, 1.0, 2.0], 5) == [1, 1, 3]
 
 
 @pytest.mark.parametrize("kind", ["byte", "bpe", "unigram"])
@@ -86,14 +150,15 @@ def test_the_accountings_differ_by_what_they_say(kind: str) -> None:
     asset = len(artifact.tokenizer.asset())
     assert ledger.official == ledger.full - asset
     assert dict(ledger.rows)["tokenizer"] == asset
-    packed, plain = code_bytes(ledger.modules)
-    assert dict(ledger.rows)["code"] == packed < plain
+    assert ledger.code == code_bytes(ledger.modules)
+    packed, plain, script = ledger.code
+    assert dict(ledger.rows)["code"] == packed < script < plain
+    assert script == len(code_script(ledger.modules)) < 1.25 * packed + 600
     original = len(artifact.tokenizer.original_file())
     assert ledger.raw == plain + len(artifact.data) - asset + original
 
 
 def test_code_bytes_grow_with_modules_and_do_not_depend_on_comments() -> None:
-    stripped = ledger_module._stripped
     bare = "class A:\n    x: int = 1\n\n    def f(self, a, b=2):\n        return a + b"
     dressed = (
         '"""Text."""\n# note\nclass A:\n    """Text."""\n    x: int = 1\n    "of x"\n'
@@ -104,7 +169,7 @@ def test_code_bytes_grow_with_modules_and_do_not_depend_on_comments() -> None:
     assert stripped('class E(Exception):\n    "text"') == "class E(Exception):\n    pass"
     few = code_bytes(("tokgolf.errors",))
     more = code_bytes(("tokgolf.errors", "tokgolf.hashing"))
-    assert 0 < few[0] < more[0] and few[1] < more[1]
+    assert all(0 < a < b for a, b in zip(few, more, strict=True))
 
 
 # The cap.
@@ -167,15 +232,8 @@ def test_the_decoders_files_are_paid_for_and_the_writers_are_not(tied_bpe: Artif
         "tokgolf", "tokgolf.artifact.container", "tokgolf.artifact.load", "tokgolf.artifact.rans",
         "tokgolf.artifact.weights", "tokgolf.eval.scorer", "tokgolf.model", "tokgolf.quantize",
     } <= modules  # fmt: skip
-    rest = (
-        "training",
-        "cli",
-        "corpora",
-        "ledger",
-        "quantize.rows",
-        "artifact.export",
-        "artifact.encode",
-    )
+    rest = ("training", "cli", "corpora", "ledger", "quantize.rows", "codesize", "cost")
+    rest += ("artifact.export", "artifact.encode", "artifact.sizes", "inspection")
     assert not [name for name in modules if name.startswith(tuple(f"tokgolf.{r}" for r in rest))]
 
 
@@ -189,21 +247,22 @@ artifact = load_artifact(sys.argv[1])
 documents = [b"the cat sat", b"", b"on the log. " * 5]
 nats = [n.tolist() for _, n in document_nats(artifact.model, artifact.tokenizer, documents)]
 print(json.dumps({"modules": sorted(sys.modules), "nats": nats,
-                  "files": [sys.modules["tokgolf.model"].__file__]}))
+                  "file": sys.modules["tokgolf.model"].__file__}))
 """
 
 
-def fresh_process(path: Path, source: Path | str = ROOT) -> dict[str, Any]:
-    """Load and score the artifact at `path` in a new interpreter that sees `source`."""
+def fresh_process(path: Path, root: Path | str = ROOT, before: str = "") -> dict[str, Any]:
+    """Load and score the artifact at `path` in a new interpreter that sees the modules in `root`,
+    and runs `before` first."""
     # The engine that is always there: another gives the same ids and is not paid for.
     environment = {
         **os.environ,
-        "PYTHONPATH": str(source),
+        "PYTHONPATH": str(root),
         "PYTHONDONTWRITEBYTECODE": "1",
         "TOKGOLF_ENGINE": "tokenizers",
     }
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", SCORE, str(path)],
+        [sys.executable, "-W", "error", "-c", before + SCORE, str(path)],
         env=environment, cwd=path.parent, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -246,11 +305,25 @@ def test_the_stripped_source_of_the_ledger_scores_the_same(
         file = tmp_path.joinpath("bare", *name.split("."), "__init__.py")
         file = file if package else file.parent.with_suffix(".py")
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(ledger_module._stripped(ledger_module._source(name) or ""))
+        file.write_text(stripped(source(name) or ""))
     bare, full = fresh_process(path, tmp_path / "bare"), fresh_process(path)
-    assert str(tmp_path) in bare["files"][0] and str(tmp_path) not in full["files"][0]
+    assert str(tmp_path) in bare["file"] and str(tmp_path) not in full["file"]
     assert bare["nats"] == full["nats"]
     assert np.isfinite(np.concatenate(full["nats"])).all()
+
+
+def test_the_code_as_a_script_scores_the_same_without_any_other_file_of_ours(
+    tied_bpe: Artifact, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.golf"
+    path.write_bytes(tied_bpe.data)
+    (tmp_path / "run.py").write_text(code_script(tied_bpe.ledger.modules))
+    before = "exec(open('run.py').read())\n"
+    alone, full = fresh_process(path, tmp_path / "none", before), fresh_process(path)
+    assert alone["file"] == "tokgolf.model"
+    ours = {name for name in alone["modules"] if name.split(".")[0] == "tokgolf"}
+    assert ours == set(tied_bpe.ledger.modules)
+    assert alone["nats"] == full["nats"]
 
 
 # What `tokgolf inspect` says, and devices.

@@ -23,9 +23,9 @@ LAYERS: list[set[str]] = [
     {"errors", "config", "hashing", "files"},
     {"heads", "tokenizers", "corpora"},
     {"model", "quantize", "device"},
-    {"artifact", "ledger", "bundle"},
+    {"artifact", "codesize", "ledger", "bundle"},
     {"training", "eval"},
-    {"cli", "sweep", "report", "pipeline", "inspection", "headtable", "__main__"},
+    {"cli", "sweep", "report", "pipeline", "inspection", "treemap", "cost", "headtable", "__main__"},
 ]
 TOGETHER = LAYERS[0], LAYERS[2], LAYERS[3], LAYERS[5]  # elsewhere each part keeps to itself
 WITHOUT_TORCH = {"tokenizers", "corpora"} | LAYERS[0]

@@ -12,7 +12,7 @@ from typing import Any
 from tokgolf.corpora import Corpus
 from tokgolf.errors import ConfigError
 from tokgolf.files import write_bytes
-from tokgolf.ledger import code_bytes, tokenizer_modules
+from tokgolf.codesize import code_bytes, tokenizer_modules
 from tokgolf.tokenizers import load_tokenizer, statistics
 
 PLOT_SUFFIXES = (".png", ".svg", ".pdf")

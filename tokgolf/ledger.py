@@ -1,4 +1,4 @@
-"""The byte ledger: every byte that a scored model needs, by component.
+"""The byte ledger: every byte that a scored model needs, by component and by tensor.
 
 Three accountings (facts: openai/parameter-golf counts code and compressed weights, but not the
 tokenizer):
@@ -7,38 +7,72 @@ tokenizer):
     full       official + tokenizer asset: the default, and the one held against a cap
     raw        unpacked source + weights + the tokenizer as its library's own file
 
-"Code" is the source of exactly the modules that reading an artifact and scoring with it
-imports, found by walking their import statements: docstrings, comments and annotations
-stripped, one archive, xz. Torch, NumPy and other libraries are free, as in the challenge.
+"Code" is that of the modules which reading the artifact and scoring with it import, stripped and
+packed (`codesize` has the other conventions). A coded stream holds all tensors together: each is
+given its ideal length, the sum of -log2 of the frequencies that its symbols were coded with, in
+whole bytes by largest remainder; what the stream has more is the row "lanes". So the rows sum
+to the file's length exactly. Reading an artifact does without this module, so it costs no byte.
 """
 
-import ast
-import lzma
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-import tokgolf
 from tokgolf.artifact import container
+from tokgolf.codesize import CodeBytes, closure, code_bytes, own_modules
 from tokgolf.errors import CapError
-from tokgolf.tokenizers import Tokenizer
 
-if TYPE_CHECKING:  # it brings torch, which the code bytes of a tokenizer do without
+if TYPE_CHECKING:
     from tokgolf.artifact.load import Artifact
+    from tokgolf.model import LanguageModel
+    from tokgolf.tokenizers import Tokenizer
 
 ENTRY_MODULES = ("tokgolf.artifact.load", "tokgolf.eval.scorer")
+# Components that are no tensor's numbers, in the order of the rows before and after those.
+BEFORE = ("code", "tokenizer")
+AFTER = ("vectors", "steps", "classes", "frequency tables", "lanes", "header", "checksum")
+
+
+class TensorBytes(NamedTuple):
+    """What a stored tensor takes: `coded` bytes of its numbers, and those of steps and classes.
+
+    `step` is the quantizer's step, of its first row if each has one; None for codes.
+    """
+
+    name: str
+    component: str
+    shape: tuple[int, ...]
+    weights: int
+    step: float | None
+    coded: int
+    steps: int
+    classes: int
+
+    @property
+    def bytes(self) -> int:
+        """All of it."""
+        return self.coded + self.steps + self.classes
+
+    @property
+    def bits(self) -> float:
+        """All of it, in bits a weight."""
+        return 8 * self.bytes / self.weights
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ledger:
-    """Rows (component, bytes) of the full accounting, and the totals of all three."""
+    """Rows (component, bytes) of the full accounting, and the totals of all three.
+
+    The rows of tables, matrices, vectors and codes are the sums of `tensors` by component; steps
+    and classes are that of their side information.
+    """
 
     rows: tuple[tuple[str, int], ...]
+    tensors: tuple[TensorBytes, ...]
     official: int
     full: int
     raw: int
+    code: CodeBytes
     modules: tuple[str, ...]
 
     def check_cap(self, cap: int) -> None:
@@ -54,116 +88,104 @@ class Ledger:
 
 def ledger_of(artifact: "Artifact") -> Ledger:
     """The ledger of an artifact; the rows but for the code sum to the file's length."""
-    _, sections = container.unpack(artifact.data)
-    modules = scoring_modules(artifact)
-    code, raw_code = code_bytes(modules)
-    file_bytes = len(artifact.data)
-    frame = file_bytes - sum(len(data) for data in sections.values())
-    rows = (
-        ("code", code),
-        ("header and checksum", frame),
-        *((name, len(data)) for name, data in sections.items()),
+    from tokgolf.artifact.sizes import sizes_of
+
+    header, sections = container.unpack(artifact.data)
+    asset = sections.pop("tokenizer")
+    sizes = sizes_of(artifact.model.stored(), sections)
+    components = components_of(artifact.model)
+    tensors = tuple(
+        TensorBytes(
+            name=stored.name,
+            component=components[stored.name],
+            shape=tuple(stored.tensor.shape),
+            weights=stored.tensor.numel(),
+            step=size.step,
+            coded=size.coded,
+            steps=size.steps,
+            classes=size.classes,
+        )
+        for stored, size in zip(artifact.model.stored(), sizes.tensors, strict=True)
     )
-    asset = len(sections["tokenizer"])
-    full = code + file_bytes
-    assert sum(size for _, size in rows) == full
+    frame = len(artifact.data) - len(asset) - sum(map(len, sections.values()))
+    modules = scoring_modules(artifact.model, artifact.tokenizer)
+    ledger = ledger_from(
+        tensors,
+        {
+            "tokenizer": len(asset),
+            "frequency tables": sizes.tables,
+            "lanes": sizes.lanes,
+            "header": frame - container.DIGEST_BYTES,
+            "checksum": container.DIGEST_BYTES,
+        },
+        modules,
+        original_file=len(artifact.tokenizer.original_file()),
+    )
+    assert ledger.full == ledger.code.packed + len(artifact.data)
+    return ledger
+
+
+def ledger_from(
+    tensors: Iterable[TensorBytes], others: dict[str, int], modules: tuple[str, ...], *,
+    original_file: int,
+) -> Ledger:
+    """The ledger of these tensors and of the components that are no tensor's, code aside."""
+    tensors = tuple(tensors)
+    code = code_bytes(modules)
+    sums = {"code": code.packed, **others}
+    for tensor in tensors:
+        sums[tensor.component] = sums.get(tensor.component, 0) + tensor.coded
+        sums["steps"] = sums.get("steps", 0) + tensor.steps
+        sums["classes"] = sums.get("classes", 0) + tensor.classes
+    between = sorted(set(sums) - set(BEFORE) - set(AFTER), key=_place)
+    rows = tuple((name, sums[name]) for name in (*BEFORE, *between, *AFTER) if sums.get(name))
+    full = sum(size for _, size in rows)
+    weights = full - sums["code"] - sums["tokenizer"]
     return Ledger(
         rows=rows,
-        official=full - asset,
+        tensors=tensors,
+        official=full - sums["tokenizer"],
         full=full,
-        raw=raw_code + file_bytes - asset + len(artifact.tokenizer.original_file()),
+        raw=code.plain + weights + original_file,
+        code=code,
         modules=modules,
     )
 
 
-def scoring_modules(artifact: "Artifact") -> tuple[str, ...]:
-    """Names of the tokgolf modules that scoring this artifact imports."""
-    model = {type(part).__module__ for part in artifact.model.modules()}
-    needed = artifact.model.head.modules_needed()
-    return _closure([*ENTRY_MODULES, *model, *needed, *_own_modules(artifact.tokenizer)])
+def _place(component: str) -> tuple[int, str]:
+    """Heads before add-ons before the trunk, each in the order of the alphabet."""
+    return ("head", "add-on", "trunk").index(component.partition(":")[0]), component
 
 
-def tokenizer_modules(tokenizer: Tokenizer) -> tuple[str, ...]:
-    """Names of the tokgolf modules that restoring and using this tokenizer alone imports."""
-    return _closure(["tokgolf.tokenizers", *_own_modules(tokenizer)])
+def components_of(model: "LanguageModel") -> dict[str, str]:
+    """The component of every stored tensor, by its full name.
+
+    "trunk.blocks.3.mlp.up.weight" -> "trunk: mlp up"; a head's table is told by the end of the
+    vocabulary it serves, which its optimizer group says, and an add-on's by the add-on.
+    """
+    roles = {name: role for role, group in model.param_groups() for name in group}
+    found = {}
+    for name, _, kind in model.stored():
+        parts = name.split(".")
+        role = roles.get(name)
+        if kind == "vector":
+            found[name] = "vectors"
+        elif parts[0] == "trunk":
+            found[name] = f"trunk: {' '.join(parts[-3:-1])}"
+        elif parts[1] == "addons":
+            found[name] = f"add-on: {parts[2]}"
+        elif kind == "codes":
+            found[name] = "head: codes"
+        elif role in ("tied", "input", "output"):
+            found[name] = f"head: {role} table"
+        else:
+            found[name] = "head: other"
+    return found
 
 
-def _own_modules(tokenizer: Tokenizer) -> list[str]:
-    """The modules of a tokenizer's kind, of its transform if it has one, of a codec of its own."""
-    parts = [tokenizer, tokenizer.transform] if tokenizer.transform else [tokenizer]
-    return [*(type(part).__module__ for part in parts), *tokenizer.extra_modules]
-
-
-def _closure(queue: list[str]) -> tuple[str, ...]:
-    """The modules named, their packages, and all that these import, sorted."""
-    found: set[str] = set()
-    while queue:
-        names = queue.pop().split(".")
-        for module in (".".join(names[:length]) for length in range(1, len(names) + 1)):
-            if module not in found and names[0] == "tokgolf" and _source(module) is not None:
-                found.add(module)
-                queue += _imports(module)
-    return tuple(sorted(found))
-
-
-def code_bytes(modules: tuple[str, ...]) -> tuple[int, int]:
-    """Packed and plain size of the source of these modules."""
-    sources = {name: _source(name) or "" for name in modules}
-    archive = "".join(f"#{name}\n{_stripped(text)}\n" for name, text in sources.items())
-    packed = lzma.compress(archive.encode(), format=lzma.FORMAT_XZ, preset=9 | lzma.PRESET_EXTREME)
-    return len(packed), sum(len(text.encode()) for text in sources.values())
-
-
-@cache
-def _source(module: str) -> str | None:
-    """Source of a tokgolf module or package, or None if there is no such module."""
-    parts = module.split(".")[1:]
-    for root in tokgolf.__path__:
-        path = Path(root, *parts)
-        for file in (path.with_suffix(".py"), path / "__init__.py"):
-            if parts and file.is_file():
-                return file.read_text("utf-8")
-    return None if parts else Path(tokgolf.__file__).read_text("utf-8")
-
-
-def _imports(module: str) -> Iterator[str]:
-    """Names that a module's import statements may load, but for those under TYPE_CHECKING and
-    inside functions (the lazy ones are what scoring does not use)."""
-    for node in ast.parse(_source(module) or "").body:
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names if alias.name.startswith("tokgolf"))
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tokgolf"):
-            yield str(node.module)
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-
-
-class _Strip(ast.NodeTransformer):
-    """Drop docstrings, annotations of arguments and results, and TYPE_CHECKING blocks."""
-
-    def visit_If(self, node: ast.If) -> ast.AST | None:
-        if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
-            return None
-        return self.generic_visit(node)
-
-    def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
-        text = isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
-        return None if text else node
-
-    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
-        node.returns = None
-        self.generic_visit(node)
-        node.body = node.body or [ast.Pass()]
-        return node
-
-    def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
-        self.generic_visit(node)
-        node.body = node.body or [ast.Pass()]
-        return node
-
-    def visit_arg(self, node: ast.arg) -> ast.AST:
-        node.annotation = None
-        return node
-
-
-def _stripped(text: str) -> str:
-    return ast.unparse(ast.fix_missing_locations(_Strip().visit(ast.parse(text))))
+def scoring_modules(model: "LanguageModel", tokenizer: "Tokenizer") -> tuple[str, ...]:
+    """Names of the tokgolf modules that scoring an artifact with these imports."""
+    parts = {type(part).__module__ for part in model.modules()}
+    return closure(
+        [*ENTRY_MODULES, *parts, *model.head.modules_needed(), *own_modules(tokenizer)]
+    )

@@ -13,7 +13,7 @@ from tokenizers_support import NASTY, english, forged
 
 from tokgolf.errors import ConfigError, TokenizerError
 from tokgolf.hashing import BigramBuckets, splitmix64
-from tokgolf.ledger import tokenizer_modules
+from tokgolf.codesize import tokenizer_modules
 from tokgolf.tokenizers import Tokenizer, build_ladder, build_tokenizer, from_asset
 from tokgolf.tokenizers.bpe import BpeTokenizer
 from tokgolf.tokenizers.build import _sample
