@@ -7,13 +7,16 @@ from collections.abc import Iterable, Sequence
 from importlib import import_module
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokgolf.corpora import Corpus
 from tokgolf.errors import ConfigError
 from tokgolf.files import write_bytes
 from tokgolf.codesize import code_bytes, tokenizer_modules
 from tokgolf.tokenizers import load_tokenizer, statistics
+
+if TYPE_CHECKING:
+    from tokgolf.ledger import Ledger
 
 PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 # Okabe & Ito 2008: eight colours that the colour-blind tell apart, less black and yellow.
@@ -54,17 +57,36 @@ def _inspect_artifact(path: Path) -> dict[str, Any]:
     from tokgolf.artifact.load import load_artifact
 
     artifact = load_artifact(path)
-    ledger = artifact.ledger
     return {
         "artifact": str(path),
         "sha256": artifact.sha256,
         "head": artifact.head.name,
         "addons": ", ".join(artifact.head.add) or None,
         "vocab_size": artifact.tokenizer.vocab_size,
-        **{f"bytes: {name}": size for name, size in ledger.rows},
+        "file_bytes": len(artifact.data),
+        **ledger_facts(artifact.ledger),
+    }
+
+
+def ledger_facts(ledger: "Ledger") -> dict[str, Any]:
+    """All that a ledger holds, as plain values."""
+    weights: dict[str, int] = {}
+    for tensor in ledger.tensors:
+        weights[tensor.component] = weights.get(tensor.component, 0) + tensor.weights
+    return {
         "full": ledger.full,
         "official": ledger.official,
         "raw": ledger.raw,
+        "artifact_bytes": ledger.full,
+        "asset_bytes": dict(ledger.rows)["tokenizer"],
+        "ledger": dict(ledger.rows),
+        "weights": weights,
+        "code": ledger.code._asdict(),
+        "modules": list(ledger.modules),
+        "tensors": [
+            {**tensor._asdict(), "bytes": tensor.bytes, "bits": tensor.bits}
+            for tensor in ledger.tensors
+        ],
     }
 
 
@@ -115,7 +137,7 @@ def check_plot(path: Path) -> None:
     """Raise `ConfigError` unless a plot can be made and written under this name."""
     if path.suffix not in PLOT_SUFFIXES:
         raise ConfigError(f"{path.name} is no plot; end it in one of {', '.join(PLOT_SUFFIXES)}")
-    _matplotlib("figure")
+    matplotlib_module("figure")
 
 
 def plot_tokenizers(facts: Sequence[dict[str, Any]], path: Path) -> None:
@@ -132,7 +154,7 @@ def plot_tokenizers(facts: Sequence[dict[str, Any]], path: Path) -> None:
         marks = "" if transform == "none" else transform
         label = ", ".join(filter(None, [values["kind"], rounded, marks]))
         groups.setdefault(label, []).append(values)
-    figure = _matplotlib("figure").Figure(figsize=(10, 4.2), dpi=150, layout="constrained")
+    figure = matplotlib_module("figure").Figure(figsize=(10, 4.2), dpi=150, layout="constrained")
     left, right = figure.subplots(1, 2)
     for index, (label, group) in enumerate(groups.items()):
         style = {
@@ -158,7 +180,7 @@ def plot_tokenizers(facts: Sequence[dict[str, Any]], path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     left.set_ylim(bottom=0)
     right.set_yscale("log")
-    right.yaxis.set_major_locator(_matplotlib("ticker").LogLocator(subs=(1, 2, 5)))
+    right.yaxis.set_major_locator(matplotlib_module("ticker").LogLocator(subs=(1, 2, 5)))
     right.yaxis.set_major_formatter(lambda size, _: f"{size:,.0f}")
     for axes in (left, right):
         axes.minorticks_off()
@@ -170,8 +192,8 @@ def plot_tokenizers(facts: Sequence[dict[str, Any]], path: Path) -> None:
     write_bytes(path, buffer.getvalue())
 
 
-def _matplotlib(module: str) -> Any:
-    """A module of matplotlib; without `pyplot` it opens no window and keeps no state."""
+def matplotlib_module(module: str) -> Any:
+    """A module of matplotlib, or `ConfigError`; without `pyplot` it opens no window and keeps no state."""
     try:
         return import_module(f"matplotlib.{module}")
     except ImportError as error:

@@ -15,6 +15,7 @@ from tokgolf.cli.options import (
     print_rows,
     say,
 )
+from tokgolf.cli.tables import print_ledger, print_table
 from tokgolf.errors import ConfigError
 
 # The columns of the tables: heading, then where in a tokenizer's facts the number is.
@@ -78,14 +79,17 @@ _NESTED = {"domains", "all_domains", "types", "sanity", "bigram"}
 @click.option(
     "--plot",
     type=click.Path(path_type=Path),
-    help="Draw bytes/token and asset bytes over the vocabulary size (.png, .svg or .pdf).",
+    help="Draw an artifact's bytes as a treemap, or, with --corpus, bytes/token and asset bytes over "
+    "the vocabulary size (.png, .svg or .pdf).",
 )
+@click.option("--tensors", is_flag=True, help="An artifact's bytes tensor by tensor, too.")
 @json_option
 def inspect(
     paths: tuple[Path, ...],
     specs: tuple[str, ...],
     limit: int | None,
     plot: Path | None,
+    tensors: bool,
     as_json: bool,
 ) -> None:
     """Show where the bytes are: of an artifact, of tokenizers (.tok), or of a run.
@@ -94,18 +98,37 @@ def inspect(
     Words are runs without ASCII white space; byte fallback is the share of tokens that are a
     single byte beyond ASCII; rare types have fewer than 100 uses, dead ones none.
 
-    Example: tokgolf inspect runs/golf/model.golf
+    The rows of an artifact sum to its length and the code's. A tensor's share of the entropy-coded
+    stream is its ideal length: -log2 of the frequencies its symbols were coded with.
+
+    Example: tokgolf inspect runs/golf/model.golf --plot ledger.png
     """
     from tokgolf import inspection
 
-    if not specs and (plot is not None or limit is not None):
-        raise ConfigError("--plot and --limit are about the tokens of some text; add --corpus")
+    alone = len(paths) == 1 and not specs
+    if limit is not None and not specs:
+        raise ConfigError("--limit is about the tokens of some text; add --corpus")
+    ours = alone and not paths[0].is_dir() and paths[0].suffix != ".tok"
+    if tensors and not ours:
+        raise ConfigError("--tensors is about one artifact (.golf)")
     if plot is not None:
+        if not specs and not ours:
+            raise ConfigError("--plot draws one artifact (.golf), or tokens of some text; add --corpus")
         check_folder(plot)
         inspection.check_plot(plot)
-    if len(paths) == 1 and not specs:
+    if alone:
         values = inspection.inspect_path(paths[0])
-        print_json(values) if as_json else print_rows(_flat(values))
+        if plot is not None:
+            from tokgolf.treemap import plot_ledger
+
+            plot_ledger(values["ledger"], paths[0].name, plot)
+            say(f"wrote {plot}")
+        if as_json:
+            print_json(values)
+        elif ours:
+            print_ledger(values, tensors=tensors)
+        else:
+            print_rows(_flat(values))
         return
     corpora = [open_corpus(spec, "val") for spec in specs]
     facts = inspection.inspect_tokenizers(paths, corpora, limit=limit)
@@ -170,12 +193,9 @@ def _table(
             for key in path:
                 value = value[int(key)] if isinstance(value, list) else value.get(key)
             cells[-1].append(_cell(value, percent=heading.endswith("%")))
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     if title:
         click.echo(f"\n{title}")
-    for line in cells:
-        rest = (cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))
-        click.echo("  ".join([line[0].ljust(widths[0]), *rest]))
+    print_table(cells)
 
 
 def _cell(value: Any, *, percent: bool) -> str:
