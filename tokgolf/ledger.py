@@ -92,7 +92,7 @@ def ledger_of(artifact: "Artifact") -> Ledger:
 
     header, sections = container.unpack(artifact.data)
     asset = sections.pop("tokenizer")
-    sizes = sizes_of(artifact.model.stored(), sections)
+    sizes = sizes_of(artifact.model.stored(), sections, header["quantizer"] == "trellis")
     components = components_of(artifact.model)
     tensors = tuple(
         TensorBytes(

@@ -1,7 +1,7 @@
-"""How much of the weight sections each tensor takes: their coded streams, shared out.
+"""How much of the weight sections each tensor takes: their one coded stream, shared out.
 
-A stream holds many tensors, in lanes and contexts that they share. What a tensor takes of it is
-its ideal length, the sum of -log2(frequency / 2^14) over its symbols with the frequencies that
+The stream holds all tensors in lanes and contexts that they share. What a tensor takes of it is its
+ideal length: the sum of -log2(frequency / 2^14) over its symbols, with the frequencies that
 they were coded with. Reading does without this module.
 """
 
@@ -13,11 +13,13 @@ from numpy.typing import NDArray
 
 from tokgolf.artifact import rans, weights
 from tokgolf.heads.base import Stored
-from tokgolf.quantize import steps
+from tokgolf.quantize import LARGEST, trellis_parities
+
+ALPHABET = 2 * (LARGEST + 1)
 
 
 class TensorSize(NamedTuple):
-    """Bytes of a tensor's numbers, of its step (or steps) and of its row and column classes."""
+    """Bytes of a tensor's integers, of its steps, and of its context and classes."""
 
     name: str
     step: float | None
@@ -27,7 +29,7 @@ class TensorSize(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """All of the weight sections: tensors, frequency tables, and what the streams have more."""
+    """All of the weight sections: tensors, frequency tables, and what the stream has more."""
 
     tensors: tuple[TensorSize, ...]
     tables: int
@@ -50,59 +52,76 @@ def whole(parts: Sequence[float] | NDArray[np.float64], total: int) -> list[int]
     return [int(size) for size in down]
 
 
-def ideal_bits(
-    symbols: NDArray[np.uint8],
-    contexts: NDArray[np.uint8] | None,
-    tables: NDArray[np.int64],
-    owners: NDArray[np.int64],
-    count: int,
-) -> NDArray[np.float64]:
-    """Ideal bits of each owner's symbols.  # (n,), (n,), (contexts, alphabet), (n,) -> (count,)"""
-    with np.errstate(divide="ignore"):  # a frequency of 0 is of a symbol that does not occur
-        bits = rans.BITS - np.log2(tables)
-    each = bits[0 if contexts is None else contexts, symbols]
-    return np.bincount(owners, weights=each, minlength=count)
-
-
-def sizes_of(stored: list[Stored], sections: dict[str, bytes]) -> Sizes:
+def sizes_of(stored: list[Stored], sections: dict[str, bytes], trellis: bool) -> Sizes:
     """What each tensor takes of an artifact's weight sections; all of it sums to their bytes."""
-    dense = [tensor for tensor in stored if tensor.kind != "codes"]
-    rows = [tensor.tensor.numel() // tensor.tensor.shape[-1] for tensor in dense]
-    contexts = weights._contexts(stored)
-    tables, offset = [], 0
-    for _ in range(len({tensor.kind for tensor in dense}) + 1):
-        table, offset = rans.unpack_table(sections["tables"], offset, weights.ALPHABET)
-        tables.append(table)
-    steps_table = tables.pop()[None]
-    deltas = rans.decode(sections["steps"], sum(rows), None, steps_table)
-    symbols = rans.decode(sections["weights"], len(contexts), contexts, np.stack(tables))
-    of_rows = np.repeat(np.arange(len(dense)), rows)
-    of_symbols = np.repeat(np.arange(len(dense)), [t.tensor.numel() for t in dense])
-    step_bits = ideal_bits(deltas, None, steps_table, of_rows, len(dense))
-    weight_bits = ideal_bits(symbols, contexts, np.stack(tables), of_symbols, len(dense))
-    step_bytes = whole(step_bits, _rounded(step_bits, sections["steps"]))
-    weight_bytes = whole(weight_bits, _rounded(weight_bits, sections["weights"]))
-    exponents = steps(np.cumsum(deltas, dtype=np.uint8))
-    first = np.cumsum([0, *rows])
-    found = {
-        tensor.name: TensorSize(tensor.name, float(exponents[row]), coded, side, 0)
-        for tensor, row, coded, side in zip(
-            dense, first[:-1], weight_bytes, step_bytes, strict=True
-        )
-    }
-    offset = 0
-    for tensor in stored:
-        if tensor.kind == "codes":
-            size = 1 + (sections["packed"][offset] * tensor.tensor.numel() + 7) // 8
-            found[tensor.name] = TensorSize(tensor.name, None, size, 0, 0)
-            offset += size
-    spent = sum(step_bytes) + sum(weight_bytes)
+    order = weights.layout(stored)
+    found = weights.read(stored, sections, trellis)
+    bits = _stream_bits(order, found, sections, trellis)
+    stream = len(sections["weights"])
+    # A lane's last state holds a little less than the four bytes it is written in.
+    shared = min(round(float(bits.sum()) / 8), stream)
+    parts = np.array(whole(bits.ravel(), shared), dtype=np.int64).reshape(bits.shape)
+    sizes: dict[str, TensorSize] = {}
+    for number, (name, _, kind) in enumerate([*order.dense, *order.vectors]):
+        coded, steps, classes = parts[number].tolist()
+        step = np.array(found.quantized[name].step << 16, np.uint32).view(np.float32)
+        # Each has a step of two bytes, and all but vectors the byte of a base context.
+        sizes[name] = TensorSize(name, float(step), coded, steps + 2, classes + (kind != "vector"))
+    at = 0
+    for name, tensor, kind in stored:
+        if kind == "codes":
+            size = 1 + (sections["packed"][at] * tensor.numel() + 7) // 8
+            sizes[name] = TensorSize(name, None, size, 0, 0)
+            at += size
     return Sizes(
-        tensors=tuple(found[tensor.name] for tensor in stored),
+        tensors=tuple(sizes[tensor.name] for tensor in stored),
         tables=len(sections["tables"]),
-        lanes=len(sections["steps"]) + len(sections["weights"]) - spent,
+        lanes=stream - shared,
     )
 
 
-def _rounded(bits: NDArray[np.float64], stream: bytes) -> int:
-    return min(round(float(bits.sum()) / 8), len(stream))
+def _stream_bits(
+    order: weights.Layout, found: weights.Symbols, sections: dict[str, bytes], trellis: bool
+) -> NDArray[np.float64]:
+    """Ideal bits of the integers, row steps and classes of every tensor.  # (tensors, 3)"""
+    classed = int(order.dense and sections["tables"][1])
+    ends = np.cumsum([bool(order.stepped), classed, classed])
+    count = int(ends[-1]) + len(found.tables)
+    lengths = _code_lengths(rans.unpack_tables(sections["tables"][2:], count))
+    of_steps, of_rows, of_columns = (lengths[max(end - 1, 0)] for end in ends)
+    bits = np.zeros((len(order.dense) + len(order.vectors), 3))
+    previous = 0
+    bases = np.frombuffer(sections["steps"], np.int8, offset=2 * len(bits)).astype(np.int64)
+    for number, (tensor, row, column, base) in enumerate(
+        zip(order.dense, found.row_classes, found.column_classes, bases, strict=True)
+    ):
+        codes, _, steps = found.quantized[tensor.name]
+        contexts = (row[:, None] + column).clip(0, found.contexts - 1)
+        if trellis:
+            contexts = 2 * contexts + trellis_parities(codes)
+        of_weights = lengths[ends[-1] :]
+        counts = np.bincount(
+            (contexts * ALPHABET + codes + ALPHABET // 2).ravel(), minlength=of_weights.size
+        )
+        bits[number, 0] = counts @ of_weights.ravel()
+        if steps is not None:
+            differences = np.diff(steps, prepend=np.int8(previous))  # mod 256, as they are coded
+            bits[number, 1] = of_steps[differences.astype(np.int64) + ALPHABET // 2].sum()
+            previous = int(steps[-1])
+        if classed:
+            bits[number, 2] = of_rows[row - base + ALPHABET // 2].sum()
+            bits[number, 2] += of_columns[column + ALPHABET // 2].sum()
+    for number, vector in enumerate(order.vectors, len(order.dense)):
+        codes = found.quantized[vector.name].codes.astype(np.int64)
+        bits[number, 0] = lengths[-1][codes + ALPHABET // 2].sum()
+    return bits
+
+
+def _code_lengths(tables: list[rans.Table]) -> NDArray[np.float64]:
+    """Bits of every symbol from -512 to 511 in each table, 0 for one that it lacks."""
+    lengths = np.zeros((len(tables), ALPHABET))
+    for row, (first, frequencies) in zip(lengths, tables, strict=True):
+        used = frequencies > 0
+        start = first + ALPHABET // 2
+        row[start : start + len(frequencies)][used] = rans.BITS - np.log2(frequencies[used])
+    return lengths
