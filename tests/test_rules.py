@@ -25,7 +25,17 @@ LAYERS: list[set[str]] = [
     {"model", "quantize", "device"},
     {"artifact", "codesize", "ledger", "bundle"},
     {"training", "eval"},
-    {"cli", "sweep", "report", "pipeline", "inspection", "treemap", "cost", "headtable", "__main__"},
+    {
+        "cli",
+        "sweep",
+        "report",
+        "pipeline",
+        "inspection",
+        "treemap",
+        "cost",
+        "headtable",
+        "__main__",
+    },
 ]
 TOGETHER = LAYERS[0], LAYERS[2], LAYERS[3], LAYERS[5]  # elsewhere each part keeps to itself
 WITHOUT_TORCH = {"tokenizers", "corpora"} | LAYERS[0]

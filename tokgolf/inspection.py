@@ -9,10 +9,10 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tokgolf.codesize import code_bytes, tokenizer_modules
 from tokgolf.corpora import Corpus
 from tokgolf.errors import ConfigError
 from tokgolf.files import write_bytes
-from tokgolf.codesize import code_bytes, tokenizer_modules
 from tokgolf.tokenizers import load_tokenizer, statistics
 
 if TYPE_CHECKING:
@@ -193,7 +193,7 @@ def plot_tokenizers(facts: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def matplotlib_module(module: str) -> Any:
-    """A module of matplotlib, or `ConfigError`; without `pyplot` it opens no window and keeps no state."""
+    """A module of matplotlib; without `pyplot` it opens no window and keeps no state."""
     try:
         return import_module(f"matplotlib.{module}")
     except ImportError as error:

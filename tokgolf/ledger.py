@@ -126,7 +126,10 @@ def ledger_of(artifact: "Artifact") -> Ledger:
 
 
 def ledger_from(
-    tensors: Iterable[TensorBytes], others: dict[str, int], modules: tuple[str, ...], *,
+    tensors: Iterable[TensorBytes],
+    others: dict[str, int],
+    modules: tuple[str, ...],
+    *,
     original_file: int,
 ) -> Ledger:
     """The ledger of these tensors and of the components that are no tensor's, code aside."""
@@ -186,6 +189,4 @@ def components_of(model: "LanguageModel") -> dict[str, str]:
 def scoring_modules(model: "LanguageModel", tokenizer: "Tokenizer") -> tuple[str, ...]:
     """Names of the tokgolf modules that scoring an artifact with these imports."""
     parts = {type(part).__module__ for part in model.modules()}
-    return closure(
-        [*ENTRY_MODULES, *parts, *model.head.modules_needed(), *own_modules(tokenizer)]
-    )
+    return closure([*ENTRY_MODULES, *parts, *model.head.modules_needed(), *own_modules(tokenizer)])

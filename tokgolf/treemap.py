@@ -108,9 +108,7 @@ def plot_ledger(rows: Mapping[str, int], title: str, path: Path) -> None:
     figure.text(0.988, 0.957, total, fontsize=11, ha="right")
     left = 0.012
     for ((name, color), _), size in zip(by_size, totals, strict=True):
-        text = figure.text(
-            left + 0.016, 0.057, f"{name} {100 * size / full:.1f} %", fontsize=9
-        )
+        text = figure.text(left + 0.016, 0.057, f"{name} {100 * size / full:.1f} %", fontsize=9)
         figure.text(left, 0.057, "\u25a0", fontsize=12, color=color)
         left += 0.03 + text.get_window_extent().width / (figure.dpi * WIDTH)
     if small:
@@ -128,9 +126,7 @@ def _draw(axes: Any, box: Rectangle, color: str, line: float) -> None:
     axes.add_patch(patch)
 
 
-def _label(
-    figure: Any, axes: Any, box: Rectangle, name: str, size: int, share: str
-) -> bool:
+def _label(figure: Any, axes: Any, box: Rectangle, name: str, size: int, share: str) -> bool:
     """Write on a rectangle what it is, in the largest type that fits; False if none does."""
     lines = [name.replace(": ", ":\n"), f"{size:,}", share]
     for text in ("\n".join(lines), f"{name}\n{size:,}", f"{name}  {size:,}"):

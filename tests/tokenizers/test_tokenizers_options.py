@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from tokenizers_reference import slow_bpe
 from tokenizers_support import NASTY, english, forged
 
+from tokgolf.codesize import tokenizer_modules
 from tokgolf.errors import ConfigError, TokenizerError
 from tokgolf.hashing import BigramBuckets, splitmix64
-from tokgolf.codesize import tokenizer_modules
 from tokgolf.tokenizers import Tokenizer, build_ladder, build_tokenizer, from_asset
 from tokgolf.tokenizers.bpe import BpeTokenizer
 from tokgolf.tokenizers.build import _sample

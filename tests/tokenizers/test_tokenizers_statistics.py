@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from tokenizers_support import KINDS, built
 
 import tokgolf
-from tokgolf.hashing import BigramBuckets
 from tokgolf.codesize import code_bytes, tokenizer_modules
+from tokgolf.hashing import BigramBuckets
 from tokgolf.tokenizers import BOS_ID, Tokenizer, from_asset, statistics
 from tokgolf.tokenizers.asset import Extras, wrap
 from tokgolf.tokenizers.base import BYTE_TOKENS, Ids, Transform

@@ -84,7 +84,7 @@ def _stream_bits(
     order: weights.Layout, found: weights.Symbols, sections: dict[str, bytes], trellis: bool
 ) -> NDArray[np.float64]:
     """Ideal bits of the integers, row steps and classes of every tensor.  # (tensors, 3)"""
-    classed = int(order.dense and sections["tables"][1])
+    classed = sections["tables"][1] if order.dense else 0
     ends = np.cumsum([bool(order.stepped), classed, classed])
     count = int(ends[-1]) + len(found.tables)
     lengths = _code_lengths(rans.unpack_tables(sections["tables"][2:], count))

@@ -10,7 +10,7 @@ import sys
 import click
 
 from tokgolf import __version__
-from tokgolf.cli import convert, corpus, export, golf, heads, inspect, score, tokenizer, train
+from tokgolf.cli import convert, corpus, cost, export, golf, heads, inspect, score, tokenizer, train
 from tokgolf.errors import TokgolfError
 
 
@@ -33,6 +33,7 @@ for command in (
     convert.import_tokenizer,
     convert.export_tokenizer,
     heads.heads,
+    cost.cost,
     train.train,
     export.export,
     score.score,

@@ -79,8 +79,8 @@ _NESTED = {"domains", "all_domains", "types", "sanity", "bigram"}
 @click.option(
     "--plot",
     type=click.Path(path_type=Path),
-    help="Draw an artifact's bytes as a treemap, or, with --corpus, bytes/token and asset bytes over "
-    "the vocabulary size (.png, .svg or .pdf).",
+    help="Draw an artifact's bytes as a treemap or, with --corpus, bytes/token and asset bytes "
+    "over the vocabulary size (.png, .svg or .pdf).",
 )
 @click.option("--tensors", is_flag=True, help="An artifact's bytes tensor by tensor, too.")
 @json_option
@@ -113,7 +113,9 @@ def inspect(
         raise ConfigError("--tensors is about one artifact (.golf)")
     if plot is not None:
         if not specs and not ours:
-            raise ConfigError("--plot draws one artifact (.golf), or tokens of some text; add --corpus")
+            raise ConfigError(
+                "--plot draws one artifact (.golf), or tokens of some text; add --corpus"
+            )
         check_folder(plot)
         inspection.check_plot(plot)
     if alone:

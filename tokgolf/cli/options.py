@@ -42,6 +42,33 @@ def device_option(function: Function) -> Function:
     )(function)
 
 
+def model_options(function: Function) -> Function:
+    """What a model is: --recipe, --head, --add and --set."""
+    for option in (
+        click.option("--set", "settings", multiple=True, help="key=value, e.g. head.rank=32."),
+        click.option(
+            "--add", "addons", multiple=True, help="Name of an add-on; may be given again."
+        ),
+        click.option("--head", help="Name of a head; tokgolf heads lists them."),
+        click.option("--recipe", default="cpu", show_default=True, help="A shipped one or a file."),
+    ):
+        function = option(function)
+    return function
+
+
+def model_overrides(
+    settings: tuple[str, ...], head: str | None, addons: tuple[str, ...], **more: Any
+) -> dict[str, Any]:
+    """The values to put over a recipe's: --set, then `more`, then --head."""
+    from tokgolf.config import merged, parse_overrides
+
+    overrides = merged(parse_overrides(settings), given(**more))
+    if head is not None:
+        overrides = merged(overrides, {"head": {"name": head}})
+    # What --set says of an add-on goes over its defaults, whichever stands first.
+    return merged({"head": {"add": {name: {} for name in addons}}}, overrides)
+
+
 def given(**options: Any) -> dict[str, Any]:
     """The options that were given, without the Nones."""
     return {name: value for name, value in options.items() if value is not None}

@@ -28,7 +28,7 @@ def print_table(cells: Sequence[Sequence[str]]) -> None:
         click.echo("  ".join([line[0].ljust(widths[0]), *rest]).rstrip())
 
 
-def print_ledger(values: dict[str, Any], *, tensors: bool) -> None:
+def print_ledger(values: dict[str, Any], *, tensors: bool, step: str = "step") -> None:
     """A ledger's facts: what it is of, its rows, the accountings, the code, tensors if wanted."""
     known = {"ledger", "weights", "code", "modules", "tensors", "artifact_bytes", *ACCOUNTINGS}
     print_rows([(name, value) for name, value in values.items() if name not in known])
@@ -47,18 +47,20 @@ def print_ledger(values: dict[str, Any], *, tensors: bool) -> None:
         click.echo()
         rows = [[name, f"{sizes[name]:,}"] for name in meanings]
         width = max(len(size) for _, size in rows)
-        for (name, size), meaning in zip([[title, "bytes"], *rows], ["", *meanings.values()], strict=True):
+        for (name, size), meaning in zip(
+            [[title, "bytes"], *rows], ["", *meanings.values()], strict=True
+        ):
             click.echo(f"{name:<12}{size:>{width}}  {meaning}".rstrip())
     names = ", ".join(name.removeprefix("tokgolf.") for name in values["modules"])
     click.echo(textwrap.fill(f"{len(values['modules'])} modules: {names}", 98))
     if tensors:
         click.echo()
-        print_tensors(values["tensors"])
+        print_tensors(values["tensors"], step)
 
 
-def print_tensors(tensors: Sequence[dict[str, Any]]) -> None:
-    """A line for each tensor."""
-    cells = [["tensor", "shape", "weights", "step", "bits/weight", "bytes", "steps", "classes"]]
+def print_tensors(tensors: Sequence[dict[str, Any]], title: str) -> None:
+    """A line for each tensor; `title` says what its step is."""
+    cells = [["tensor", "shape", "weights", title, "bits/weight", "bytes", "steps", "classes"]]
     for t in tensors:
         step = "-" if t["step"] is None else f"{t['step']:.4g}"
         cells.append(

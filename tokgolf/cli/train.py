@@ -6,9 +6,10 @@ import click
 
 from tokgolf.cli.options import (
     device_option,
-    given,
     is_bare_name,
     json_option,
+    model_options,
+    model_overrides,
     open_corpus,
     print_json,
     print_rows,
@@ -19,10 +20,7 @@ from tokgolf.cli.options import (
 @click.option("--corpus", "spec", default="stdlib", show_default=True, help="Name or path[:split].")
 @click.option("--val", help="Held-out corpus; checked to share no document with --corpus.")
 @click.option("--tokenizer", required=True, type=click.Path(path_type=Path))
-@click.option("--recipe", default="cpu", show_default=True, help="A shipped one or a file.")
-@click.option("--head", help="Name of a head; tokgolf heads lists them.")
-@click.option("--add", "addons", multiple=True, help="Name of an add-on; may be given again.")
-@click.option("--set", "settings", multiple=True, help="key=value, e.g. head.rank=32.")
+@model_options
 @click.option("--minutes", type=float, help="Training time budget.")
 @click.option("--steps", type=int, help="Step budget.")
 @click.option("--seed", type=int)
@@ -55,16 +53,11 @@ def train(
     --add bigram-hash --set head.add.bigram-hash.dim=16 -o runs/f32
     """
     from tokgolf.cli.progress import training_progress
-    from tokgolf.config import merged, parse_overrides
     from tokgolf.tokenizers import load_tokenizer
     from tokgolf.training import run_config
     from tokgolf.training import train as run_training
 
-    overrides = merged(parse_overrides(settings), given(minutes=minutes, steps=steps, seed=seed))
-    if head is not None:
-        overrides = merged(overrides, {"head": {"name": head}})
-    # What --set says of an add-on goes over its defaults, whichever stands first.
-    overrides = merged({"head": {"add": {name: {} for name in addons}}}, overrides)
+    overrides = model_overrides(settings, head, addons, minutes=minutes, steps=steps, seed=seed)
     if val is None and is_bare_name(spec):
         val = spec
     with training_progress() as on_step:

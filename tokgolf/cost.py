@@ -1,0 +1,231 @@
+"""What a model will cost before it is trained: the rows of its ledger, from its config.
+
+Unlike `ledger` nothing is quantized, so what training decides comes from a stated model:
+
+    tables, matrices  the bits a weight asked for, which are to include the steps and classes of
+                      rows and columns; as a step, that of a Gaussian (`gaussian_bits`)
+    vectors           Gaussian, with a step that lets the largest reach code 127
+    tokenizer         its asset, exactly, if one is given; otherwise the asset of a BPE tokenizer of
+                      the size asked for, built from the embedded corpus
+    frequency tables  of one context, as the encoder reckons: 10 bits, and 4 for each symbol in use
+    lanes             three bytes each
+
+Code, header, codes and checksum are exact. Where sizes depend on how often each token occurs, the
+head is that of Zipf's frequencies.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+import torch
+
+from tokgolf.artifact import container, rans
+from tokgolf.artifact.load import MAX_PARAMS, SECTIONS
+from tokgolf.config import TrunkConfig, to_dict
+from tokgolf.corpora import open_corpus
+from tokgolf.errors import CapError, ConfigError
+from tokgolf.heads import HeadConfig, Stored, head_config, head_to_dict
+from tokgolf.ledger import Ledger, TensorBytes, components_of, ledger_from, scoring_modules
+from tokgolf.model import LanguageModel, build_model, head_shape
+from tokgolf.quantize import LARGEST
+from tokgolf.tokenizers import Tokenizer, build_tokenizer
+
+EMBEDDED = "stdlib:train"
+VECTOR_LARGEST = 127
+LANE_BYTES = 3  # see `rans.lanes_of`
+UNIT = 10_000
+LEAST_BITS, MOST_BITS = 0.1, 9.0  # of a weight: what codes up to 511 can make use of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """The ledger of a model to be. A tensor's step is in standard deviations of its weights."""
+
+    head: HeadConfig
+    params: int
+    bits: float
+    ledger: Ledger
+
+
+def embedded_tokenizer(vocab_size: int) -> Tokenizer:
+    """A BPE tokenizer of this size from the embedded corpus: its bytes stand in for another's.
+
+    Raises `ConfigError` for a size that the corpus cannot give.
+    """
+    try:
+        return build_tokenizer("bpe", (doc.data for doc in open_corpus(EMBEDDED)), vocab_size)
+    except ConfigError as error:
+        raise ConfigError(f"{error} Or give a tokenizer of your own: --tokenizer x.tok") from error
+
+
+def cost_of(
+    trunk: TrunkConfig,
+    head: HeadConfig,
+    tokenizer: Tokenizer,
+    *,
+    bits: float | None = None,
+    cap: int | None = None,
+    trellis: bool = True,
+) -> Cost:
+    """The bytes of a model at `bits` a weight, or at the most bits that fit under `cap` bytes.
+
+    Raises `ConfigError` for bits that no file has, and `CapError` if nothing fits.
+    """
+    model, head = _model(trunk, head, tokenizer)
+    source = _Source(trunk, head, tokenizer, model, scoring_modules(model, tokenizer), trellis)
+    if cap is not None:
+        bits = _most_bits(source, cap)
+    assert bits is not None
+    if not LEAST_BITS <= bits <= MOST_BITS:
+        raise ConfigError(f"bits is {bits:g}; it must be from {LEAST_BITS} to {MOST_BITS:g}")
+    params = sum(parameter.numel() for parameter in model.parameters())
+    return Cost(head=head, params=params, bits=bits, ledger=_ledger(source, bits))
+
+
+@dataclass(frozen=True)
+class _Source:
+    trunk: TrunkConfig
+    head: HeadConfig
+    tokenizer: Tokenizer
+    model: LanguageModel
+    modules: tuple[str, ...]
+    trellis: bool
+
+
+def _model(
+    trunk: TrunkConfig, head: HeadConfig, tokenizer: Tokenizer
+) -> tuple[LanguageModel, HeadConfig]:
+    """The model as its training ends, untied if it unties on the way, and its head's config."""
+    values = head_to_dict(head)
+    if values.get("untie_at"):
+        head = head_config({**values, "untie_at": 0.0})
+    shape = head_shape(tokenizer, trunk)
+    params = trunk.num_params() + head.num_params(shape)
+    if params > MAX_PARAMS:
+        raise ConfigError(
+            f"the model has {params:,} weights; artifacts hold at most {MAX_PARAMS:,}"
+        )
+    counts = (1e9 / torch.arange(1, tokenizer.vocab_size + 1)).long()
+    with torch.random.fork_rng(devices=[]):
+        return build_model(trunk, head, shape, counts), head
+
+
+def _most_bits(source: _Source, cap: int) -> float:
+    """The most bits a weight that fit under a cap, in steps of 1 / UNIT."""
+    low, high = round(LEAST_BITS * UNIT), round(MOST_BITS * UNIT)
+    least = _ledger(source, LEAST_BITS)
+    if least.full > cap:
+        asset = dict(least.rows)["tokenizer"]
+        raise CapError(
+            f"even at {LEAST_BITS} bits a weight it is {least.full:,} bytes, over the cap of "
+            f"{cap:,}: code {least.code.packed:,}, tokenizer {asset:,}, "
+            f"the rest {least.official - least.code.packed:,}. Use a smaller model or vocabulary"
+        )
+    while low < high:
+        middle = (low + high + 1) // 2
+        fits = _ledger(source, middle / UNIT).full <= cap
+        low, high = (middle, high) if fits else (low, middle - 1)
+    return low / UNIT
+
+
+def _ledger(source: _Source, bits: float) -> Ledger:
+    """The rows at these bits a weight."""
+    stored = source.model.stored()
+    components = components_of(source.model)
+    step = gaussian_step(bits, source.trellis)
+    tensors = tuple(_tensor(one, components[one.name], bits, step) for one in stored)
+    weights = sum(s.tensor.numel() for s in stored if s.kind != "codes")
+    dense = sum(s.tensor.numel() for s in stored if s.kind in ("table", "matrix"))
+    lanes = LANE_BYTES * rans.lanes_of(weights)
+    tables = _table_bytes(dense, step, source.trellis)
+    asset = source.tokenizer.asset()
+    coded = sum(tensor.coded for tensor in tensors if tensor.step is not None)
+    packed = sum(tensor.coded for tensor in tensors if tensor.step is None)
+    steps = sum(tensor.steps + tensor.classes for tensor in tensors)
+    sizes = (len(asset), tables, steps, coded + lanes, packed)
+    header = {
+        "trunk": to_dict(source.trunk),
+        "head": head_to_dict(source.head),
+        "quantizer": "trellis" if source.trellis else "scalar",
+    }
+    sections = {name: bytes(size) for name, size in zip(SECTIONS, sizes, strict=True)}
+    frame = len(container.pack(header, sections)) - sum(sizes)
+    return ledger_from(
+        tensors,
+        {
+            "tokenizer": len(asset),
+            "frequency tables": tables,
+            "lanes": lanes,
+            "header": frame - container.DIGEST_BYTES,
+            "checksum": container.DIGEST_BYTES,
+        },
+        source.modules,
+        original_file=len(source.tokenizer.original_file()),
+    )
+
+
+def _tensor(stored: Stored, component: str, bits: float, step: float) -> TensorBytes:
+    name, tensor, kind = stored
+    count = tensor.numel()
+    spacing: float | None = step
+    if kind == "codes":
+        spacing = None
+        coded = 1 + math.ceil(count * max(1, int(tensor.max()).bit_length()) / 8)
+    elif kind == "vector":
+        spacing = NormalDist().inv_cdf(1 - 1 / (2 * count + 2)) / VECTOR_LARGEST
+        coded = round(count * gaussian_bits(spacing, trellis=False) / 8)
+    else:
+        coded = max(0, round(count * bits / 8) - 3)
+    return TensorBytes(
+        name=name,
+        component=component,
+        shape=tuple(tensor.shape),
+        weights=count,
+        step=spacing,
+        coded=coded,
+        steps=0 if kind == "codes" else 2,
+        classes=1 if kind in ("table", "matrix") else 0,
+    )
+
+
+def _table_bytes(count: int, step: float, trellis: bool) -> int:
+    """Bytes of the frequency tables of one context, for that many Gaussian weights."""
+    tables = list(_probabilities(step, trellis))
+    used = sum(int(np.count_nonzero(p * count / len(tables) > 0.5)) for p in tables)
+    return math.ceil((10 * len(tables) + 4 * used) / 8)
+
+
+def gaussian_bits(step: float, trellis: bool) -> float:
+    """Entropy of the codes of Gaussian weights, `step` in standard deviations.
+
+    A trellis chooses, at one column, among every second multiple of its step: the even ones or
+    the odd ones, each half of the time. step=0.25, scalar -> 4.047, one bit more than trellis
+    """
+    entropies = []
+    for p in _probabilities(step, trellis):
+        used = p[p > 0]
+        entropies.append(-float(used @ np.log2(used)))
+    return sum(entropies) / len(entropies)
+
+
+def gaussian_step(bits: float, trellis: bool) -> float:
+    """The inverse of `gaussian_bits`, to a relative 1e-9."""
+    low, high = 2.0**-12, 2.0**12
+    while high / low > 1 + 1e-9:
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if gaussian_bits(middle, trellis) > bits else (low, middle)
+    return low
+
+
+def _probabilities(
+    step: float, trellis: bool
+) -> Iterable[np.ndarray[tuple[int], np.dtype[np.float64]]]:
+    """Of every code from -511 to 511, by the parity of the trellis' state."""
+    spacing = 2 * step if trellis else step
+    for shift in (0.0, step) if trellis else (0.0,):
+        edges = (np.arange(-LARGEST, LARGEST) + 0.5) * spacing + shift
+        below = torch.special.ndtr(torch.from_numpy(edges)).numpy()
+        yield np.diff(below, prepend=0.0, append=1.0)
