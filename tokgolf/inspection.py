@@ -79,6 +79,7 @@ def ledger_facts(ledger: "Ledger") -> dict[str, Any]:
         "raw": ledger.raw,
         "artifact_bytes": ledger.full,
         "asset_bytes": dict(ledger.rows)["tokenizer"],
+        "bits": ledger.bits,
         "ledger": dict(ledger.rows),
         "weights": weights,
         "code": ledger.code._asdict(),

@@ -40,6 +40,7 @@ class TensorBytes(NamedTuple):
     """
 
     name: str
+    kind: str
     component: str
     shape: tuple[int, ...]
     weights: int
@@ -75,6 +76,12 @@ class Ledger:
     code: CodeBytes
     modules: tuple[str, ...]
 
+    @property
+    def bits(self) -> float:
+        """Bits a weight of tables and matrices: their integers, steps and classes."""
+        dense = [tensor for tensor in self.tensors if tensor.kind in ("table", "matrix")]
+        return 8 * sum(t.bytes for t in dense) / max(1, sum(t.weights for t in dense))
+
     def check_cap(self, cap: int) -> None:
         """Raise `CapError`, naming the largest component and a way out, if `full` is over."""
         if self.full > cap:
@@ -97,6 +104,7 @@ def ledger_of(artifact: "Artifact") -> Ledger:
     tensors = tuple(
         TensorBytes(
             name=stored.name,
+            kind=stored.kind,
             component=components[stored.name],
             shape=tuple(stored.tensor.shape),
             weights=stored.tensor.numel(),

@@ -77,7 +77,6 @@ def cost(
         "addons": ", ".join(found.head.add) or None,
         "vocab_size": chosen.vocab_size,
         "params": found.params,
-        "bits": found.bits,
         "cap": cap,
         **ledger_facts(found.ledger),
     }

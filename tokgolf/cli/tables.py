@@ -31,7 +31,8 @@ def print_table(cells: Sequence[Sequence[str]]) -> None:
 def print_ledger(values: dict[str, Any], *, tensors: bool, step: str = "step") -> None:
     """A ledger's facts: what it is of, its rows, the accountings, the code, tensors if wanted."""
     known = {"ledger", "weights", "code", "modules", "tensors", "artifact_bytes", *ACCOUNTINGS}
-    print_rows([(name, value) for name, value in values.items() if name not in known])
+    facts = {**values, "bits": f"{values['bits']:.3f} a weight of tables and matrices"}
+    print_rows([(name, value) for name, value in facts.items() if name not in known])
     click.echo()
     cells = [["component", "bytes", "share", "weights", "bits/weight"]]
     for name, size in values["ledger"].items():

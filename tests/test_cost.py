@@ -1,0 +1,276 @@
+"""What a model would cost: the entropy it rests on, and estimates beside exported models."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tokgolf import cli
+from tokgolf.artifact.checkpoint import load_run
+from tokgolf.artifact.encode import encode
+from tokgolf.artifact.export import encode_artifact
+from tokgolf.artifact.sizes import sizes_of
+from tokgolf.config import TrunkConfig
+from tokgolf.cost import LEAST_BITS, MOST_BITS, cost_of, gaussian_bits, gaussian_step
+from tokgolf.errors import CapError, ConfigError
+from tokgolf.heads import ADDONS, HEADS, Stored, head_config
+from tokgolf.ledger import Ledger
+from tokgolf.quantize import Quantized
+from tokgolf.quantize.rows import QuantConfig
+from tokgolf.tokenizers import Tokenizer, build_tokenizer
+
+SETTINGS = {
+    "trunk.layers": 2,
+    "trunk.d_model": 96,
+    "trunk.heads": 4,
+    "trunk.kv_heads": 2,
+    "trunk.mlp_hidden": 256,
+    "trunk.sequence_length": 32,
+    "batch_tokens": 512,
+    "micro_batch_tokens": 512,
+    "precision": "fp32",
+    "compile": "off",
+    "steps": 12,
+}
+SET = [part for key, value in SETTINGS.items() for part in ("--set", f"{key}={value}")]
+HEAD_OPTIONS = {
+    "tied": [],
+    "untied, untied on the way": ["--head", "untied", "--set", "head.untie_at=0.5"],
+    "factorized": ["--head", "factorized", "--set", "head.rank=32"],
+    "vq": ["--head", "vq", "--set", "head.residual_rank=8"],
+    "add-ons": [
+        "--head", "tied", "--add", "bigram-hash", "--add", "unigram-bias",
+        "--set", "head.add.bigram-hash.buckets=512", "--set", "head.add.bigram-hash.dim=16",
+    ],
+}  # fmt: skip
+TRUNK = TrunkConfig(layers=1, d_model=16, heads=2, kv_heads=1, mlp_hidden=16, sequence_length=16)
+
+
+Estimate = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def estimate(capsys: pytest.CaptureFixture[str]) -> Estimate:
+    """Run `tokgolf cost --json` in this process; it must succeed."""
+
+    def run(*arguments: object) -> dict[str, Any]:
+        capsys.readouterr()
+        code = cli.run(["cost", *map(str, arguments), "--json"])
+        out, err = capsys.readouterr()
+        assert code == 0, err
+        values: dict[str, Any] = json.loads(out)
+        return values
+
+    return run
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run `tokgolf cost`, which must fail and end with one line that says why; returns it."""
+
+    def run(*arguments: object) -> str:
+        assert cli.run(["cost", *map(str, arguments)]) == 1
+        out, err = capsys.readouterr()
+        *before, last = err.splitlines()
+        assert out == "" and last.startswith("error: ") and len(before) <= 1, err
+        return last.removeprefix("error: ")
+
+    return run
+
+
+# --- the entropy of a quantized Gaussian
+
+
+@pytest.mark.parametrize("trellis", [False, True])
+@given(bits=st.floats(LEAST_BITS, MOST_BITS))
+def test_the_step_for_some_bits_has_those_bits(trellis: bool, bits: float) -> None:
+    assert gaussian_bits(gaussian_step(bits, trellis), trellis) == pytest.approx(bits, abs=1e-6)
+
+
+def test_fine_steps_have_the_differential_entropy() -> None:
+    for step in (0.02, 0.1, 0.25):
+        entropy = 0.5 * math.log2(2 * math.pi * math.e) - math.log2(step)
+        assert gaussian_bits(step, trellis=False) == pytest.approx(entropy, abs=0.01)
+        assert gaussian_bits(step, trellis=True) == pytest.approx(entropy - 1, abs=0.02)
+
+
+@pytest.mark.parametrize("step", [0.05, 0.4, 1.5])
+def test_the_entropy_is_that_of_rounded_samples(step: float) -> None:
+    codes = np.rint(np.random.default_rng(0).normal(size=1_000_000) / step).astype(np.int64)
+    shares = np.unique(codes, return_counts=True)[1] / len(codes)
+    measured = -float(shares @ np.log2(shares))
+    assert gaussian_bits(step, trellis=False) == pytest.approx(measured, rel=0.002)
+
+
+@pytest.mark.parametrize("bits", [2.0, 3.3, 5.0])
+def test_the_encoder_spends_those_bits_on_gaussian_weights(bits: float) -> None:
+    weights = torch.from_numpy(np.random.default_rng(1).normal(size=(512, 512)))
+    stored = [Stored("w", weights, "matrix")]
+    codes = np.rint(weights.numpy() / gaussian_step(bits, trellis=False)).astype(np.int16)
+    sections = encode(stored, lambda _: Quantized(codes, 0x3F80, None), trellis=False)
+    (size,) = sizes_of(stored, sections, trellis=False).tensors
+    spent = 8 * (size.coded + size.steps + size.classes) / codes.size
+    assert spent == pytest.approx(bits, rel=0.005)
+
+
+# --- beside models that were trained and exported
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of documents and a tokenizer."""
+    folder = tmp_path_factory.mktemp("cost")
+    rng = np.random.default_rng(0)
+    words = ["".join(rng.choice(list("abcdefgh"), rng.integers(2, 8))) for _ in range(300)]
+    texts = [" ".join(rng.choice(words, 60)) for _ in range(100)]
+    path = folder / "train.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    build = ["build-tokenizer", "--vocab-size", "512", "--corpus", str(path)]
+    assert cli.run([*build, "-o", str(folder / "t.tok")]) == 0
+    return folder
+
+
+def parts(ledger: Ledger) -> tuple[int, int]:
+    """Everything, and the weights alone."""
+    rows = dict(ledger.rows)
+    return ledger.full, ledger.full - rows["code"] - rows["tokenizer"]
+
+
+@pytest.mark.parametrize("case", HEAD_OPTIONS)
+def test_the_estimate_is_within_three_percent_of_the_trained_models_file(
+    case: str, data: Path, tmp_path: Path, estimate: Estimate
+) -> None:
+    command = ["train", "--corpus", str(data / "train.jsonl"), "--tokenizer", str(data / "t.tok")]
+    command += [*SET, *HEAD_OPTIONS[case], "-o", str(tmp_path / "run")]
+    assert cli.run(command) == 0
+    source = load_run(tmp_path / "run")
+    for clip in (8.0, 25.0):
+        config = QuantConfig(method="nearest", matrix_clip=clip, table_clip=clip)
+        measured = encode_artifact(source, config).ledger
+        values = estimate(
+            "--tokenizer", data / "t.tok", *SET, *HEAD_OPTIONS[case], "--bits", measured.bits
+        )  # fmt: skip
+        assert values["ledger"]["code"] == dict(measured.rows)["code"]
+        assert values["asset_bytes"] == dict(measured.rows)["tokenizer"]
+        assert values["modules"] == list(measured.modules)
+        of_tensors = {t["name"]: (t["component"], t["weights"]) for t in values["tensors"]}
+        assert of_tensors == {t.name: (t.component, t.weights) for t in measured.tensors}
+        assert values["bits"] == pytest.approx(measured.bits, rel=0.001)
+        weights = values["full"] - values["ledger"]["code"] - values["asset_bytes"]
+        for guess, size in zip((values["full"], weights), parts(measured), strict=True):
+            assert guess == pytest.approx(size, rel=0.03)
+        codes = {t.name: t.coded for t in measured.tensors if t.kind == "codes"}
+        assert codes == {t["name"]: t["coded"] for t in values["tensors"] if t["kind"] == "codes"}
+
+
+# --- any model
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return build_tokenizer("bpe", [b"the cat sat on the mat; the dog sat on the log. " * 20], 270)
+
+
+CONFIGS = {name: {"name": name} for name in HEADS} | {
+    f"tied + {name}": {"name": "tied", "add": {name: {}}} for name in ADDONS
+}
+CONFIGS["factorized"]["rank"] = 6  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("case", CONFIGS)
+def test_every_head_and_add_on_has_a_cost_that_adds_up(case: str, tokenizer: Tokenizer) -> None:
+    state = torch.random.get_rng_state()
+    found = cost_of(TRUNK, head_config(CONFIGS[case]), tokenizer, bits=3.5)
+    assert torch.equal(state, torch.random.get_rng_state())
+    rows, ledger = dict(found.ledger.rows), found.ledger
+    assert sum(rows.values()) == ledger.full and len(rows) == len(ledger.rows)
+    assert ledger.official == ledger.full - rows["tokenizer"]
+    assert rows["tokenizer"] == len(tokenizer.asset())
+    weights = sum(t.weights for t in ledger.tensors if t.kind != "codes")
+    assert weights == found.params
+    more = cost_of(TRUNK, head_config(CONFIGS[case]), tokenizer, bits=4.5)
+    dense = sum(t.weights for t in ledger.tensors if t.kind in ("table", "matrix"))
+    assert more.ledger.full - ledger.full == pytest.approx(dense / 8, abs=50)
+
+
+def test_a_cap_is_filled_with_bits_and_never_passed(tokenizer: Tokenizer) -> None:
+    head = head_config({"name": "tied"})
+    for cap in (23_000, 25_000):
+        found = cost_of(TRUNK, head, tokenizer, cap=cap)
+        assert cap - 3 <= found.ledger.full <= cap
+        again = cost_of(TRUNK, head, tokenizer, bits=found.bits)
+        assert again.ledger == found.ledger
+    room = cost_of(TRUNK, head, tokenizer, cap=16_000_000)
+    assert room.bits == MOST_BITS and room.ledger.full < 16_000_000
+
+
+def test_a_cap_below_the_smallest_file_names_the_parts(tokenizer: Tokenizer) -> None:
+    with pytest.raises(CapError) as caught:
+        cost_of(TRUNK, head_config({"name": "tied"}), tokenizer, cap=1000)
+    least = cost_of(TRUNK, head_config({"name": "tied"}), tokenizer, bits=LEAST_BITS).ledger
+    code = dict(least.rows)["code"]
+    for number in (least.full, 1000, code, len(tokenizer.asset())):
+        assert f"{number:,}" in str(caught.value)
+
+
+@pytest.mark.parametrize("bits", [0.0, -1.0, 9.5, float("nan")])
+def test_bits_that_no_file_has_are_refused(bits: float, tokenizer: Tokenizer) -> None:
+    with pytest.raises(ConfigError, match="it must be from 1 to 9"):
+        cost_of(TRUNK, head_config({"name": "tied"}), tokenizer, bits=bits)
+
+
+# --- the command
+
+
+def test_the_command_prints_the_rows_of_a_ledger(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], estimate: Estimate
+) -> None:
+    command = ["--tokenizer", data / "t.tok", *SET, "--bits", 4]
+    values = estimate(*command)
+    assert sum(values["ledger"].values()) == values["full"] == values["artifact_bytes"]
+    plot = tmp_path / "cost.svg"
+    assert cli.run(["cost", *map(str, command), "--tensors", "--plot", str(plot)]) == 0
+    out, err = capsys.readouterr()
+    assert err == f"wrote {plot}\n" and plot.stat().st_size > 1000
+    for component, size in values["ledger"].items():
+        lines = [line for line in out.splitlines() if line.startswith(f"{component}  ")]
+        assert f" {size:,} " in lines[0]
+    for tensor in values["tensors"]:
+        assert any(line.startswith(f"{tensor['name']} ") for line in out.splitlines())
+    assert "step/std" in out
+
+
+def test_a_size_alone_takes_a_tokenizer_of_the_embedded_corpus(
+    data: Path, estimate: Estimate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tokgolf.cost.EMBEDDED", str(data / "train.jsonl"))
+    values = estimate("--vocab-size", 300, *SET, "--cap", "100KB")
+    assert (values["vocab_size"], values["cap"]) == (300, 100_000)
+    assert 0 < values["asset_bytes"] < 300 and values["full"] <= 100_000
+
+
+def test_what_contradicts_itself_is_refused(refused: Callable[..., str], data: Path) -> None:
+    tok = ["--tokenizer", data / "t.tok"]
+    assert "either --tokenizer x.tok or --vocab-size N" in refused("--bits", 4)
+    assert "either --tokenizer" in refused(*tok, "--vocab-size", 300, "--bits", 4)
+    assert "either --bits" in refused(*tok)
+    assert "either --bits" in refused(*tok, "--bits", 4, "--cap", "1MB")
+    assert "did you mean 'untied'" in refused(*tok, "--bits", 4, "--head", "unties")
+    assert "end it in one of" in refused(*tok, "--bits", 4, "--plot", data / "x.txt")
+    big = ["--set", "trunk.d_model=65536", "--set", "trunk.layers=90"]
+    assert "at most 536,870,912" in refused(*tok, "--bits", 4, *big)
+
+
+def test_a_size_that_the_embedded_corpus_cannot_give(
+    refused: Callable[..., str], data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tokgolf.cost.EMBEDDED", str(data / "train.jsonl"))
+    message = refused("--vocab-size", 60_000, "--bits", 4)
+    assert message.endswith("or more text, or a tokenizer of your own: --tokenizer x.tok")
