@@ -299,13 +299,56 @@ def test_inspect_tells_about_each_kind_of_file(
     values = json.loads(out)
     assert keys <= set(values)
     lines = call("inspect", made / name)[0].splitlines()
-    assert [line.partition("  ")[0].strip() for line in lines] == list(values)
+    names = [line.partition("  ")[0].strip() for line in lines]
+    if name.endswith(".golf"):
+        assert {*values["ledger"], "full", "official", "raw", "packed", "script"} <= set(names)
+    else:
+        assert names == list(values)
 
 
 def test_inspecting_an_artifact_adds_up(call: Call, made: Path) -> None:
-    values = json.loads(call("inspect", made / "run" / "model.golf", "--json")[0])
-    rows = [size for name, size in values.items() if name.startswith("bytes: ")]
-    assert sum(rows) == values["full"]
+    path = made / "run" / "model.golf"
+    values = json.loads(call("inspect", path, "--json")[0])
+    rows = values["ledger"]
+    assert sum(rows.values()) == values["full"] == values["artifact_bytes"]
+    assert values["full"] - rows["code"] == values["file_bytes"] == path.stat().st_size
+    coded = sum(tensor["bytes"] for tensor in values["tensors"])
+    others = ("code", "tokenizer", "frequency tables", "lanes", "header", "checksum")
+    assert coded == values["full"] - sum(rows[name] for name in others)
+
+
+def test_inspecting_an_artifact_tensor_by_tensor(call: Call, made: Path) -> None:
+    path = made / "run" / "model.golf"
+    values = json.loads(call("inspect", path, "--json")[0])
+    out, _ = call("inspect", path, "--tensors")
+    lines = {line.split()[0]: line for line in out.splitlines() if line}
+    for tensor in values["tensors"]:
+        assert f" {tensor['bytes']:,} " in lines[tensor["name"]]
+        assert f" {tensor['bits']:.3f} " in lines[tensor["name"]]
+    assert len(lines["trunk.blocks.0.mlp.up.weight"]) == max(
+        len(lines[t["name"]]) for t in values["tensors"]
+    )
+    short, _ = call("inspect", path)
+    assert out.startswith(short) and "trunk.blocks.0" not in short
+
+
+def test_an_artifact_is_drawn_as_a_treemap(
+    call: Call, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MPLCONFIGDIR", str(tmp_path))
+    plot = tmp_path / "ledger.svg"
+    _, err = call("inspect", made / "run" / "model.golf", "--plot", plot)
+    assert err == f"wrote {plot}\n" and plot.read_bytes().startswith(b"<?xml")
+
+
+@pytest.mark.parametrize("name", ["t.tok", "run"])
+def test_what_is_about_an_artifact_is_refused_for_others(
+    name: str, made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for option in (["--tensors"], ["--plot", str(tmp_path / "x.png")]):
+        assert cli.run(["inspect", str(made / name), *option]) == 1
+        assert f"error: {option[0]} " in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- the whole pipeline
