@@ -57,7 +57,7 @@ def sensitivities(
 
 def probe_tokens(batches: Iterable[Tensor], vocab_size: int) -> list[Tensor]:
     """Windows for the measurement, spread over the calibration batches, one row each."""
-    rows = [row for batch in batches for row in batch.split(1)]
+    rows = [batch[i : i + 1] for batch in batches for i in range(len(batch))]
     wanted = max(min(PROBE_TOKENS, PROBE_LOGITS // vocab_size) // rows[0].numel(), 1)
     return rows[:: max(len(rows) // wanted, 1)][:wanted]
 
