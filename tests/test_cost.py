@@ -196,8 +196,8 @@ def test_every_head_and_add_on_has_a_cost_that_adds_up(case: str, tokenizer: Tok
     weights = sum(t.weights for t in ledger.tensors if t.kind != "codes")
     assert weights == found.params
     more = cost_of(TRUNK, head_config(CONFIGS[case]), tokenizer, bits=4.5)
-    dense = sum(t.weights for t in ledger.tensors if t.kind in ("table", "matrix"))
-    assert more.ledger.full - ledger.full == pytest.approx(dense / 8, abs=50)
+    assert more.ledger.full - ledger.full == pytest.approx(weights / 8, abs=3)
+    assert ledger.bits == pytest.approx(3.5, abs=0.01)
 
 
 def test_a_cap_is_filled_with_bits_and_never_passed(tokenizer: Tokenizer) -> None:

@@ -2,8 +2,10 @@
 
 Unlike `ledger` nothing is quantized, so what training decides comes from a stated model:
 
-    tables, matrices  the bits a weight asked for, which are to include the steps and classes of
-                      rows and columns; as a step, that of a Gaussian (`gaussian_bits`)
+    all weights       the bits a weight asked for: all that the file has of weights (as
+                      `Ledger.bits`), known of an artifact or wished for
+    tables, matrices  what the others leave of it, alike for each weight, the steps and classes of
+                      rows and columns included; as a step, that of a Gaussian (`gaussian_bits`)
     vectors           Gaussian, with a step that lets the largest reach code 127
     tokenizer         its asset, exactly, if one is given; otherwise the asset of a BPE tokenizer of
                       the size asked for, built from the embedded corpus
@@ -24,6 +26,7 @@ import torch
 
 from tokgolf.artifact import container, rans
 from tokgolf.artifact.load import MAX_PARAMS, SECTIONS
+from tokgolf.artifact.sizes import whole
 from tokgolf.config import TrunkConfig, to_dict
 from tokgolf.corpora import open_corpus
 from tokgolf.errors import CapError, ConfigError, TokgolfError
@@ -35,6 +38,7 @@ from tokgolf.tokenizers import Tokenizer, build_tokenizer
 
 EMBEDDED = "stdlib:train"
 VECTOR_LARGEST = 127
+DENSE = ("table", "matrix")
 LANE_BYTES = 3  # see `rans.lanes_of`
 UNIT = 10_000
 LEAST_BITS, MOST_BITS = 1.0, 9.0  # of a weight: where `gaussian_bits` holds for codes up to 511
@@ -132,20 +136,38 @@ def _most_bits(source: _Source, cap: int) -> float:
 
 
 def _ledger(source: _Source, bits: float) -> Ledger:
-    """The rows at these bits a weight."""
+    """The rows at these bits a weight: what is known goes first, tables and matrices share the
+    rest."""
     stored = source.model.stored()
     components = components_of(source.model)
+    numbers = sum(s.tensor.numel() for s in stored if s.kind != "codes")
+    dense = [s.tensor.numel() for s in stored if s.kind in DENSE]
     step = gaussian_step(bits, source.trellis)
-    tensors = tuple(_tensor(one, components[one.name], bits, step) for one in stored)
-    weights = sum(s.tensor.numel() for s in stored if s.kind != "codes")
-    dense = sum(s.tensor.numel() for s in stored if s.kind in ("table", "matrix"))
-    lanes = LANE_BYTES * rans.lanes_of(weights)
-    tables = _table_bytes(dense, step, source.trellis)
-    asset = source.tokenizer.asset()
-    coded = sum(tensor.coded for tensor in tensors if tensor.step is not None)
-    packed = sum(tensor.coded for tensor in tensors if tensor.step is None)
-    steps = sum(tensor.steps + tensor.classes for tensor in tensors)
-    sizes = (len(asset), tables, steps, coded + lanes, packed)
+    tables, lanes = _table_bytes(sum(dense), step, source.trellis), 0
+    if numbers:
+        lanes = LANE_BYTES * rans.lanes_of(numbers)
+    known = {s.name: _known(s) for s in stored if s.kind not in DENSE}
+    steps, classes = 2 * sum(s.kind != "codes" for s in stored), len(dense)
+    beside = sum(known.values()) + tables + lanes + steps + classes
+    spread = iter(whole(dense, max(0, round(numbers * bits / 8) - beside)))
+    tensors = tuple(
+        TensorBytes(
+            name=name,
+            kind=kind,
+            component=components[name],
+            shape=tuple(tensor.shape),
+            weights=tensor.numel(),
+            step={"codes": None, "vector": _vector_step(tensor.numel())}.get(kind, step),
+            coded=next(spread) if kind in DENSE else known[name],
+            steps=0 if kind == "codes" else 2,
+            classes=1 if kind in DENSE else 0,
+        )
+        for name, tensor, kind in stored
+    )
+    packed = sum(tensor.coded for tensor in tensors if tensor.kind == "codes")
+    stream = sum(tensor.coded for tensor in tensors) - packed + lanes
+    asset = len(source.tokenizer.asset())
+    sizes = (asset, tables, steps + classes, stream, packed)
     header = {
         "trunk": to_dict(source.trunk),
         "head": head_to_dict(source.head),
@@ -156,7 +178,7 @@ def _ledger(source: _Source, bits: float) -> Ledger:
     return ledger_from(
         tensors,
         {
-            "tokenizer": len(asset),
+            "tokenizer": asset,
             "frequency tables": tables,
             "lanes": lanes,
             "header": frame - container.DIGEST_BYTES,
@@ -167,29 +189,17 @@ def _ledger(source: _Source, bits: float) -> Ledger:
     )
 
 
-def _tensor(stored: Stored, component: str, bits: float, step: float) -> TensorBytes:
-    name, tensor, kind = stored
-    count = tensor.numel()
-    spacing: float | None = step
-    if kind == "codes":
-        spacing = None
-        coded = 1 + math.ceil(count * max(1, int(tensor.max()).bit_length()) / 8)
-    elif kind == "vector":
-        spacing = NormalDist().inv_cdf(1 - 1 / (2 * count + 2)) / VECTOR_LARGEST
-        coded = round(count * gaussian_bits(spacing, trellis=False) / 8)
-    else:
-        coded = max(0, round(count * bits / 8) - 3)
-    return TensorBytes(
-        name=name,
-        kind=kind,
-        component=component,
-        shape=tuple(tensor.shape),
-        weights=count,
-        step=spacing,
-        coded=coded,
-        steps=0 if kind == "codes" else 2,
-        classes=1 if kind in ("table", "matrix") else 0,
-    )
+def _known(stored: Stored) -> int:
+    """Bytes of the numbers of a vector, or of codes."""
+    count = stored.tensor.numel()
+    if stored.kind == "codes":
+        return 1 + math.ceil(count * max(1, int(stored.tensor.max()).bit_length()) / 8)
+    return round(count * gaussian_bits(_vector_step(count), trellis=False) / 8)
+
+
+def _vector_step(count: int) -> float:
+    """The step, in standard deviations, that lets the largest of so many reach code 127."""
+    return NormalDist().inv_cdf(1 - 1 / (2 * count + 2)) / VECTOR_LARGEST
 
 
 def _table_bytes(count: int, step: float, trellis: bool) -> int:

@@ -78,9 +78,10 @@ class Ledger:
 
     @property
     def bits(self) -> float:
-        """Bits a weight of tables and matrices: their integers, steps and classes."""
-        dense = [tensor for tensor in self.tensors if tensor.kind in ("table", "matrix")]
-        return 8 * sum(t.bytes for t in dense) / max(1, sum(t.weights for t in dense))
+        """All that the file has of weights, in bits for each weight that is not a code."""
+        beside = sum(dict(self.rows).get(name, 0) for name in (*BEFORE, "header", "checksum"))
+        numbers = sum(tensor.weights for tensor in self.tensors if tensor.kind != "codes")
+        return 8 * (self.full - beside) / max(1, numbers)
 
     def check_cap(self, cap: int) -> None:
         """Raise `CapError`, naming the largest component and a way out, if `full` is over."""

@@ -21,7 +21,7 @@ from tokgolf.errors import ConfigError
 @model_options
 @click.option("--tokenizer", type=click.Path(path_type=Path), help="Its asset is counted exactly.")
 @click.option("--vocab-size", type=int, help="Instead: a BPE of the embedded corpus of this size.")
-@click.option("--bits", type=float, help="Stored bits a weight of tables and matrices.")
+@click.option("--bits", type=float, help="Stored bits a weight.")
 @click.option("--cap", type=Size(), help="Instead: as many bits as fit, e.g. under 16MB.")
 @click.option("--tensors", is_flag=True, help="The bytes tensor by tensor, too.")
 @click.option("--plot", type=click.Path(path_type=Path), help="A treemap (.png, .svg or .pdf).")
@@ -41,9 +41,9 @@ def cost(
 ) -> None:
     """What the artifact of a model would cost, row by row, before anything is trained.
 
-    The options are those of train. Code, tokenizer, codes and header are counted exactly; tables
-    and matrices take --bits a weight, all that the coder writes beside them included, as inspect
-    shows it of a finished artifact; or, with --cap, as many bits as fit.
+    The options are those of train. Code, tokenizer, codes and header are counted exactly; all that
+    is stored of weights takes --bits a weight, as inspect shows it of a finished artifact, or with
+    --cap as many bits as fit.
 
     Example: tokgolf cost --recipe baseline --tokenizer bpe8192.tok --head factorized
     --set head.rank=128 --cap 16MB

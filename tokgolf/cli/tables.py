@@ -31,7 +31,7 @@ def print_table(cells: Sequence[Sequence[str]]) -> None:
 def print_ledger(values: dict[str, Any], *, tensors: bool, step: str = "step") -> None:
     """A ledger's facts: what it is of, its rows, the accountings, the code, tensors if wanted."""
     known = {"ledger", "weights", "code", "modules", "tensors", "artifact_bytes", *ACCOUNTINGS}
-    facts = {**values, "bits": f"{values['bits']:.3f} a weight of tables and matrices"}
+    facts = {**values, "bits": f"{values['bits']:.3f} a weight, all that is stored of weights"}
     print_rows([(name, value) for name, value in facts.items() if name not in known])
     click.echo()
     cells = [["component", "bytes", "share", "weights", "bits/weight"]]
