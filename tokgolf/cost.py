@@ -17,7 +17,6 @@ head is that of Zipf's frequencies.
 """
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -38,6 +37,7 @@ from tokgolf.tokenizers import Tokenizer, build_tokenizer
 
 EMBEDDED = "stdlib:train"
 VECTOR_LARGEST = 127
+PARITIES = 2  # a context of a trellis-coded weight has two tables
 DENSE = ("table", "matrix")
 LANE_BYTES = 3  # see `rans.lanes_of`
 UNIT = 10_000
@@ -72,14 +72,13 @@ def cost_of(
     *,
     bits: float | None = None,
     cap: int | None = None,
-    trellis: bool = True,
 ) -> Cost:
     """The bytes of a model at `bits` a weight, or at the most bits that fit under `cap` bytes.
 
     Raises `ConfigError` for bits that no file has, and `CapError` if nothing fits.
     """
     model, head = _model(trunk, head, tokenizer)
-    source = _Source(trunk, head, tokenizer, model, scoring_modules(model, tokenizer), trellis)
+    source = _Source(trunk, head, tokenizer, model, scoring_modules(model, tokenizer))
     if cap is not None:
         bits = _most_bits(source, cap)
     assert bits is not None
@@ -96,7 +95,6 @@ class _Source:
     tokenizer: Tokenizer
     model: LanguageModel
     modules: tuple[str, ...]
-    trellis: bool
 
 
 def _model(
@@ -142,8 +140,8 @@ def _ledger(source: _Source, bits: float) -> Ledger:
     components = components_of(source.model)
     numbers = sum(s.tensor.numel() for s in stored if s.kind != "codes")
     dense = [s.tensor.numel() for s in stored if s.kind in DENSE]
-    step = gaussian_step(bits, source.trellis)
-    tables, lanes = _table_bytes(sum(dense), step, source.trellis), 0
+    step = gaussian_step(bits)
+    tables, lanes = _table_bytes(sum(dense), step), 0
     if numbers:
         lanes = LANE_BYTES * rans.lanes_of(numbers)
     known = {s.name: _known(s) for s in stored if s.kind not in DENSE}
@@ -171,7 +169,7 @@ def _ledger(source: _Source, bits: float) -> Ledger:
     header = {
         "trunk": to_dict(source.trunk),
         "head": head_to_dict(source.head),
-        "quantizer": "trellis" if source.trellis else "scalar",
+        "quantizer": "trellis",
     }
     sections = {name: bytes(size) for name, size in zip(SECTIONS, sizes, strict=True)}
     frame = len(container.pack(header, sections)) - sum(sizes)
@@ -194,7 +192,7 @@ def _known(stored: Stored) -> int:
     count = stored.tensor.numel()
     if stored.kind == "codes":
         return 1 + math.ceil(count * max(1, int(stored.tensor.max()).bit_length()) / 8)
-    return round(count * gaussian_bits(_vector_step(count), trellis=False) / 8)
+    return round(count * gaussian_bits(_vector_step(count)) / 8)
 
 
 def _vector_step(count: int) -> float:
@@ -202,45 +200,36 @@ def _vector_step(count: int) -> float:
     return NormalDist().inv_cdf(1 - 1 / (2 * count + 2)) / VECTOR_LARGEST
 
 
-def _table_bytes(count: int, step: float, trellis: bool) -> int:
-    """Bytes of the frequency tables of one context, for that many Gaussian weights."""
-    tables = list(_probabilities(step, trellis))
-    used = sum(int(np.count_nonzero(p * count / len(tables) > 0.5)) for p in tables)
-    return math.ceil((10 * len(tables) + 4 * used) / 8)
+def _table_bytes(count: int, step: float) -> int:
+    """Bytes of the frequency tables of one context, for so many Gaussian weights."""
+    used = int(np.count_nonzero(_probabilities(step) * count / PARITIES > 0.5))
+    return math.ceil(PARITIES * (10 + 4 * used) / 8)
 
 
-def gaussian_bits(step: float, trellis: bool) -> float:
-    """Entropy of the codes of Gaussian weights, `step` in standard deviations.
+def gaussian_bits(step: float) -> float:
+    """Entropy of the codes of Gaussian weights at a step of so many standard deviations.
 
-    A trellis chooses, at one column, among every second multiple of its step: the even ones or
-    the odd ones, each half of the time; that is so for small steps, and near enough for steps that
-    leave a bit.
+    The step is the distance between a weight's choices at its place: for a trellis, which has the
+    even or the odd multiples of its own step there, twice that. The entropy is then the same, but
+    for steps so large that most codes are 0.
 
-    step=0.25 -> 4.051 without a trellis, 3.062 with one
+    step=0.25 -> 4.051
     """
-    entropies = []
-    for p in _probabilities(step, trellis):
-        used = p[p > 0]
-        entropies.append(-float(used @ np.log2(used)))
-    return sum(entropies) / len(entropies)
+    p = _probabilities(step)
+    used = p[p > 0]
+    return -float(used @ np.log2(used))
 
 
-def gaussian_step(bits: float, trellis: bool) -> float:
+def gaussian_step(bits: float) -> float:
     """The inverse of `gaussian_bits`, to a relative 1e-9."""
-    # With finer steps the codes would end within four standard deviations.
-    low, high = 4 / LARGEST / (2 if trellis else 1), 2.0**12
+    low, high = 4 / LARGEST, 2.0**12  # with finer steps codes end within four deviations
     while high / low > 1 + 1e-9:
         middle = math.sqrt(low * high)
-        low, high = (middle, high) if gaussian_bits(middle, trellis) > bits else (low, middle)
+        low, high = (middle, high) if gaussian_bits(middle) > bits else (low, middle)
     return low
 
 
-def _probabilities(
-    step: float, trellis: bool
-) -> Iterable[np.ndarray[tuple[int], np.dtype[np.float64]]]:
-    """Of every code from -511 to 511, by the parity of the trellis' state."""
-    spacing = 2 * step if trellis else step
-    for shift in (0.0, step) if trellis else (0.0,):
-        edges = (np.arange(-LARGEST, LARGEST) + 0.5) * spacing + shift
-        below = torch.special.ndtr(torch.from_numpy(edges)).numpy()
-        yield np.diff(below, prepend=0.0, append=1.0)
+def _probabilities(step: float) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    """Of every code from -511 to 511."""
+    edges = torch.from_numpy((np.arange(-LARGEST, LARGEST) + 0.5) * step)
+    return np.diff(torch.special.ndtr(edges).numpy(), prepend=0.0, append=1.0)
