@@ -2,8 +2,7 @@
 
 Unlike `ledger` nothing is quantized, so what training decides comes from a stated model:
 
-    all weights       the bits a weight asked for: all that the file has of weights (as
-                      `Ledger.bits`), known of an artifact or wished for
+    all weights       the bits a weight asked for, as `Ledger.bits` counts them of an artifact
     tables, matrices  what the others leave of it, alike for each weight, the steps and classes of
                       rows and columns included; as a step, that of a Gaussian (`gaussian_bits`)
     vectors           Gaussian, with a step that lets the largest reach code 127
@@ -73,7 +72,8 @@ def cost_of(
     bits: float | None = None,
     cap: int | None = None,
 ) -> Cost:
-    """The bytes of a model at `bits` a weight, or at the most bits that fit under `cap` bytes.
+    """The bytes of a model at `bits` a weight or, with `cap` instead, at the most bits that fit
+    under so many bytes.
 
     Raises `ConfigError` for bits that no file has, and `CapError` if nothing fits.
     """
