@@ -32,6 +32,7 @@ from tokgolf.heads import HeadConfig, Stored, head_config, head_to_dict
 from tokgolf.ledger import Ledger, TensorBytes, components_of, ledger_from, scoring_modules
 from tokgolf.model import LanguageModel, build_model, head_shape
 from tokgolf.quantize import LARGEST
+from tokgolf.quantize.rows import MOST_BITS, lead_length
 from tokgolf.tokenizers import Tokenizer, build_tokenizer
 
 EMBEDDED = "stdlib:train"
@@ -40,7 +41,7 @@ PARITIES = 2  # a context of a trellis-coded weight has two tables
 DENSE = ("table", "matrix")
 LANE_BYTES = 3  # see `rans.lanes_of`
 UNIT = 10_000
-LEAST_BITS, MOST_BITS = 1.0, 9.0  # of a weight: where `gaussian_bits` holds for codes up to 511
+LEAST_BITS = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)

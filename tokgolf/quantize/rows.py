@@ -174,8 +174,13 @@ def lead_columns(hessians: dict[str, NDArray[np.float64]], width: int) -> list[i
     own = [h.diagonal() / max(h.diagonal().mean(), 1e-300) for h in hessians.values()]
     shares = sum((d for d in own if len(d) == width), np.zeros(width))
     falling = np.argsort(-shares, kind="stable")
-    count = min(LEAD, width // 8)
-    return [*falling[width - LEAD_IN :].tolist(), *falling[:count].tolist()] if count else []
+    first = falling[width - LEAD_IN :].tolist()
+    return [*first, *falling.tolist()][: lead_length(width)]
+
+
+def lead_length(width: int) -> int:
+    """How many columns `lead_columns` names: 16, but an eighth of a narrow stream."""
+    return min(LEAD_IN + LEAD, width // 8)
 
 
 def step_bits(step: float) -> int:
