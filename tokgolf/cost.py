@@ -171,6 +171,7 @@ def _ledger(source: _Source, bits: float) -> Ledger:
         "trunk": to_dict(source.trunk),
         "head": head_to_dict(source.head),
         "quantizer": "trellis",
+        "lead": list(range(source.trunk.d_model))[-lead_length(source.trunk.d_model) :],
     }
     sections = {name: bytes(size) for name, size in zip(SECTIONS, sizes, strict=True)}
     frame = len(container.pack(header, sections)) - sum(sizes)

@@ -180,7 +180,7 @@ def lead_columns(hessians: dict[str, NDArray[np.float64]], width: int) -> list[i
 
 def lead_length(width: int) -> int:
     """How many columns `lead_columns` names: 16, but an eighth of a narrow stream."""
-    return min(LEAD_IN + LEAD, width // 8)
+    return min(LEAD_IN + LEAD, max(width // 8, 1))
 
 
 def step_bits(step: float) -> int:
