@@ -1,13 +1,14 @@
 """Which head earns its bytes: one trunk under every head, trained, exported and scored.
 
-Two conditions. "steps": all heads have the same trunk, so a head that costs more bytes has them for
-nothing. "bytes": the trunk's MLP is made narrower or wider until the estimated artifact is as large
-as the tied head's (4.24 bits a weight of the head, 3.4 of the trunk; the file's real size is in the
-result). In both, every head sees the same tokens in the same order for as many steps. Each run is
-scored before export and as decoded from its artifact, on whole documents in raw mode.
+Two conditions. "steps": all heads have the same trunk and take the same bits a weight, so a head
+that has more weights has them for nothing. "bytes": the trunk's MLP is made narrower or wider until
+there are as many weights as under the tied head, and the export lands under the same cap. In both,
+every head sees the same tokens in the same order for as many steps. Each run is scored before
+export and as decoded from its artifact, on whole documents in raw mode.
 
 One line of JSON a run goes to the output; runs that are there already are not repeated; a run that
-fails is reported and left out. All cases of a seed come before the next seed, and V 1024 first.
+fails is reported and left out. All cases of a seed come before the next seed, those that only add a
+mask last.
 
     python benchmarks/trained_heads.py --train web_train.jsonl.zst --val web_val_raw.jsonl.zst \\
         --vocab-size 1024 --vocab-size 4096 --device cuda --jobs 8 -o runs/heads
@@ -42,7 +43,7 @@ from trained_tokenizers import (  # noqa: E402
 )
 
 from tokgolf.artifact.checkpoint import load_run  # noqa: E402
-from tokgolf.artifact.export import calibration_tokens, encode_artifact  # noqa: E402
+from tokgolf.artifact.export import calibration_tokens, export_model  # noqa: E402
 from tokgolf.config import TrunkConfig, merged  # noqa: E402
 from tokgolf.corpora import open_corpus  # noqa: E402
 from tokgolf.eval.score import score  # noqa: E402
@@ -54,7 +55,8 @@ from tokgolf.tokenizers import Tokenizer, build_tokenizer, load_tokenizer, save_
 from tokgolf.training import RunConfig, run_config, train  # noqa: E402
 from tokgolf.training.data import tokenize  # noqa: E402
 
-HEAD_BITS, TRUNK_BITS = 4.24, 3.4  # what export's defaults leave of a table and of a matrix
+BITS = 3.6  # a weight
+CODE_BYTES = 32_000  # what the largest head's code takes, and a header
 CONDITIONS = ("steps", "bytes")
 MASK: dict[str, dict[str, Any]] = {"canonical-mask": {}}
 HEADS: dict[str, dict[str, Any]] = {
@@ -112,11 +114,17 @@ class Cell:
         return self.case, self.vocab_size, self.condition, self.seed
 
 
-def estimated_bytes(trunk: TrunkConfig, head: dict[str, Any], tokenizer: Tokenizer) -> float:
-    """Weights of an artifact before anything is trained, of a head as it will be exported."""
+def weights_of(trunk: TrunkConfig, head: dict[str, Any], tokenizer: Tokenizer) -> int:
+    """Weights of a model before anything is trained, with a head as it will be exported."""
     untied = {**head, "untie_at": 0.0} if "untie_at" in head else head
-    params = head_config(untied).num_params(head_shape(tokenizer, trunk))
-    return (params * HEAD_BITS + trunk.num_params() * TRUNK_BITS) / 8
+    return head_config(untied).num_params(head_shape(tokenizer, trunk)) + trunk.num_params()
+
+
+def cap_of(cell: Cell, tokenizer: Tokenizer) -> int:
+    """The cap of condition "bytes": the tied head's weights at `BITS`, and all else."""
+    trunk = run_config(cell.recipe, cell.overrides).trunk
+    weights = weights_of(trunk, {"name": "tied"}, tokenizer)
+    return int(weights * BITS / 8) + len(tokenizer.asset()) + CODE_BYTES
 
 
 def config_of(cell: Cell, tokenizer: Tokenizer) -> RunConfig:
@@ -129,14 +137,11 @@ def config_of(cell: Cell, tokenizer: Tokenizer) -> RunConfig:
     if cell.condition == "steps":
         return config
     trunk = config.trunk
-    over = estimated_bytes(trunk, head, tokenizer) - estimated_bytes(
-        trunk, {"name": "tied"}, tokenizer
-    )
+    over = weights_of(trunk, head, tokenizer) - weights_of(trunk, {"name": "tied"}, tokenizer)
     unit = 8  # of width, which the processor likes
-    a_unit = 2 * trunk.layers * trunk.d_model * unit * TRUNK_BITS / 8
-    width = trunk.mlp_hidden - unit * round(over / a_unit)
+    width = trunk.mlp_hidden - unit * round(over / (2 * trunk.layers * trunk.d_model * unit))
     if width < unit:
-        raise ValueError(f"the head alone is {over:,.0f} bytes over: there is no trunk to pay them")
+        raise ValueError(f"the head alone has {over:,} weights more: there is no trunk to pay them")
     return replace(config, trunk=replace(trunk, mlp_hidden=width))
 
 
@@ -161,7 +166,13 @@ def run_cell(cell: Cell) -> dict[str, Any]:
         source = load_run(run)
         before = score(source, held_out, device=cell.device)
         source.model.to(cell.device)
-        artifact = encode_artifact(source, QuantConfig(), calibration_tokens(run, source))
+        by_bytes = cell.condition == "bytes"
+        artifact = export_model(
+            source,
+            QuantConfig(bits=None if by_bytes else BITS),
+            calibration_tokens(run, source),
+            cap=cap_of(cell, tokenizer) if by_bytes else None,
+        ).artifact
         after = score(artifact, held_out, device=cell.device)
         head = sum(p.numel() for p in source.model.head.parameters())
         row.update(
@@ -318,11 +329,12 @@ def main(
             threads=threads,
             folder=output,
         )
+        for masked in (False, True)
         for seed in seeds
         for vocab_size in vocab_sizes
         for condition in conditions or CONDITIONS
         for case in cases or CASES
-        if condition == "steps" or case not in MASKED
+        if masked == (case in MASKED) and (condition == "steps" or not masked)
     ]
     left = [cell for cell in cells if cell.key not in done]
     context = get_context("spawn")

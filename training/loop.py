@@ -34,7 +34,10 @@ from tokgolf.training.config import RunConfig
 from tokgolf.training.data import Batches, tokenize
 from tokgolf.training.optimizers import Optimizers
 
-FIRST_LOSS_TOLERANCE = 0.02
+FIRST_LOSS_ABOVE, FIRST_LOSS_BELOW = 0.02, 0.1
+"""How far the first loss may be from what the head declares. Below it by more: at the start a table
+of both ends prefers the token itself, the wider the more, and text repeats tokens (tied at d 512
+starts 5 % lower on source code)."""
 STEPS_TO_MOVE = 3
 LOG_EVERY = 10
 
@@ -316,10 +319,12 @@ class _Session:
     def _check_first_loss(self, loss: float, tokens: Tensor, targets: Tensor) -> None:
         flat = (t.flatten().to(self.device) for t in (targets, tokens))
         declared = self.model.head.initial_loss(*flat)
-        if abs(loss - declared) > FIRST_LOSS_TOLERANCE * declared:
+        off = loss / declared - 1
+        if not -FIRST_LOSS_BELOW <= off <= FIRST_LOSS_ABOVE:
             raise TrainingError(
-                f"the first loss is {loss:.4f} nats, the head declares {declared:.4f} "
-                f"(within {FIRST_LOSS_TOLERANCE:.0%}): its initialisation is not what it says"
+                f"the first loss is {loss:.4f} nats, the head declares {declared:.4f} (at most "
+                f"{FIRST_LOSS_ABOVE:.0%} above or {FIRST_LOSS_BELOW:.0%} below): its "
+                "initialisation is not what it says"
             )
 
 

@@ -67,7 +67,6 @@ class Rounder:
         self.config = config
         self.trellis = config.method == "trellis"
         self.width = model.head.shape.d_model
-        self.device = str(next(model.parameters()).device)
         self.stored = {s.name: s for s in model.stored() if s.kind != "codes"}
         for name in self.stored:  # one NaN would spread to every Hessian
             check_finite(name, self.weights(name))
@@ -148,7 +147,6 @@ class Rounder:
             grid[:, 0],
             trellis=trellis,
             rate_weight=self.config.rate_weight,
-            device=self.device,
         )
         return empty._replace(codes=codes if trellis else codes[:, np.argsort(order)])
 

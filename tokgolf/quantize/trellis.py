@@ -46,7 +46,6 @@ def round_rows(
     *,
     trellis: bool,
     rate_weight: float = 0.0,
-    device: str = "cpu",
 ) -> NDArray[np.int16]:
     """The symbols of `weights` that keep the outputs on real inputs; see `tokgolf.quantize`.
 
@@ -70,8 +69,8 @@ def round_rows(
     for start in range(0, len(weights), ROWS):
         part = slice(start, start + ROWS)
         codes[part] = _search(
-            *(torch.from_numpy(a).float().to(device) for a in (weights[part], step[part])),
-            *(torch.from_numpy(a).float().to(device) for a in (price[part], factor)),
+            *(torch.from_numpy(a).float() for a in (weights[part], step[part])),
+            *(torch.from_numpy(a).float() for a in (price[part], factor)),
             trellis=trellis,
         )
     return codes
@@ -82,32 +81,31 @@ def _search(
 ) -> NDArray[np.int16]:
     """The symbols of the cheapest path of every row.  # (rows, columns) -> the same"""
     rows, columns = weights.shape
-    device = weights.device
     # Of each state: what its integers j are modulo `period`, for each branch, and where it leads.
     if trellis:
         period, shift = 4.0, 1
-        residue = torch.tensor([[s & 1, s & 1 | 2] for s in range(8)], device=device)
-        following = torch.from_numpy(NEXT_STATE).view(8, 2).to(device)
+        residue = torch.tensor([[s & 1, s & 1 | 2] for s in range(8)])
+        following = torch.from_numpy(NEXT_STATE).view(8, 2)
     else:
         period, shift = 1.0, 0
-        residue = following = torch.zeros(1, 1, dtype=torch.int64, device=device)
+        residue = following = torch.zeros(1, 1, dtype=torch.int64)
     states, branches = residue.shape
     # The edges (state * branches + branch) that lead into each state.
     edges = following.flatten().argsort(stable=True).view(states, branches)
     offset = residue.float()
     most = LARGEST * 2**shift // period  # of whole periods in j
-    base = torch.arange(rows, device=device)[:, None] * states
+    base = torch.arange(rows)[:, None] * states
 
-    cost = torch.full((rows, states), torch.inf, device=device)
+    cost = torch.full((rows, states), torch.inf)
     cost[:, 0] = 0
     rest = weights[:, None].expand(rows, states, columns).reshape(rows * states, columns)
-    symbols = torch.empty(columns, rows, states, dtype=torch.int16, device=device)
-    origins = torch.empty(columns, rows, states, dtype=torch.int8, device=device)
+    symbols = torch.empty(columns, rows, states, dtype=torch.int16)
+    origins = torch.empty(columns, rows, states, dtype=torch.int8)
     for start in range(0, columns, BLOCK):
         end = min(start + BLOCK, columns)
         # Columns of the block, as each survivor sees them; those done hold their error instead.
         block = rest[:, start:end].clone()
-        ancestor = torch.arange(states, device=device).expand(rows, states)
+        ancestor = torch.arange(states).expand(rows, states)
         for c in range(start, end):
             scale, charge = 1 / spread[c, c], price[:, c, None, None]
             w = block[:, c - start].view(rows, states, 1)
@@ -129,8 +127,8 @@ def _search(
         after = rest[:, end:].index_select(0, (base + ancestor).flatten())
         rest[:, end:] = after.addmm_(block, spread[start:end, end:], alpha=-1)
     state = cost.argmin(dim=1, keepdim=True)
-    found = torch.empty(columns, rows, dtype=torch.int16, device=device)
+    found = torch.empty(columns, rows, dtype=torch.int16)
     for c in range(columns - 1, -1, -1):
         found[c] = symbols[c].gather(1, state)[:, 0]
         state = origins[c].gather(1, state).long()
-    return found.T.cpu().numpy()
+    return found.T.numpy()
