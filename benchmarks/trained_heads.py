@@ -107,6 +107,7 @@ class Cell:
     device: str
     threads: int
     folder: Path
+    float_only: bool
 
     @property
     def key(self) -> tuple[str, int, str, int]:
@@ -165,6 +166,18 @@ def run_cell(cell: Cell) -> dict[str, Any]:
         result = train(config, tokenizer, corpus, run, device=cell.device)
         source = load_run(run)
         before = score(source, held_out, device=cell.device)
+        row.update(
+            bpb_float=before.bpb,
+            head_params=sum(p.numel() for p in source.model.head.parameters()),
+            params=result.params,
+            mlp_hidden=config.trunk.mlp_hidden,
+            steps=result.steps,
+            train_tokens=result.tokens,
+            loss=result.loss,
+            seconds=result.seconds,
+        )
+        if cell.float_only:
+            return row
         source.model.to(cell.device)
         by_bytes = cell.condition == "bytes"
         artifact = export_model(
@@ -174,23 +187,15 @@ def run_cell(cell: Cell) -> dict[str, Any]:
             cap=cap_of(cell, tokenizer) if by_bytes else None,
         ).artifact
         after = score(artifact, held_out, device=cell.device)
-        head = sum(p.numel() for p in source.model.head.parameters())
         row.update(
-            bpb_float=before.bpb,
             bpb=after.bpb,
             bytes=artifact.ledger.full,
             code=dict(artifact.ledger.rows)["code"],
-            head_params=head,
-            params=result.params,
-            mlp_hidden=config.trunk.mlp_hidden,
-            steps=result.steps,
-            train_tokens=result.tokens,
-            loss=result.loss,
-            seconds=result.seconds,
         )
     except Exception as error:  # whatever becomes of one run, the others go on
         row["error"] = f"{type(error).__name__}: {error}"
-    shutil.rmtree(run, ignore_errors=True)
+    finally:
+        shutil.rmtree(run, ignore_errors=True)
     return row
 
 
@@ -223,19 +228,20 @@ def table(rows: list[dict[str, Any]]) -> Iterable[str]:
                     continue
                 pairs = [(row, tied[row["seed"]]) for row in own if row["seed"] in tied]
                 float_diff = [a["bpb_float"] - b["bpb_float"] for a, b in pairs]
-                diff = [a["bpb"] - b["bpb"] for a, b in pairs]
+                whole = [row for row in own if "bpb" in row]
+                diff = [a["bpb"] - b["bpb"] for a, b in pairs if "bpb" in a and "bpb" in b]
                 yield (
-                    f"| {case} | {len(own)} | {mean(own, 'bytes'):,.0f} "
-                    f"| {mean(own, 'mlp_hidden'):.0f} | {mean(own, 'bpb_float'):.4f} "
+                    f"| {case} | {len(own)} | {mean(whole, 'bytes', ',.0f')} "
+                    f"| {mean(own, 'mlp_hidden', '.0f')} | {mean(own, 'bpb_float', '.4f')} "
                     f"| {deviation([r['bpb_float'] for r in own])} "
                     f"| {difference(float_diff)} | {deviation(float_diff)} "
-                    f"| {mean(own, 'bpb'):.4f} | {difference(diff)} | {deviation(diff)} |"
+                    f"| {mean(whole, 'bpb', '.4f')} | {difference(diff)} | {deviation(diff)} |"
                 )
 
 
-def mean(rows: list[dict[str, Any]], key: str) -> float:
-    """Mean of a column."""
-    return statistics.mean(row[key] for row in rows)
+def mean(rows: list[dict[str, Any]], key: str, style: str) -> str:
+    """Mean of a column, or a dash for one without entries."""
+    return format(statistics.mean(row[key] for row in rows), style) if rows else "-"
 
 
 def difference(values: list[float]) -> str:
@@ -244,7 +250,7 @@ def difference(values: list[float]) -> str:
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Draw decoded bpb to the tied head's, a panel for each size, a line for each head."""
+    """Draw bpb before export, to tied's: a panel for each size, a line for each head."""
     from matplotlib.figure import Figure
 
     sizes = sorted({row["vocab_size"] for row in rows})
@@ -255,9 +261,9 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     for axes, vocab_size in zip(panels, sizes, strict=True):
         for condition, marker, color in zip(CONDITIONS, "os", ("#0072b2", "#d55e00"), strict=True):
             some = [r for r in rows if (r["vocab_size"], r["condition"]) == (vocab_size, condition)]
-            tied = {row["seed"]: row["bpb"] for row in some if row["case"] == "tied"}
+            tied = {row["seed"]: row["bpb_float"] for row in some if row["case"] == "tied"}
             points = [
-                (row["bpb"] - tied[row["seed"]], cases.index(row["case"]))
+                (row["bpb_float"] - tied[row["seed"]], cases.index(row["case"]))
                 for row in some
                 if row["seed"] in tied
             ]
@@ -268,7 +274,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
         axes.axvline(0, color="#888888", linewidth=0.8)
         axes.set_title(f"V = {vocab_size:,}", loc="left", fontsize=11)
         axes.set_yticks(range(len(cases)), cases, fontsize=8)
-        axes.set_xlabel("decoded bpb, to tied (a mark a seed)", fontsize=9)
+        axes.set_xlabel("bpb before export, to tied (a mark a seed)", fontsize=9)
         axes.grid(True, color="#dddddd", linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=8)
@@ -280,6 +286,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     "--case", "cases", multiple=True, type=click.Choice(list(CASES)), help="Default: all."
 )
 @click.option("--condition", "conditions", multiple=True, type=click.Choice(CONDITIONS))
+@click.option("--float-only", is_flag=True, help="Neither export nor score the artifact.")
 @click.option("--show", is_flag=True, help="Run nothing, print the table of what is there.")
 @click.option("--plot", "plot_path", type=click.Path(path_type=Path), help="A .png to draw.")
 @experiment_options
@@ -297,6 +304,7 @@ def main(
     settings: tuple[str, ...],
     device: str,
     jobs: int,
+    float_only: bool,
     show: bool,
     plot_path: Path | None,
     output: Path,
@@ -328,6 +336,7 @@ def main(
             device=device,
             threads=threads,
             folder=output,
+            float_only=float_only,
         )
         for masked in (False, True)
         for seed in seeds

@@ -197,10 +197,10 @@ class _Fit:
         """Steps at a common factor, each within what its tensor can use."""
         return {
             name: max(
-                min(self.relative[name] * 2**factor, COARSEST * self.spreads[name]),
+                min(self.relative[name] * 2**factor, COARSEST[s.kind] * self.spreads[name]),
                 self.rounder.finest(name),
             )
-            for name in self.sizes
+            for name, s in self.rounder.stored.items()
         }
 
     def expected(self, factor: float) -> float:

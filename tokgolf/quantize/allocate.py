@@ -21,8 +21,10 @@ PROBE = 0.5
 PROBE_TOKENS = 1 << 12
 PROBE_LOGITS = 1 << 26
 """Most log-probabilities of the float model that are kept: 256 MiB."""
-COARSEST = 4.0
-"""Largest step, in spreads: nearly all integers of the tensor are then 0."""
+COARSEST = {"matrix": 4.0, "table": 4.0, "vector": 1 / 8}
+"""Largest step, in spreads. At 4 nearly all integers of a tensor are 0. A vector has few entries and
+perhaps one, whose error may happen to be 0 at the step of the measurement: so its step stays small
+whatever was measured, and costs next to nothing."""
 GAUSSIAN_BITS = 0.5 * math.log2(2 * math.pi * math.e)
 """Differential entropy of a unit Gaussian: what a weight takes at a step of one spread, and
 an octave finer costs one bit more."""
