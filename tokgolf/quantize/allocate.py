@@ -22,7 +22,7 @@ PROBE_TOKENS = 1 << 12
 PROBE_LOGITS = 1 << 26
 """Most log-probabilities of the float model that are kept: 256 MiB."""
 COARSEST = {"matrix": 4.0, "table": 4.0, "vector": 1 / 8}
-"""Largest step, in spreads. At 4 nearly all integers of a tensor are 0. A vector has few entries and
+"""Largest step, in spreads. At 4 nearly all integers of a tensor are 0. A vector has few entries,
 perhaps one, whose error may happen to be 0 at the step of the measurement: so its step stays small
 whatever was measured, and costs next to nothing."""
 GAUSSIAN_BITS = 0.5 * math.log2(2 * math.pi * math.e)
