@@ -10,7 +10,12 @@ decodes text, knows a tokenizer or imports torch; a corpus larger than memory st
 
 from tokgolf.corpora.catalog import corpus_names, open_corpus
 from tokgolf.corpora.corpus import SPLITS, Corpus, CorpusSummary, Document, split_of
-from tokgolf.corpora.disjoint import check_disjoint, document_digests
+from tokgolf.corpora.disjoint import (
+    check_disjoint,
+    document_digests,
+    read_digests,
+    write_digests,
+)
 from tokgolf.corpora.files import write_jsonl
 from tokgolf.corpora.shards import (
     ShardInfo,
@@ -32,10 +37,12 @@ __all__ = [
     "corpus_names",
     "document_digests",
     "open_corpus",
+    "read_digests",
     "read_shard",
     "read_sidecar",
     "shard_files",
     "split_of",
+    "write_digests",
     "write_jsonl",
     "write_shard",
 ]

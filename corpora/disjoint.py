@@ -5,13 +5,17 @@ its own documents against them. Ids play no part: the same text under another id
 """
 
 import hashlib
+import os
 from collections.abc import Iterable
+from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from tokgolf.corpora.corpus import Document
 from tokgolf.errors import CorpusError
+from tokgolf.files import write_bytes
 
 Digests = npt.NDArray[np.uint64]
 
@@ -26,6 +30,38 @@ def document_digests(documents: Iterable[Document]) -> Digests:
     for document in documents:
         joined += hashlib.sha256(document.data).digest()[:8]
     return np.unique(np.frombuffer(joined, dtype="<u8").astype(np.uint64))
+
+
+def write_digests(path: str | os.PathLike[str], digests: Digests) -> None:
+    """Write digests as a NumPy file with the file's SHA-256 after it, which NumPy does not mind."""
+    buffer = BytesIO()
+    np.save(buffer, digests, allow_pickle=False)
+    data = buffer.getvalue()
+    write_bytes(path, data + hashlib.sha256(data).digest())
+
+
+def read_digests(path: str | os.PathLike[str]) -> Digests:
+    """The digests that `write_digests` wrote. Raises `CorpusError` for anything else."""
+    data = Path(path).read_bytes()
+    data, found = data[:-32], data[-32:]
+    if hashlib.sha256(data).digest() != found:
+        raise CorpusError(f"{os.fspath(path)} is damaged: its last 32 bytes are not its SHA-256")
+    file = BytesIO(data)
+    try:  # not np.load, which makes room for whatever size the header names
+        version = np.lib.format.read_magic(file)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    except Exception as error:  # it parses Python literals, and raises what that raises
+        reason = " ".join(str(error).split())[:200]
+        raise CorpusError(f"{os.fspath(path)} is no file of digests: {reason}") from error
+    body = data[file.tell() :]
+    if version != (1, 0) or dtype != np.dtype("<u8") or shape != (len(body) // 8,):
+        raise CorpusError(
+            f"{os.fspath(path)} has {len(body)} bytes for an array of {dtype} of shape {shape}; "
+            "digests are one row of 64-bit integers"
+        )
+    if len(body) % 8 or ((digests := np.frombuffer(body, "<u8"))[1:] <= digests[:-1]).any():
+        raise CorpusError(f"{os.fspath(path)} holds digests that are cut or out of order")
+    return digests.astype(np.uint64)
 
 
 def check_disjoint(

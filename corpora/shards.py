@@ -4,13 +4,14 @@
     bytes 1024-     N little-endian uint16 token ids; the file has exactly 1024 + 2 N bytes
 
 Unlike an official shard, one of ours has a sidecar that says which tokenizer and corpus it came
-from and how many document bytes its tokens stand for. Official shards are read as they are.
+from, how many document bytes its tokens stand for, and the hash of the file, so that no changed
+token goes unnoticed. Official shards are read as they are.
 """
 
-import json
 import os
 import re
 from dataclasses import asdict, dataclass
+from hashlib import file_digest, sha256
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -19,7 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tokgolf.errors import CorpusError
-from tokgolf.files import atomic_open, write_text
+from tokgolf.files import atomic_open
+from tokgolf.sealed import read_sealed, write_sealed
 
 MAGIC = 20240520
 VERSION = 1
@@ -32,13 +34,14 @@ Tokens = npt.NDArray[np.uint16]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardInfo:
-    """The sidecar: tokenizer fingerprint, corpus hash, and what the tokens stand for."""
+    """The sidecar: tokenizer fingerprint, corpus hash, what the tokens stand for, the file's hash."""
 
     tokenizer: str
     corpus: str
     bytes: int
     tokens: int
     documents: int
+    sha256: str
 
     def __post_init__(self) -> None:
         if min(self.bytes, self.tokens, self.documents) < 0:
@@ -67,28 +70,32 @@ def write_shard(
     ids = _as_ids(tokens)
     if len(ids) > _MAX_TOKENS:
         raise CorpusError(f"{len(ids)} tokens do not fit a shard of {_MAX_TOKENS}; write several")
+    header = np.zeros(HEADER_BYTES // 4, dtype="<i4")
+    header[:3] = MAGIC, VERSION, len(ids)
+    body = np.ascontiguousarray(ids, dtype="<u2")
+    digest = sha256(header.tobytes())
+    digest.update(body.data)
     info = ShardInfo(
         tokenizer=fingerprint,
         corpus=corpus_sha256,
         bytes=byte_count,
         tokens=len(ids),
         documents=documents,
+        sha256=digest.hexdigest(),
     )
-    header = np.zeros(HEADER_BYTES // 4, dtype="<i4")
-    header[:3] = MAGIC, VERSION, len(ids)
     # The sidecar goes first, so that a new shard never stands there without it.
-    write_text(target.with_suffix(".json"), json.dumps(asdict(info), indent=1) + "\n")
+    write_sealed(target.with_suffix(".json"), asdict(info))
     with atomic_open(target) as file:
         file.write(header.tobytes())
-        file.write(np.ascontiguousarray(ids, dtype="<u2").data)
+        file.write(body.data)
     return info
 
 
 def read_shard(path: str | os.PathLike[str], *, fingerprint: str | None = None) -> Tokens:
     """The tokens of a shard: read-only, mapped rather than loaded.
 
-    With `fingerprint`, a sidecar that is there must name that tokenizer and the same number of
-    tokens. Raises `CorpusError` for a file that is not a shard of exactly the stated length.
+    With `fingerprint`, a sidecar that is there must name that tokenizer, the same number of
+    tokens and the hash of the file. Raises `CorpusError` for a file that is not a shard of exactly the stated length.
     """
     size = os.path.getsize(path)
     with open(path, "rb") as file:
@@ -116,13 +123,15 @@ def read_sidecar(path: str | os.PathLike[str]) -> ShardInfo | None:
     """What the sidecar of the shard at `path` says; None if there is none."""
     sidecar = Path(path).with_suffix(".json")
     try:
-        values = json.loads(sidecar.read_bytes())
+        values = read_sealed(sidecar)
     except FileNotFoundError:
         return None
-    except (ValueError, RecursionError) as error:
-        raise CorpusError(f"{sidecar} is not JSON: {error}; remove it or write it again") from error
+    except ValueError as error:
+        raise CorpusError(
+            f"{sidecar} is no sound sidecar: {error}. Remove the shard and tokenize again"
+        ) from error
     kinds: dict[str, Any] = ShardInfo.__annotations__
-    if not isinstance(values, dict) or {key: type(values[key]) for key in values} != kinds:
+    if {key: type(values[key]) for key in values} != kinds:
         wanted = ", ".join(f"{key} ({kind.__name__})" for key, kind in kinds.items())
         raise CorpusError(f"{sidecar} is not a shard's sidecar; it must have exactly {wanted}")
     return ShardInfo(**values)
@@ -218,6 +227,13 @@ def _check_sidecar(path: str | os.PathLike[str], fingerprint: str, count: int) -
         )
     if info.tokens != count:
         raise CorpusError(f"{path} has {count} tokens, its sidecar says {info.tokens}")
+    with open(path, "rb") as file:
+        found = file_digest(file, "sha256").hexdigest()
+    if found != info.sha256:
+        raise CorpusError(
+            f"{path} has SHA-256 {found[:16]}, its sidecar says {info.sha256[:16]}: the tokens were "
+            "damaged or edited; tokenize the corpus again"
+        )
 
 
 def _as_ids(tokens: npt.ArrayLike) -> Tokens:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from tokgolf.artifact.checkpoint import FloatModel, exported, load_run
 from tokgolf.artifact.load import Artifact, load_artifact
-from tokgolf.corpora import Corpus, check_disjoint
+from tokgolf.corpora import Corpus, check_disjoint, read_digests
 from tokgolf.errors import ScoreError
 from tokgolf.eval.scorer import document_nats
 from tokgolf.files import write_text
@@ -166,11 +166,7 @@ def read_train_digests(source: Artifact | FloatModel, run: Path) -> NDArray[np.u
         return None
     if isinstance(source, Artifact) and source.sha256 not in exported(run):
         return None
-    try:
-        digests: NDArray[np.uint64] = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise ScoreError(f"{path} is damaged: {error}") from error
-    return digests
+    return read_digests(path)
 
 
 def save_score(score: Score, path: str | os.PathLike[str]) -> None:

@@ -8,6 +8,7 @@ after three steps every tensor must have moved. A violation stops the run and na
 import contextlib
 import json
 import math
+import operator
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -15,17 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tomli_w
 import torch
 from torch import Tensor
 
 from tokgolf.artifact.checkpoint import MODEL_PREFIX, read_checkpoint, write_checkpoint
 from tokgolf.config import to_dict
-from tokgolf.corpora import Corpus, check_disjoint, document_digests
+from tokgolf.corpora import Corpus, check_disjoint, document_digests, write_digests
 from tokgolf.device import resolve_device
 from tokgolf.errors import TrainingError
-from tokgolf.files import atomic_open, write_bytes, write_text
+from tokgolf.files import write_bytes, write_text
 from tokgolf.heads import head_config, head_to_dict
 from tokgolf.heads.base import Head, Unties
 from tokgolf.model import LanguageModel, build_model, head_shape
@@ -99,11 +99,11 @@ def train(
         "corpus": {"name": corpus.name, "sha256": summary.sha256, "bytes": summary.bytes},
     }
     if started is not None:
-        _check_same_run(run, started[1], state)
+        with _damage_named(run):
+            _check_same_run(run, started[1], state)
     run.mkdir(parents=True, exist_ok=True)
     write_bytes(run / "tokenizer.tok", tokenizer.asset())
-    with atomic_open(run / "train_documents.npy") as file:
-        np.save(file, digests)
+    write_digests(run / "train_documents.npy", digests)
     # A recipe that repeats this run; the corpus is no part of a recipe, hence the comment.
     origin = f"# {corpus.name}, {summary.bytes:,} bytes, SHA-256 {summary.sha256}\n"
     write_text(run / "config.toml", origin + tomli_w.dumps(resolved))
@@ -114,7 +114,8 @@ def train(
         data.stream, rows=config.batch_tokens // length, length=length, seed=config.seed
     )
     if started is not None:
-        session.load(*started)
+        with _damage_named(run):
+            session.load(*started)
     return session.run(batches, run, state, on_step)
 
 
@@ -149,8 +150,9 @@ class _Session:
         own.update({name: tensors[MODEL_PREFIX + name] for name in own})
         self.model.load_state_dict(own)
         self.optimizers.load(tensors)
-        self.step, self.seconds, self.loss = state["step"], state["seconds"], state["loss"]
-        self.compile_seconds = state["compile_seconds"]
+        self.step, self.loss = operator.index(state["step"]), float(state["loss"])
+        self.seconds = float(state["seconds"])
+        self.compile_seconds = float(state["compile_seconds"])
 
     def save(self, run: Path, state: dict[str, Any], *, finished: bool = False) -> None:
         """Write a checkpoint."""
@@ -395,6 +397,18 @@ def _check_same_run(run: Path, before: dict[str, Any], now: dict[str, Any]) -> N
 
 
 @contextlib.contextmanager
+def _damage_named(run: Path) -> Iterator[None]:
+    """Turn what a checkpoint without the right keys, types or shapes raises into one error."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        reason = " ".join(f"{error!r}".split())[:200]
+        raise TrainingError(
+            f"the checkpoint in {run} cannot be resumed from: {reason}; start again in another -o"
+        ) from error
+
+
+@contextlib.contextmanager
 def _interrupt_flag() -> Iterator[Callable[[], bool]]:
     """Turn the first Ctrl-C into a flag, read between steps; a second one interrupts at once."""
     hit = False
@@ -422,7 +436,8 @@ def _metrics(run: Path, step: int) -> Iterator[Callable[[StepReport], None]]:
     kept = []
     if step and path.is_file():
         for line in path.read_text("utf-8", errors="replace").splitlines():
-            with contextlib.suppress(ValueError):  # a line cut short when the run was killed
+            # a line cut short when the run was killed, or damaged
+            with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
                 report = json.loads(line)
                 if report["step"] <= step:
                     kept.append(report)

@@ -1,8 +1,8 @@
 """Token shards: golden bytes, round trips, and one refusal for each rule of the format."""
 
-import json
 import struct
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from hypothesis.extra import numpy as hnp
 from tokgolf.corpora import ShardInfo, ShardWriter, read_shard, read_sidecar, shard_files
 from tokgolf.corpora import write_shard as write_any_shard
 from tokgolf.errors import CorpusError
+from tokgolf.sealed import read_sealed, write_sealed
 
 Array = npt.NDArray[Any]
 id_arrays = hnp.arrays(np.uint16, st.integers(0, 50))
@@ -45,8 +46,9 @@ def test_shard_has_golden_bytes(tmp_path: Path) -> None:
     head = struct.pack("<3i", 20240520, 1, 3)
     body = b"\x01\x00\x00\x01\xff\xff"
     assert (tmp_path / "x.bin").read_bytes() == head.ljust(1024, b"\0") + body
-    assert json.loads((tmp_path / "x.json").read_bytes()) == {
+    assert read_sealed(tmp_path / "x.json") == {
         "tokenizer": "f" * 64, "corpus": "c" * 64, "bytes": 7, "tokens": 3, "documents": 2,
+        "sha256": sha256((tmp_path / "x.bin").read_bytes()).hexdigest(),
     }  # fmt: skip
 
 
@@ -123,7 +125,7 @@ def change(**values: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
         (change(bytes=True), r"must have exactly tokenizer \(str\), corpus \(str\), bytes \(int\)"),
         (change(more=1), "must have exactly"),
         (lambda old: {"tokens": 2}, "must have exactly"),
-        (lambda old: [], "must have exactly"),
+        (change(sha256="0" * 64), "says 0000000000000000: the tokens were damaged or edited"),
     ],
 )
 def test_wrong_sidecar_is_refused_when_it_matters(
@@ -131,17 +133,17 @@ def test_wrong_sidecar_is_refused_when_it_matters(
 ) -> None:
     path, sidecar = tmp_path / "x.bin", tmp_path / "x.json"
     write_shard(path, [1, 2])
-    sidecar.write_text(json.dumps(edit(json.loads(sidecar.read_bytes()))), encoding="utf-8")
+    write_sealed(sidecar, edit(read_sealed(sidecar)))
     with pytest.raises(CorpusError, match=message):
         read_shard(path, fingerprint="f" * 64)
     assert read_shard(path).tolist() == [1, 2]
 
 
-@pytest.mark.parametrize("data", [b"", b"{", b"\xff", b"[" * 100_000])
+@pytest.mark.parametrize("data", [b"", b"{", b"\xff", b"[" * 100_000, b"[]", b"{}"])
 def test_damaged_sidecar_is_refused(tmp_path: Path, data: bytes) -> None:
     write_shard(tmp_path / "x.bin", [1])
     (tmp_path / "x.json").write_bytes(data)
-    with pytest.raises(CorpusError, match="x.json is not JSON"):
+    with pytest.raises(CorpusError, match="x.json is no sound sidecar"):
         read_sidecar(tmp_path / "x.bin")
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from tokgolf.artifact.checkpoint import FloatModel, record_export
 from tokgolf.artifact.export import encode_artifact
 from tokgolf.config import TrunkConfig
-from tokgolf.corpora import Corpus, Document, document_digests
+from tokgolf.corpora import Corpus, Document, document_digests, write_digests
 from tokgolf.errors import ArtifactError, CorpusError, ScoreError
 from tokgolf.eval.score import Score, open_source, read_train_digests, save_score, score
 from tokgolf.eval.scorer import document_nats
@@ -253,7 +253,7 @@ def test_train_digests_are_read_from_the_run(source: FloatModel, tmp_path: Path)
     assert read_train_digests(source, tmp_path) is None
     digests = document_digests([Document("a", b"a"), Document("b", b"b")])
     path = tmp_path / "train_documents.npy"
-    np.save(path, digests)
+    write_digests(path, digests)
     found = read_train_digests(source, tmp_path)
     assert found is not None and (found == digests).all()
     artifact = encode_artifact(source, QuantConfig(method="nearest"))
@@ -262,5 +262,5 @@ def test_train_digests_are_read_from_the_run(source: FloatModel, tmp_path: Path)
     assert read_train_digests(artifact, tmp_path) is not None
     for damaged in (b"", b"\x93NUMPY", b"abc", path.read_bytes()[:-1]):
         path.write_bytes(damaged)
-        with pytest.raises(ScoreError, match="train_documents.npy is damaged"):
+        with pytest.raises(CorpusError, match="train_documents.npy is damaged"):
             read_train_digests(source, tmp_path)

@@ -2,13 +2,13 @@
 
     run/tokenizer.tok                    the tokenizer's asset
     run/checkpoints/step-000123.safetensors   model.* and optimizer tensors
-    run/checkpoints/latest.json          which file is the latest, its SHA-256, and the state
+    run/checkpoints/latest.json          which file is the latest, its SHA-256, and the state; sealed
 
 `latest.json` is renamed into place last, so a run is always on a whole checkpoint. No pickle.
 """
 
-import json
 import os
+import re
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -18,14 +18,18 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
+from tokgolf.artifact.load import check_size
 from tokgolf.config import TrunkConfig, from_dict
 from tokgolf.errors import ArtifactError
 from tokgolf.files import write_bytes, write_text
 from tokgolf.heads import HeadConfig, head_config, head_to_dict
 from tokgolf.model import LanguageModel, build_model, head_shape
+from tokgolf.sealed import read_sealed, write_sealed
 from tokgolf.tokenizers import Tokenizer, load_tokenizer
 
 MODEL_PREFIX = "model."
+_STEP_FILE = re.compile(r"step-\d{6,}\.safetensors")  # so that nothing outside the folder is read
+_HASH = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +51,7 @@ def write_checkpoint(run: Path, tensors: dict[str, Tensor], state: dict[str, Any
     path = folder / f"step-{state['step']:06d}.safetensors"
     write_bytes(path, data)
     latest = {"file": path.name, "sha256": sha256(data).hexdigest(), "state": state}
-    write_text(folder / "latest.json", json.dumps(latest, indent=1))
+    write_sealed(folder / "latest.json", latest)
     for old in folder.glob("step-*.safetensors"):
         if old != path:
             old.unlink()
@@ -64,8 +68,11 @@ def read_checkpoint(run: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dic
     if not pointer.is_file():
         raise ArtifactError(f"{run} holds no checkpoint; make one with tokgolf train -o {run}")
     try:
-        latest = json.loads(pointer.read_text("utf-8"))
-        path, expected, state = folder / latest["file"], latest["sha256"], latest["state"]
+        latest = read_sealed(pointer)
+        name, expected, state = str(latest["file"]), str(latest["sha256"]), dict(latest["state"])
+        if not _STEP_FILE.fullmatch(name):
+            raise ValueError(f"it points to {name!r:.80}, which is no checkpoint's name")
+        path = folder / name
         data = path.read_bytes()
     except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
         raise ArtifactError(f"{pointer} is damaged: {error!r}") from error
@@ -75,13 +82,25 @@ def read_checkpoint(run: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dic
             f"{path} has SHA-256 {found[:16]}, {pointer.name} says {expected[:16]}: "
             "the checkpoint was damaged or edited"
         )
-    return safetensors.torch.load(data), state
+    try:
+        return safetensors.torch.load(data), state
+    except (safetensors.SafetensorError, ValueError, KeyError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ArtifactError(f"{path} holds no tensors that can be read: {reason}") from error
 
 
 def exported(run: Path) -> list[str]:
-    """SHA-256 of every artifact that was exported from a run, oldest first."""
+    """SHA-256 of every artifact that was exported from a run, oldest first.
+
+    Raises `ArtifactError` for a file that holds anything else.
+    """
     path = run / "exports.txt"
-    return path.read_text("ascii", errors="replace").split() if path.is_file() else []
+    lines = path.read_bytes().splitlines() if path.is_file() else []
+    hashes = [line.decode("ascii", "replace") for line in lines]
+    for number, line in enumerate(hashes, 1):
+        if not _HASH.fullmatch(line):
+            raise ArtifactError(f"{path} line {number} is no SHA-256; remove the line")
+    return hashes
 
 
 def record_export(run: Path, sha256: str) -> None:
@@ -113,6 +132,7 @@ def load_run(run: str | os.PathLike[str]) -> FloatModel:
             f"with {trained_with[:16]}; put the run's own tokenizer back"
         )
     shape = head_shape(tokenizer, trunk)
+    check_size(trunk, head, shape)
     model = build_model(trunk, head, shape)
     weights = {
         name.removeprefix(MODEL_PREFIX): tensor

@@ -10,7 +10,7 @@ import torch
 from tokgolf.artifact import container, weights
 from tokgolf.config import TrunkConfig, from_dict
 from tokgolf.errors import ArtifactError, TokgolfError
-from tokgolf.heads import HeadConfig, head_config
+from tokgolf.heads import HeadConfig, HeadShape, head_config
 from tokgolf.model import LanguageModel, build_model, head_shape
 from tokgolf.tokenizers import Tokenizer, from_asset
 
@@ -82,14 +82,7 @@ def decode_artifact(data: bytes) -> Artifact:
     head = head_config(_table(header, "head"), "artifact.head")
     tokenizer = from_asset(sections["tokenizer"])
     shape = head_shape(tokenizer, trunk)
-    if trunk.layers > MAX_LAYERS or trunk.sequence_length > MAX_WINDOW:
-        raise ArtifactError(
-            f"the artifact claims {trunk.layers:,} layers and a window of "
-            f"{trunk.sequence_length:,}; at most {MAX_LAYERS:,} and {MAX_WINDOW:,} load"
-        )
-    params = trunk.num_params() + head.num_params(shape)
-    if params > MAX_PARAMS or trunk.sequence_length * trunk.d_model > MAX_PARAMS:
-        raise ArtifactError(f"the artifact claims {params:,} weights; at most {MAX_PARAMS:,} load")
+    check_size(trunk, head, shape)
     model = build_model(trunk, head, shape)
     trellis = header["quantizer"] == "trellis"
     lead = _lead(header["lead"], trunk.d_model)
@@ -97,6 +90,18 @@ def decode_artifact(data: bytes) -> Artifact:
     _check_usable(model)
     model.eval().requires_grad_(False)
     return Artifact(tokenizer=tokenizer, model=model, trunk=trunk, head=head, data=data)
+
+
+def check_size(trunk: TrunkConfig, head: HeadConfig, shape: HeadShape) -> None:
+    """Raise `ArtifactError` for a config that claims more than loads, before any of it is built."""
+    if trunk.layers > MAX_LAYERS or trunk.sequence_length > MAX_WINDOW:
+        raise ArtifactError(
+            f"the file claims {trunk.layers:,} layers and a window of "
+            f"{trunk.sequence_length:,}; at most {MAX_LAYERS:,} and {MAX_WINDOW:,} load"
+        )
+    params = trunk.num_params() + head.num_params(shape)
+    if params > MAX_PARAMS or trunk.sequence_length * trunk.d_model > MAX_PARAMS:
+        raise ArtifactError(f"the file claims {params:,} weights; at most {MAX_PARAMS:,} load")
 
 
 def _check_usable(model: LanguageModel) -> None:

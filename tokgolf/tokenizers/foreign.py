@@ -39,6 +39,7 @@ from tokgolf.tokenizers.foreign_bpe import (
     ForeignBpeTokenizer,
     byte_order,
 )
+from tokgolf.tokenizers.isolated import foreign_asset_isolated
 from tokgolf.tokenizers.pack import pack_merges, pack_pairs
 from tokgolf.tokenizers.pack_sentencepiece import pack_model, read_model
 from tokgolf.tokenizers.sentencepiece_bpe import SentencePieceBpeTokenizer, model_file
@@ -68,12 +69,15 @@ def import_tokenizer(path: str | os.PathLike[str], *, pattern: str | None = None
 
     What sort of file it is shows in its first bytes. `pattern` is where tiktoken cuts text, as
     in `split.py` (default gpt4); its files do not say. Raises `TokenizerError`, with the path, if
-    the file is damaged or holds what would give other ids here.
+    the file is damaged or holds what would give other ids here. The file is taken apart in a
+    process of its own (`isolated.py`): no file, however hostile, can crash this one.
     """
     with open(path, "rb") as file:
         data = file.read(MAX_FILE_BYTES + 1)
     try:
-        return _import(data, pattern)
+        if len(data) > MAX_FILE_BYTES:
+            raise TokenizerError(f"over {MAX_FILE_BYTES} bytes is no tokenizer file; check the path")
+        return from_asset(foreign_asset_isolated(data, pattern))
     except TokenizerError as error:
         raise TokenizerError(f"{os.fspath(path)}: {error}") from error
 
@@ -95,21 +99,24 @@ def describe_import(tokenizer: Tokenizer, original: bytes) -> dict[str, Any]:
     }
 
 
-def _import(data: bytes, pattern: str | None) -> Tokenizer:
-    if len(data) > MAX_FILE_BYTES:
-        raise TokenizerError(f"over {MAX_FILE_BYTES} bytes is no tokenizer file; check the path")
+def foreign_asset(data: bytes, pattern: str | None = None) -> bytes:
+    """The asset of the tokenizer in the bytes of another library's file, made in this process.
+
+    For files that are trusted: the libraries it uses can crash on others. Raises
+    `TokenizerError` as `import_tokenizer` does, without a path.
+    """
     if data.startswith(MAGIC):
         raise TokenizerError("this is a tokgolf tokenizer already; use it as it is")
     if _RANK_LINE.fullmatch(data.partition(b"\n")[0].rstrip()):
-        return from_asset(_from_ranks(data, pattern or "gpt4"))
+        return _from_ranks(data, pattern or "gpt4")
     if pattern is not None:
         raise TokenizerError("only tiktoken files need to be told where text is cut")
     if data.lstrip()[:1] == b"{":
         try:
-            return from_asset(_from_json(data))
+            return _from_json(data)
         except (AttributeError, KeyError, TypeError) as error:
             raise TokenizerError(f"no sound tokenizer.json: {error!r}; check the file") from error
-    return from_asset(_from_sentencepiece(data))
+    return _from_sentencepiece(data)
 
 
 def _from_sentencepiece(data: bytes) -> bytes:
