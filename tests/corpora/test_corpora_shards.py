@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -153,6 +153,7 @@ def writer(folder: Path, shard_tokens: int) -> ShardWriter:
     )
 
 
+@settings(deadline=None)  # it waits for the disk
 @given(documents=st.lists(id_arrays, max_size=8), shard_tokens=st.integers(1, 60))
 def test_writer_divides_documents_among_shards_and_no_document(
     tmp_path_factory: pytest.TempPathFactory, documents: list[Array], shard_tokens: int
