@@ -27,6 +27,8 @@ from tokgolf.errors import CorpusError
 from tokgolf.files import atomic_open
 
 _CHUNK = 1 << 16
+_ZST_PIECE = 1 << 10  # zstd unpacks to at most 32,768 times as much: never over 32 MiB at once
+MAX_UNPACKED_BYTES = 1 << 27  # of one document in a .zst file, however small the file is
 _ROWS = 1024
 
 
@@ -83,7 +85,8 @@ def write_jsonl(path: str | os.PathLike[str], documents: Iterable[Document]) -> 
         if target.name.lower().endswith(".zst"):
             import zstandard
 
-            stream: Any = zstandard.ZstdCompressor(level=10).stream_writer(file, closefd=False)
+            packer = zstandard.ZstdCompressor(level=10, write_checksum=True)
+            stream: Any = packer.stream_writer(file, closefd=False)
         else:
             stream = file
         for document in documents:
@@ -234,28 +237,40 @@ def _select(
 def _chunks(path: Path) -> Iterator[bytes]:
     """The file's content in pieces, decompressed if it ends in .zst."""
     with open(path, "rb") as file:
-        pieces = iter(lambda: file.read(_CHUNK), b"")
-        yield from _decompressed(pieces, path) if path.name.lower().endswith(".zst") else pieces
+        if path.name.lower().endswith(".zst"):
+            yield from _decompressed(iter(lambda: file.read(_ZST_PIECE), b""), path)
+        else:
+            yield from iter(lambda: file.read(_CHUNK), b"")
 
 
 def _decompressed(pieces: Iterator[bytes], path: Path) -> Iterator[bytes]:
     """Decompress zstd frames, one after another.
 
     zstandard's own stream reader takes a frame that was cut short for a complete one, so this
-    asks each frame whether it has reached its end.
+    asks each frame whether it has reached its end. A document of more than `MAX_UNPACKED_BYTES`
+    is refused while it is being unpacked: a few kB could fill the memory.
     """
     import zstandard
 
     decompressor = zstandard.ZstdDecompressor()
     frame: Any = decompressor.decompressobj()
-    frames = taken = 0
+    frames = taken = size = 0
+    lines = _kind(path.name) == ".jsonl.zst"
     try:
         for piece in pieces:
             taken += len(piece)
             while piece:
                 if frame is None:
                     frame = decompressor.decompressobj()
-                yield frame.decompress(piece)
+                unpacked = frame.decompress(piece)
+                cut = unpacked.rfind(b"\n") if lines else -1
+                size = len(unpacked) - cut - 1 if cut >= 0 else size + len(unpacked)
+                if size > MAX_UNPACKED_BYTES:
+                    raise CorpusError(
+                        f"{path} has a document of over {MAX_UNPACKED_BYTES:,} bytes; divide it, or "
+                        "unpack the file"
+                    )
+                yield unpacked
                 piece = frame.unused_data if frame.eof else b""
                 if frame.eof:
                     frame, frames = None, frames + 1

@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import torch
 import zstandard
 from reliability_mutants import (
@@ -54,7 +56,7 @@ from tokgolf.heads import ADDONS, HEADS, head_config, head_to_dict
 from tokgolf.model import build_model, head_shape
 from tokgolf.quantize.rows import QuantConfig
 from tokgolf.sealed import read_sealed, sealed
-from tokgolf.tokenizers import Tokenizer, build_tokenizer, from_asset, load_tokenizer
+from tokgolf.tokenizers import Tokenizer, build_tokenizer, from_asset
 from tokgolf.tokenizers.foreign import foreign_asset
 from tokgolf.training import run_config
 
@@ -153,6 +155,14 @@ def save_run(run: Path, model: FloatModel) -> None:
     write_checkpoint(run, {**tensors, "adam.0.m": torch.zeros(3)}, state)
 
 
+def parquet(documents: list[Document], **options: Any) -> bytes:
+    """A table of documents as a file."""
+    file = io.BytesIO()
+    table = pyarrow.table({"text": [document.data.decode() for document in documents]})
+    pyarrow.parquet.write_table(table, file, **options)
+    return file.getvalue()
+
+
 # --- what is checked of a file that was read
 
 
@@ -161,9 +171,8 @@ def read_artifact(data: bytes) -> None:
     artifact = decode_artifact(data)
     header, sections = container.unpack(data)
     assert artifact.data == data == container.pack(header, sections)
-    assert header == {"trunk": to_dict(artifact.trunk), "head": header["head"]} | {
-        key: value for key, value in header.items() if key not in ("trunk", "head")
-    }
+    assert header["trunk"] == to_dict(artifact.trunk)
+    assert header["head"] == head_to_dict(artifact.head)
     assert artifact.tokenizer.asset() == sections["tokenizer"]
     assert all(bool(tensor.isfinite().all()) for _, tensor, _ in artifact.model.stored())
     vocab = artifact.tokenizer.vocab_size
@@ -288,6 +297,7 @@ def make_readers(folder: Path) -> dict[str, Reader]:
     for name in ("c.jsonl", "c.jsonl.zst"):
         write_jsonl(scratch / name, documents)
     jsonl, jsonl_zst = ((scratch / name).read_bytes() for name in ("c.jsonl", "c.jsonl.zst"))
+    tables = tuple(parquet(documents, **kind) for kind in ({}, {"compression": "zstd"}))
     txt_zst = zstandard.ZstdCompressor(write_checksum=True).compress(TEXT)
     config = b'steps = 5\nseed = 1\n[trunk]\nlayers = 2\nrope_base = 1e4\n[head]\nname = "tied"\n'
     assets = tuple(tokenizer_of(kind).asset() for kind in KINDS)
@@ -331,6 +341,7 @@ def make_readers(folder: Path) -> dict[str, Reader]:
         "jsonl": Reader(samples=(jsonl,), read=corpus("m.jsonl"), share=10),
         "jsonl.zst": Reader(samples=(jsonl_zst,), read=corpus("m.jsonl.zst"), share=10),
         "txt.zst": Reader(samples=(txt_zst,), read=corpus("m.txt.zst"), share=10),
+        "parquet": Reader(samples=tables, read=corpus("m.parquet"), share=10),
         "txt": Reader(samples=(TEXT,), read=corpus("m.txt"), share=10),
     }  # fmt: skip
 
@@ -362,8 +373,3 @@ def outcome(reader: Reader, data: bytes, signed: bool) -> Outcome:
         return Outcome(what="refused", seconds=time.process_time() - began)
     assert signed or not reader.sealed or data in reader.samples, "damage went unnoticed"
     return Outcome(what="read", seconds=time.process_time() - began)
-
-
-def load_any(path: Path) -> Tokenizer:
-    """The tokenizer in a `.tok` file."""
-    return load_tokenizer(path)

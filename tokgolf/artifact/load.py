@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tokgolf.artifact import container, weights
-from tokgolf.config import TrunkConfig, from_dict
+from tokgolf.config import TrunkConfig, from_dict, to_dict
 from tokgolf.errors import ArtifactError, TokgolfError
-from tokgolf.heads import HeadConfig, HeadShape, head_config
+from tokgolf.heads import HeadConfig, HeadShape, head_config, head_to_dict
 from tokgolf.model import LanguageModel, build_model, head_shape
 from tokgolf.tokenizers import Tokenizer, from_asset
 
@@ -88,6 +88,11 @@ def decode_artifact(data: bytes) -> Artifact:
     lead = _lead(header["lead"], trunk.d_model)
     weights.decode(model.stored(), sections, trellis, trunk.d_model, lead)
     _check_usable(model)
+    if container.pack({"trunk": to_dict(trunk), "head": head_to_dict(head)}, sections) != data:
+        raise ArtifactError(
+            "the artifact's header does not spell out its trunk and head as this tokgolf does, so "
+            "that what is left out would be a guess; use the tokgolf that wrote it"
+        )
     model.eval().requires_grad_(False)
     return Artifact(tokenizer=tokenizer, model=model, trunk=trunk, head=head, data=data)
 
