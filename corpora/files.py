@@ -27,9 +27,9 @@ from tokgolf.errors import CorpusError
 from tokgolf.files import atomic_open
 
 _CHUNK = 1 << 16
-_ZST_PIECE = 1 << 10  # zstd unpacks to at most 32,768 times as much: never over 32 MiB at once
+_ZST_PIECE = 1 << 8  # zstd unpacks to at most 32,768 times as much: never over 8 MiB at once
 MAX_UNPACKED_BYTES = 1 << 27  # of one document in a .zst file, however small the file is
-_ROWS = 1024
+_ROWS = 16  # at once; each may be a large document that a small file has many times
 
 
 def open_path(path: Path, split: str | None, name: str, field: str = "text") -> Corpus:

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from tokgolf.errors import ConfigError
 
 Config = TypeVar("Config")
+MAX_TOML_BYTES = 1 << 18
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -128,10 +129,13 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 def read_toml(path: str | Path) -> dict[str, Any]:
     """Parse a TOML file. Raises `ConfigError` with the place of a syntax error."""
+    with open(path, "rb") as file:
+        data = file.read(MAX_TOML_BYTES + 1)
+    if len(data) > MAX_TOML_BYTES:
+        raise ConfigError(f"{path} has over {MAX_TOML_BYTES:,} bytes; no recipe is so long")
     try:
-        with open(path, "rb") as file:
-            return tomllib.load(file)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        return tomllib.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError) as error:  # of syntax, UTF-8, endless digits or brackets
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
 
 
@@ -147,7 +151,7 @@ def parse_overrides(settings: Iterable[str]) -> dict[str, Any]:
             raise ConfigError(f"--set {setting!r}: write it as key=value, e.g. trunk.layers=4")
         try:
             value = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
+        except (ValueError, RecursionError):
             value = text.strip()
         *tables, key = dotted.strip().split(".")
         place = result

@@ -132,7 +132,7 @@ def load_run(run: str | os.PathLike[str]) -> FloatModel:
             f"with {trained_with[:16]}; put the run's own tokenizer back"
         )
     shape = head_shape(tokenizer, trunk)
-    check_size(trunk, head, shape)
+    check_size(trunk, head, shape, sum(tensor.numel() for tensor in tensors.values()))
     model = build_model(trunk, head, shape)
     weights = {
         name.removeprefix(MODEL_PREFIX): tensor

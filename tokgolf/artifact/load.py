@@ -19,8 +19,12 @@ if TYPE_CHECKING:
 
 MAX_FILE = 1 << 30
 MAX_PARAMS = 1 << 29
+# A file of a kilobyte must not make room for gigabytes: an eighth of a bit a weight is far below
+# any that was trained, and what is free is for toys.
+FREE_PARAMS, PARAMS_PER_BYTE = 1 << 20, 64
 MAX_LAYERS = 1 << 10
 MAX_WINDOW = 1 << 20
+MAX_ROTARY = 1 << 22  # window times width of a head
 KEYS = ["head", "lead", "quantizer", "trunk"]
 MAX_LEAD = 64
 QUANTIZERS = ["scalar", "trellis"]
@@ -82,13 +86,14 @@ def decode_artifact(data: bytes) -> Artifact:
     head = head_config(_table(header, "head"), "artifact.head")
     tokenizer = from_asset(sections["tokenizer"])
     shape = head_shape(tokenizer, trunk)
-    check_size(trunk, head, shape)
+    check_size(trunk, head, shape, min(MAX_PARAMS, FREE_PARAMS + PARAMS_PER_BYTE * len(data)))
     model = build_model(trunk, head, shape)
     trellis = header["quantizer"] == "trellis"
     lead = _lead(header["lead"], trunk.d_model)
     weights.decode(model.stored(), sections, trellis, trunk.d_model, lead)
     _check_usable(model)
-    if container.pack({"trunk": to_dict(trunk), "head": head_to_dict(head)}, sections) != data:
+    spelt_out = {**header, "trunk": to_dict(trunk), "head": head_to_dict(head)}
+    if container.pack(spelt_out, sections) != data:
         raise ArtifactError(
             "the artifact's header does not spell out its trunk and head as this tokgolf does, so "
             "that what is left out would be a guess; use the tokgolf that wrote it"
@@ -97,16 +102,22 @@ def decode_artifact(data: bytes) -> Artifact:
     return Artifact(tokenizer=tokenizer, model=model, trunk=trunk, head=head, data=data)
 
 
-def check_size(trunk: TrunkConfig, head: HeadConfig, shape: HeadShape) -> None:
-    """Raise `ArtifactError` for a config that claims more than loads, before any of it is built."""
+def check_size(trunk: TrunkConfig, head: HeadConfig, shape: HeadShape, most: int) -> None:
+    """Raise `ArtifactError` for a config that claims more than `most` weights, the number that its
+    file can hold, or more than loads at all; before any of it is built."""
     if trunk.layers > MAX_LAYERS or trunk.sequence_length > MAX_WINDOW:
         raise ArtifactError(
             f"the file claims {trunk.layers:,} layers and a window of "
             f"{trunk.sequence_length:,}; at most {MAX_LAYERS:,} and {MAX_WINDOW:,} load"
         )
     params = trunk.num_params() + head.num_params(shape)
-    if params > MAX_PARAMS or trunk.sequence_length * trunk.d_model > MAX_PARAMS:
-        raise ArtifactError(f"the file claims {params:,} weights; at most {MAX_PARAMS:,} load")
+    if params > most:
+        raise ArtifactError(f"the file claims {params:,} weights; at most {most:,} fit one of its size")
+    if trunk.sequence_length * (width := trunk.d_model // trunk.heads) > MAX_ROTARY:
+        raise ArtifactError(
+            f"the file claims a window of {trunk.sequence_length:,} with heads {width:,} wide; at "
+            f"most {MAX_ROTARY:,} as their product load"
+        )
 
 
 def _check_usable(model: LanguageModel) -> None:

@@ -207,6 +207,8 @@ def _decode(body: bytes) -> tuple[Model, str]:
     text, place = _take(body, place)
     if "packed_text" in flags:
         text = unpack(text, (MAX_TOKEN_BYTES + 1) * sum(counts))
+    if (found := text.count(0)) != sum(counts[CONTROL:]):  # before each becomes an object
+        raise unfit(f"{found} pieces in its text, where its layout needs {sum(counts[CONTROL:])}")
     try:
         alphabet, *whole = text.decode("utf-8").split("\0")
     except UnicodeDecodeError as error:
@@ -218,10 +220,9 @@ def _decode(body: bytes) -> tuple[Model, str]:
         if len(columns) != 4 * sum(counts[sort] for sort in SCORED):
             raise unfit(f"{len(columns)} bytes of scores")
         scores = np.frombuffer(columns, "<f4").tolist()
-    if len(alphabet) < counts[CHARACTER] or len(whole) != sum(counts[CONTROL:]):
+    if len(alphabet) < counts[CHARACTER]:
         raise unfit(
-            f"{len(alphabet)} characters and {len(whole)} other pieces, where its layout needs "
-            f"{counts[CHARACTER]} and {sum(counts[CONTROL:])}"
+            f"{len(alphabet)} characters, where its layout needs {counts[CHARACTER]}"
         )
     if counts[BYTE] not in (0, 256) or counts[UNKNOWN] != 1 or bos_id >= sum(counts) or bits >> 7:
         raise unfit(
