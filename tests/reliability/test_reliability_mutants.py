@@ -69,12 +69,11 @@ def test_mutants_are_the_same_every_time(readers: dict[str, Reader]) -> None:
         assert mutant(reader, name, 3, 5) != mutant(reader, name, 3, 6)
 
 
-def test_every_truncation_is_refused(readers: dict[str, Reader]) -> None:
+def test_every_truncation_of_a_small_file_is_refused(readers: dict[str, Reader]) -> None:
     for name, reader in readers.items():
-        if not reader.sealed:
-            continue
-        for sample in reader.samples[:1] if name == "artifact" else reader.samples:
-            for length in range(len(sample)):
+        for sample in reader.samples if reader.sealed else ():
+            # a checkpoint's tensors take thousands of bytes, of which some lengths will do
+            for length in range(0, len(sample), 1 + len(sample) // 3000):
                 assert outcome(reader, sample[:length], signed=False).what == "refused", name
 
 
