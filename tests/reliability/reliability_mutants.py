@@ -30,8 +30,9 @@ def source(seed: int, reader: str, number: int) -> random.Random:
 
 
 def damage(rng: random.Random, data: bytes, others: Sequence[bytes]) -> tuple[str, bytes]:
-    """What was done, and `data` after it. `others` are sound files of the same sort."""
-    return rng.choice(_DAMAGE)(rng, data, others)
+    """What was done, and `data` after it, never the same. `others` are sound files of the sort."""
+    what, damaged = rng.choice(_DAMAGE)(rng, data, others)
+    return (what, damaged) if damaged != data else _flip(rng, data, others)
 
 
 def _flip(rng: random.Random, data: bytes, others: Sequence[bytes]) -> tuple[str, bytes]:

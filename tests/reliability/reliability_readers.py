@@ -303,7 +303,7 @@ def make_readers(folder: Path) -> dict[str, Reader]:
     assets = tuple(tokenizer_of(kind).asset() for kind in KINDS)
     return {
         "artifact": Reader(
-            samples=artifacts(), read=read_artifact, share=700, signed=0.1, sealed=True,
+            samples=artifacts(), read=read_artifact, share=700, signed=0.06, sealed=True,
             read_signed=lambda data: read_artifact(golf_signed(data)),
             forge=lambda rng, data: golf_forgery(rng, data, artifacts()),
         ),

@@ -1,7 +1,8 @@
 """Checkpoints: the float model and all that training needs to go on, in a run directory.
 
     run/tokenizer.tok                    the tokenizer's asset
-    run/checkpoints/step-000123.safetensors   model.* and optimizer tensors
+    run/checkpoints/step-000123-1a2b3c4d.safetensors   model.* and optimizer tensors; the start
+                                         of its hash keeps it apart from another of this step
     run/checkpoints/latest.json          which file is the latest, its SHA-256, and the state; sealed
 
 `latest.json` is renamed into place last, so a run is always on a whole checkpoint. No pickle.
@@ -28,7 +29,8 @@ from tokgolf.sealed import read_sealed, write_sealed
 from tokgolf.tokenizers import Tokenizer, load_tokenizer
 
 MODEL_PREFIX = "model."
-_STEP_FILE = re.compile(r"step-\d{6,}\.safetensors")  # so that nothing outside the folder is read
+# A name of this form only, so that nothing outside the folder is read.
+_STEP_FILE = re.compile(r"step-\d{6,}-[0-9a-f]{8}\.safetensors")
 _HASH = re.compile(r"[0-9a-f]{64}")
 
 
@@ -48,9 +50,10 @@ def write_checkpoint(run: Path, tensors: dict[str, Tensor], state: dict[str, Any
     folder = run / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
     data = safetensors.torch.save({name: t.contiguous() for name, t in tensors.items()})
-    path = folder / f"step-{state['step']:06d}.safetensors"
+    digest = sha256(data).hexdigest()
+    path = folder / f"step-{state['step']:06d}-{digest[:8]}.safetensors"
     write_bytes(path, data)
-    latest = {"file": path.name, "sha256": sha256(data).hexdigest(), "state": state}
+    latest = {"file": path.name, "sha256": digest, "state": state}
     write_sealed(folder / "latest.json", latest)
     for old in folder.glob("step-*.safetensors"):
         if old != path:
