@@ -19,7 +19,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from tokgolf.artifact.load import check_size
+from tokgolf.artifact.load import FREE_PARAMS, check_size
 from tokgolf.config import TrunkConfig, from_dict
 from tokgolf.errors import ArtifactError
 from tokgolf.files import write_bytes, write_text
@@ -135,7 +135,8 @@ def load_run(run: str | os.PathLike[str]) -> FloatModel:
             f"with {trained_with[:16]}; put the run's own tokenizer back"
         )
     shape = head_shape(tokenizer, trunk)
-    check_size(trunk, head, shape, sum(tensor.numel() for tensor in tensors.values()))
+    stored = sum(tensor.numel() for tensor in tensors.values())
+    check_size(trunk, head, shape, FREE_PARAMS + stored)
     model = build_model(trunk, head, shape)
     weights = {
         name.removeprefix(MODEL_PREFIX): tensor
