@@ -267,8 +267,8 @@ def _decompressed(pieces: Iterator[bytes], path: Path) -> Iterator[bytes]:
                 size = len(unpacked) - cut - 1 if cut >= 0 else size + len(unpacked)
                 if size > MAX_UNPACKED_BYTES:
                     raise CorpusError(
-                        f"{path} has a document of over {MAX_UNPACKED_BYTES:,} bytes; divide it, or "
-                        "unpack the file"
+                        f"{path} has a document of over {MAX_UNPACKED_BYTES:,} bytes; divide it "
+                        "or unpack the file"
                     )
                 yield unpacked
                 piece = frame.unused_data if frame.eof else b""

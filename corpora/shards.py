@@ -34,7 +34,7 @@ Tokens = npt.NDArray[np.uint16]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardInfo:
-    """The sidecar: tokenizer fingerprint, corpus hash, what the tokens stand for, the file's hash."""
+    """The sidecar: tokenizer fingerprint, corpus hash, what tokens stand for, the file's hash."""
 
     tokenizer: str
     corpus: str
@@ -95,7 +95,8 @@ def read_shard(path: str | os.PathLike[str], *, fingerprint: str | None = None) 
     """The tokens of a shard: read-only, mapped rather than loaded.
 
     With `fingerprint`, a sidecar that is there must name that tokenizer, the same number of
-    tokens and the hash of the file. Raises `CorpusError` for a file that is not a shard of exactly the stated length.
+    tokens and the hash of the file. Raises `CorpusError` for a file that is not a shard of exactly
+    the stated length.
     """
     size = os.path.getsize(path)
     with open(path, "rb") as file:
@@ -231,8 +232,8 @@ def _check_sidecar(path: str | os.PathLike[str], fingerprint: str, count: int) -
         found = file_digest(file, "sha256").hexdigest()
     if found != info.sha256:
         raise CorpusError(
-            f"{path} has SHA-256 {found[:16]}, its sidecar says {info.sha256[:16]}: the tokens were "
-            "damaged or edited; tokenize the corpus again"
+            f"{path} has SHA-256 {found[:16]}, its sidecar says {info.sha256[:16]}: the tokens "
+            "were damaged or edited; tokenize the corpus again"
         )
 
 

@@ -42,7 +42,11 @@ def test_every_other_byte_is_refused(tmp_path: Path) -> None:
             path.write_bytes(changed)
             with pytest.raises(ValueError):
                 read_sealed(path)
-    for spelt in (text + b"\n", text.replace(b" ", b""), text.replace(b'"a": 1', b'"a": 1, "a": 1')):
+    for spelt in (
+        text + b"\n",
+        text.replace(b" ", b""),
+        text.replace(b'"a": 1', b'"a": 1, "a": 1'),
+    ):
         path.write_bytes(spelt)
         with pytest.raises(ValueError, match="not what its seal says"):
             read_sealed(path)

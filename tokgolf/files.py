@@ -3,7 +3,7 @@
 A file appears under its final name complete or not at all: it is written under a temporary
 name in the same folder, flushed to disk, then renamed. Whatever goes wrong in between (full
 disk, Ctrl-C, an exception in the writer), the temporary file is removed and an older file of
-that name stays as it was. What a killed process left behind, the next writer in that folder removes.
+that name stays as it was. What a killed process left behind, the next writer there removes.
 """
 
 import os

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from tokgolf.corpora import Corpus, ShardWriter, read_shard, read_sidecar, shard_files
 from tokgolf.errors import TrainingError
+from tokgolf.files import write_bytes
 from tokgolf.tokenizers import Tokenizer
 
 DOCUMENTS_AT_ONCE = 256
@@ -97,7 +98,7 @@ def tokenize(
             for data, tokens in encoded(corpus, tokenizer):
                 bos = np.array([tokenizer.bos_id], dtype=tokens.dtype)
                 writer.add(np.concatenate([bos, tokens]), len(data))
-        complete.touch()
+        write_bytes(complete, b"")
         paths = writer.paths
     shards = [read_shard(path, fingerprint=tokenizer.fingerprint) for path in paths]
     sidecars = [read_sidecar(path) for path in paths]

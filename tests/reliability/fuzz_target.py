@@ -47,9 +47,7 @@ def run_mutants(
     return counts, failures
 
 
-def one(
-    name: str, reader: Reader, seed: int, number: int, counts: Counter[tuple[str, str]]
-) -> str:
+def one(name: str, reader: Reader, seed: int, number: int, counts: Counter[tuple[str, str]]) -> str:
     """Read one mutant and count how it ended; what failed, or nothing."""
     what, signed, data = mutant(reader, name, seed, number)
     place = f"{name}, seed {seed}, number {number}: {what}{', signed' if signed else ''}"
@@ -86,12 +84,13 @@ def main() -> int:
             failure = one(name, reader, options.seed, options.number, counts)
             failures = [failure] if failure else []
         else:
-            counts, failures = run_mutants(
-                readers, options.mutants, options.seed, keep_going=True
-            )
+            counts, failures = run_mutants(readers, options.mutants, options.seed, keep_going=True)
     for (name, what), count in sorted(counts.items()):
         print(f"{name:<20}{what:<10}{count:>9,}")
-    print(f"{sum(counts.values()):,} mutants in {time.perf_counter() - began:.0f} s, most memory", end=" ")
+    print(
+        f"{sum(counts.values()):,} mutants in {time.perf_counter() - began:.0f} s, most memory",
+        end=" ",
+    )
     print(f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:,.0f} MiB")
     print(*failures[:20], f"{len(failures)} failures", sep="\n")
     return bool(failures)

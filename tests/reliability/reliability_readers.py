@@ -2,7 +2,7 @@
 
 A reader that promises to notice damage (`sealed`) must refuse every changed file. Of a forged
 one, its hash right again, it may make something else, but only something sound: `read` checks
-what it was given and an `AssertionError` is a failure like any other exception but the project's own.
+what it was given, and an `AssertionError` is a failure like any exception but the project's own.
 """
 
 import functools

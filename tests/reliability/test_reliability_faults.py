@@ -67,7 +67,7 @@ class _Disk:
 
 
 class _ShortFile(io.FileIO):
-    """Writes at most 300 bytes a call, as a pipe or a network disk may; half of them, then fails."""
+    """Writes at most 300 bytes a call, as a network disk may; half of them before it fails."""
 
     def __init__(self, disk: _Disk, path: Path, mode: str) -> None:
         super().__init__(path, mode)

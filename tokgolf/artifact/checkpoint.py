@@ -1,9 +1,9 @@
 """Checkpoints: the float model and all that training needs to go on, in a run directory.
 
-    run/tokenizer.tok                    the tokenizer's asset
-    run/checkpoints/step-000123-1a2b3c4d.safetensors   model.* and optimizer tensors; the start
-                                         of its hash keeps it apart from another of this step
-    run/checkpoints/latest.json          which file is the latest, its SHA-256, and the state; sealed
+    run/tokenizer.tok            the tokenizer's asset
+    run/checkpoints/step-*       model.* and optimizer tensors, "step-000123-1a2b3c4d.safetensors";
+                                 the start of its hash keeps it apart from another of this step
+    run/checkpoints/latest.json  which file is the latest, its SHA-256, and the state; sealed
 
 `latest.json` is renamed into place last, so a run is always on a whole checkpoint. No pickle.
 """

@@ -112,7 +112,9 @@ def check_size(trunk: TrunkConfig, head: HeadConfig, shape: HeadShape, most: int
         )
     params = trunk.num_params() + head.num_params(shape)
     if params > most:
-        raise ArtifactError(f"the file claims {params:,} weights; at most {most:,} fit one of its size")
+        raise ArtifactError(
+            f"the file claims {params:,} weights; at most {most:,} fit one of its size"
+        )
     if trunk.sequence_length * (width := trunk.d_model // trunk.heads) > MAX_ROTARY:
         raise ArtifactError(
             f"the file claims a window of {trunk.sequence_length:,} with heads {width:,} wide; at "

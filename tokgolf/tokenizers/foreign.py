@@ -76,7 +76,9 @@ def import_tokenizer(path: str | os.PathLike[str], *, pattern: str | None = None
         data = file.read(MAX_FILE_BYTES + 1)
     try:
         if len(data) > MAX_FILE_BYTES:
-            raise TokenizerError(f"over {MAX_FILE_BYTES} bytes is no tokenizer file; check the path")
+            raise TokenizerError(
+                f"over {MAX_FILE_BYTES} bytes is no tokenizer file; check the path"
+            )
         return from_asset(foreign_asset_isolated(data, pattern))
     except TokenizerError as error:
         raise TokenizerError(f"{os.fspath(path)}: {error}") from error

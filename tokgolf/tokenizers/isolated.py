@@ -2,8 +2,8 @@
 
 The libraries that look into such a file can do more than raise: one panics past `except
 Exception`, a C++ parser can crash, an expression can take for ever. Here that ends a child, not
-the caller, who gets one error. The child is told the file's bytes on stdin and answers with the asset
-or the reason on stdout; it writes no file.
+the caller, who gets one error. The child is given the file's bytes on stdin and answers with the
+asset or the reason on stdout; it writes no file.
 """
 
 import os

@@ -221,9 +221,7 @@ def _decode(body: bytes) -> tuple[Model, str]:
             raise unfit(f"{len(columns)} bytes of scores")
         scores = np.frombuffer(columns, "<f4").tolist()
     if len(alphabet) < counts[CHARACTER]:
-        raise unfit(
-            f"{len(alphabet)} characters, where its layout needs {counts[CHARACTER]}"
-        )
+        raise unfit(f"{len(alphabet)} characters, where its layout needs {counts[CHARACTER]}")
     if counts[BYTE] not in (0, 256) or counts[UNKNOWN] != 1 or bos_id >= sum(counts) or bits >> 7:
         raise unfit(
             f"{counts[BYTE]} byte and {counts[UNKNOWN]} unknown pieces, BOS {bos_id} and "
