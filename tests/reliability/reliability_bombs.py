@@ -184,7 +184,9 @@ def make_bombs() -> dict[str, Bomb]:
         ),
         "an expression of nested repeats": Bomb(
             reader="tokenizer", cap=16 * MIB,
-            data=wrap("bpe", b"\0\xff" + varint(4001) + b"(?:" * 800 + b"a" + b")*" * 800 + b"\0\0"),
+            data=wrap(
+                "bpe", b"\0\xff" + varint(4001) + b"(?:" * 800 + b"a" + b")*" * 800 + b"\0\0"
+            ),
         ),
         "zstd to 1 GiB in one document": Bomb(
             reader="txt.zst", data=zipped(bytes(MIB), 1024), cap=MAX_UNPACKED_BYTES,

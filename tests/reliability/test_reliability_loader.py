@@ -18,8 +18,8 @@ from tokgolf.tokenizers.asset import KINDS
 
 FORBIDDEN = {
     "pickle", "cPickle", "dill", "marshal", "shelve", "joblib", "cloudpickle", "subprocess",
-    "ctypes", "cffi", "multiprocessing", "socket", "urllib", "http", "ftplib", "code", "codeop", "runpy",
-    "pty", "zipimport", "webbrowser", "xml", "tarfile", "zipfile", "tempfile", "shutil",
+    "ctypes", "cffi", "multiprocessing", "socket", "urllib", "http", "ftplib", "code", "codeop",
+    "runpy", "pty", "zipimport", "webbrowser", "xml", "tarfile", "zipfile", "tempfile", "shutil",
 }  # fmt: skip
 CALLS = {"eval", "exec", "compile", "__import__", "breakpoint", "input"}
 METHODS = {"system", "popen", "spawnv", "execv", "execve", "fork", "startfile"}
@@ -116,7 +116,8 @@ def test_the_loader_is_followed_to_its_parts() -> None:
     "text",
     [
         "import pickle", "from subprocess import run", "def f():\n  import ctypes.util",
-        "eval('1')", "os.system('ls')", "torch.load(path)", "exec(x)", "import marshal as m", "np.load(path)",
+        "eval('1')", "os.system('ls')", "torch.load(path)", "exec(x)", "import marshal as m",
+        "np.load(path)",
     ],
 )  # fmt: skip
 def test_what_is_looked_for_is_found(text: str) -> None:
