@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokgolf.config import (
+    MAX_TOML_BYTES,
     TrunkConfig,
     check_positive,
     from_dict,
@@ -361,3 +362,21 @@ def test_whole_sizes_are_exact(count: int, unit: str) -> None:
     count = count // factor + 1
     for text in (f"{count}{unit}", f"{count} {unit.lower()}"):
         assert parse_size(text) == count * factor
+
+
+@pytest.mark.parametrize("name", ["rope_base", "qk_gain"])
+@pytest.mark.parametrize("value", [1e308, 1e13, 1e-13, 5e-324])
+def test_a_scale_that_overflows_is_refused(name: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=f"{name} is {value}; it must be between 1e-12 and"):
+        from_dict(TrunkConfig, {name: value}, "here")
+
+
+@pytest.mark.parametrize("text", ["x = " + "[" * 5000, "x = " + "9" * 5000, "x = \udcff"])
+def test_toml_that_python_cannot_take_is_an_error_with_its_path(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.toml"
+    path.write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(ConfigError, match="x.toml is not valid TOML"):
+        read_toml(path)
+    path.write_bytes(b"#" * (MAX_TOML_BYTES + 1))
+    with pytest.raises(ConfigError, match="x.toml has over 262,144 bytes"):
+        read_toml(path)

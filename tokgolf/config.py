@@ -20,6 +20,7 @@ from tokgolf.errors import ConfigError
 
 Config = TypeVar("Config")
 MAX_TOML_BYTES = 1 << 18
+MAX_SCALE = 1e12
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,11 @@ class TrunkConfig:
     def __post_init__(self) -> None:
         check_positive(self, "layers", "d_model", "heads", "kv_heads", "mlp_hidden")
         check_positive(self, "sequence_length", "rope_base", "qk_gain")
+        for name, value in (("rope_base", self.rope_base), ("qk_gain", self.qk_gain)):
+            if not 1 / MAX_SCALE <= value <= MAX_SCALE:  # others overflow a float32
+                raise ConfigError(
+                    f"{name} is {value}; it must be between {1 / MAX_SCALE} and {MAX_SCALE}"
+                )
         if self.d_model % self.heads or (self.d_model // self.heads) % 2:
             raise ConfigError(
                 f"d_model {self.d_model} does not split into {self.heads} heads of even width; "
