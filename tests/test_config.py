@@ -367,7 +367,7 @@ def test_whole_sizes_are_exact(count: int, unit: str) -> None:
 @pytest.mark.parametrize("name", ["rope_base", "qk_gain"])
 @pytest.mark.parametrize("value", [1e308, 1e13, 1e-13, 5e-324])
 def test_a_scale_that_overflows_is_refused(name: str, value: float) -> None:
-    with pytest.raises(ConfigError, match=f"{name} is {value}; it must be between 1e-12 and"):
+    with pytest.raises(ConfigError, match=f"{name} is .*; it must be between 1e-12 and"):
         from_dict(TrunkConfig, {name: value}, "here")
 
 
