@@ -38,7 +38,7 @@ from tokgolf.artifact.checkpoint import (
     record_export,
     write_checkpoint,
 )
-from tokgolf.artifact.export import encode_artifact
+from tokgolf.artifact.export import encode_artifact, read_plan
 from tokgolf.artifact.load import decode_artifact
 from tokgolf.config import TrunkConfig, to_dict
 from tokgolf.corpora import (
@@ -293,6 +293,16 @@ def make_readers(folder: Path) -> dict[str, Reader]:
         path.write_bytes(data)
         run_config(str(path), {})
 
+    def plan_in(data: bytes) -> None:
+        path = scratch / "plan.json"
+        path.write_bytes(data)
+        assert all(step > 0 for step in read_plan(path).steps.values())
+
+    def plan_forgery(rng: Any, data: bytes) -> tuple[str, bytes]:
+        what, changed = json_forgery(rng, json.loads(data))
+        return what, json.dumps(changed).encode()
+
+    plan = {"config": {"method": "nearest"}, "steps": {"a": 0.5, "b": 2}, "damage": {"a": 1.5}}
     documents = [Document(str(n), TEXT[n:]) for n in range(9)]
     for name in ("c.jsonl", "c.jsonl.zst"):
         write_jsonl(scratch / name, documents)
@@ -337,6 +347,10 @@ def make_readers(folder: Path) -> dict[str, Reader]:
             read_signed=lambda data: digests_in(data[:-32] + sha256(data[:-32]).digest()),
         ),
         "exports": Reader(samples=(exports,), read=exports_in, share=10),
+        "plan": Reader(
+            samples=(json.dumps(plan).encode(),), read=plan_in, share=10, signed=0.7,
+            read_signed=plan_in, forge=plan_forgery,
+        ),
         "recipe": Reader(samples=(config,), read=recipe, share=10),
         "jsonl": Reader(samples=(jsonl,), read=corpus("m.jsonl"), share=10),
         "jsonl.zst": Reader(samples=(jsonl_zst,), read=corpus("m.jsonl.zst"), share=10),

@@ -141,7 +141,9 @@ def test_an_export_to_a_full_file_system_says_so_and_leaves_nothing(tmp_path: Pa
                 pass
         done = on_a_full_disk(disk, run)
         assert done.returncode == 1 and done.stdout == b""
-        assert done.stderr.count(b"\n") == 1 and b"the disk is full" in done.stderr
+        *progress, error = done.stderr.splitlines()
+        assert error.startswith(b"error: the disk is full")
+        assert all(line.startswith(b"pass ") for line in progress)
         assert [path.name for path in disk.iterdir()] == ["filler"]
         (disk / "filler").unlink()
         assert on_a_full_disk(disk, run).returncode == 0

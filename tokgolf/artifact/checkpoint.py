@@ -125,7 +125,7 @@ def load_run(run: str | os.PathLike[str]) -> FloatModel:
         head = head_config(config["head"], f"{run}, head")
         if state.get("untied"):
             head = head_config({**head_to_dict(head), "untie_at": 0.0}, f"{run}, head")
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ArtifactError(f"{run}: the checkpoint's state is damaged: {error!r}") from error
     path = Path(run) / "tokenizer.tok"
     tokenizer = load_tokenizer(path)

@@ -85,7 +85,9 @@ def read_plan(path: str | os.PathLike[str]) -> Plan:
         )
         if not all(math.isfinite(step) and step > 0 for step in steps.values()):
             raise ValueError("a step is not a positive number")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (
+        ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError
+    ) as error:  # fmt: skip
         raise ArtifactError(f"{path} is not a plan written by tokgolf export: {error}") from error
     return plan
 
