@@ -103,7 +103,7 @@ def forked_export(run: Path, delay: float) -> bool:
     return not os.WIFSIGNALED(status)
 
 
-@pytest.mark.parametrize("times", [12, pytest.param(800, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("times", [12, pytest.param(300, marks=pytest.mark.slow)])
 def test_an_export_killed_at_any_moment_is_the_old_one_or_the_new_one(
     times: int, tmp_path: Path
 ) -> None:
