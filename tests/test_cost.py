@@ -18,12 +18,12 @@ from tokgolf.artifact.encode import encode
 from tokgolf.artifact.export import encode_artifact
 from tokgolf.artifact.sizes import sizes_of
 from tokgolf.config import TrunkConfig
-from tokgolf.cost import LEAST_BITS, MOST_BITS, cost_of, gaussian_bits, gaussian_step
+from tokgolf.cost import LEAST_BITS, cost_of, gaussian_bits, gaussian_step
 from tokgolf.errors import CapError, ConfigError
 from tokgolf.heads import ADDONS, HEADS, Stored, head_config
 from tokgolf.ledger import Ledger
 from tokgolf.quantize import Quantized, trellis_parities
-from tokgolf.quantize.rows import QuantConfig
+from tokgolf.quantize.rows import MOST_BITS, QuantConfig
 from tokgolf.tokenizers import Tokenizer, build_tokenizer
 
 SETTINGS = {
@@ -225,7 +225,7 @@ def test_a_cap_below_the_smallest_file_names_the_parts(tokenizer: Tokenizer) -> 
 
 @pytest.mark.parametrize("bits", [0.0, -1.0, 9.5, float("nan")])
 def test_bits_that_no_file_has_are_refused(bits: float, tokenizer: Tokenizer) -> None:
-    with pytest.raises(ConfigError, match="it must be from 1 to 9"):
+    with pytest.raises(ConfigError, match="it must be from 1 to 8"):
         cost_of(TRUNK, head_config({"name": "tied"}), tokenizer, bits=bits)
 
 

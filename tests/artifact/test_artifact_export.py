@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,7 @@ from tokgolf.errors import ArtifactError, CapError, TokenizerError, TokgolfError
 from tokgolf.heads import ADDONS, HEADS, head_config, head_to_dict
 from tokgolf.ledger import ledger_of
 from tokgolf.model import build_model, head_shape
-from tokgolf.quantize import dequantize
-from tokgolf.quantize.rows import QuantConfig, quantize
+from tokgolf.quantize.rows import QuantConfig, Rounder
 from tokgolf.tokenizers import Tokenizer, build_tokenizer, save_tokenizer
 
 TRUNK = TrunkConfig(layers=1, d_model=16, heads=2, kv_heads=1, mlp_hidden=16, sequence_length=16)
@@ -44,6 +44,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
 }
 every_head = pytest.mark.parametrize("head", OPTIONS)
+CALIBRATED = [QuantConfig(), QuantConfig(method="gptq")]
+calibrated = pytest.mark.parametrize("config", CALIBRATED, ids=["trellis", "gptq"])
 
 
 def bpe(vocab_size: int) -> Tokenizer:
@@ -93,18 +95,17 @@ def tokens_for(source: FloatModel | Artifact) -> torch.Tensor:
 def test_what_is_read_back_is_the_quantized_model(head: str, tmp_path: Path) -> None:
     source = make(head, bpe(270))
     run, path = save_run(tmp_path / "run", source), tmp_path / "model.golf"
-    ledger = export_run(run, path, cap=10**6, config=CONFIG)
+    ledger, plan = export_run(run, path, cap=10**6, config=CONFIG)
     artifact = load_artifact(path)
     assert ledger == artifact.ledger == ledger_of(artifact)
     assert artifact.data == path.read_bytes()
     assert artifact.sha256 == sha256(path.read_bytes()).hexdigest()
     assert (artifact.trunk, artifact.head) == (source.trunk, source.head)
     assert artifact.tokenizer.fingerprint == source.tokenizer.fingerprint
+    rounder = Rounder(source.model, CONFIG)
+    for name, step in plan.steps.items():
+        rounder.restore(name, rounder.quantize(name, step))
     with torch.no_grad():
-        for name, tensor, kind in source.model.stored():
-            if kind != "codes":
-                quantized = quantize(name, tensor.numpy(), kind, CONFIG)
-                tensor.copy_(torch.from_numpy(dequantize(quantized, False)).view(tensor.shape))
         expected = source.model.log_probs(tokens_for(source))
     log_probs = artifact.model.log_probs(tokens_for(artifact))
     assert torch.equal(log_probs, expected)
@@ -160,19 +161,21 @@ def test_decoding_does_not_depend_on_the_random_state() -> None:
     assert torch.equal(one.model.log_probs(tokens_for(one)), other.model.log_probs(tokens_for(one)))
 
 
-def test_gptq_without_tokens_says_how_to_go_on(tmp_path: Path) -> None:
+@calibrated
+def test_without_tokens_to_calibrate_on_it_says_how_to_go_on(
+    config: QuantConfig, tmp_path: Path
+) -> None:
     with pytest.raises(ArtifactError, match="calibration tokens .* use --method nearest"):
-        encode_artifact(make(), QuantConfig(method="gptq"))
+        encode_artifact(make(), config)
+    run = save_run(tmp_path / "run", make())
     with pytest.raises(ArtifactError, match="no training tokens .* use --method nearest"):
-        export_run(
-            save_run(tmp_path / "run", make()), tmp_path / "x.golf", cap=10**6,
-            config=QuantConfig(method="gptq"),
-        )  # fmt: skip
-    assert not (tmp_path / "x.golf").exists()
+        export_run(run, tmp_path / "x.golf", cap=10**6, config=config)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-def test_gptq_is_deterministic_and_differs_from_rounding() -> None:
-    source, config = make("untied"), QuantConfig(method="gptq")
+@calibrated
+def test_calibrated_methods_are_deterministic_and_differ_from_rounding(config: QuantConfig) -> None:
+    source = make("untied")
     batches = [tokens_for(source), tokens_for(source).flip(0, 1)]
     one, other = (encode_artifact(source, config, batches).data for _ in range(2))
     assert one == other != encode_artifact(source, CONFIG).data
@@ -184,17 +187,22 @@ def test_gptq_is_deterministic_and_differs_from_rounding() -> None:
 def test_over_the_cap_nothing_is_written_and_an_older_file_stays(tmp_path: Path) -> None:
     run, path = save_run(tmp_path / "run", make()), tmp_path / "out" / "model.golf"
     path.parent.mkdir()
-    with pytest.raises(CapError, match="over the cap of 1,000; largest: code"):
+    with pytest.raises(CapError, match="under the cap of 1,000 bytes: code, tokenizer and frame"):
         export_run(run, path, cap=1000, config=CONFIG)
+    four = replace(CONFIG, bits=4.0)
+    with pytest.raises(CapError, match="over the cap of 1,000; largest: code"):
+        export_run(run, path, cap=1000, config=four)
     assert not list(path.parent.iterdir())
-    full = export_run(run, path, cap=10**6, config=CONFIG).full
-    before = path.read_bytes()
+    full = export_run(run, path, cap=10**6, config=four)[0].full
+    files = [path, path.with_name("model.golf.plan.json")]
+    before = [file.read_bytes() for file in files]
     save_run(run, make("untied"))  # a larger model
     with pytest.raises(CapError, match=f"over the cap of {full:,};") as caught:
-        export_run(run, path, cap=full, config=CONFIG)
-    larger = export_run(run, tmp_path / "untied.golf", cap=10**6, config=CONFIG).full
+        export_run(run, path, cap=full, config=four)
+    larger = export_run(run, tmp_path / "untied.golf", cap=10**6, config=four)[0].full
     assert f"is {larger:,} bytes" in str(caught.value) and larger > full
-    assert path.read_bytes() == before and [path] == list(path.parent.iterdir())
+    assert sorted(path.parent.iterdir()) == files
+    assert [file.read_bytes() for file in files] == before
 
 
 # Checkpoints.

@@ -28,8 +28,8 @@ from tokgolf.errors import ArtifactError
 from tokgolf.heads import HEADS, HeadShape, Stored, head_config
 from tokgolf.heads.base import StoredKind
 from tokgolf.model import LanguageModel, build_model
-from tokgolf.quantize import LARGEST, NEXT_STATE, STEPS, Quantized, dequantize
-from tokgolf.quantize.rows import QuantConfig, quantize
+from tokgolf.quantize import LARGEST, NEXT_STATE, STEPS, Quantized, dequantize, path, row_steps
+from tokgolf.quantize.rows import step_bits
 
 TRUNK = TrunkConfig(layers=2, d_model=16, heads=2, kv_heads=1, mlp_hidden=24, sequence_length=16)
 TOKENS = *(bytes([byte]) for byte in range(256)), b"", *(bytes([97, b]) for b in range(43))
@@ -71,8 +71,22 @@ def randomised(case: str) -> LanguageModel:
 
 
 def as_quantized(stored: Stored) -> Quantized:
-    values = stored.tensor.detach().numpy()
-    return quantize(stored.name, values, stored.kind, QuantConfig())
+    """Rounded to the nearest; the rows of a table at steps of their own."""
+    values = stored.tensor.detach().double().numpy().reshape(-1, stored.tensor.shape[-1])
+    power = np.square(values)
+    step = step_bits(0.3 * math.sqrt(power.mean()))
+    rows = None
+    if stored.kind == "table":
+        octaves = np.log2(power.mean(axis=1).clip(1e-60) / power.mean().clip(1e-60)) / 2
+        rows = np.rint(8 * octaves).clip(-128, 127).astype(np.int8)
+    empty = Quantized(np.zeros(values.shape, np.int16), step, rows)
+    codes = np.rint(values / row_steps(empty)).clip(-LARGEST, LARGEST)
+    return empty._replace(codes=codes.astype(np.int16))
+
+
+def decode(stored: list[Stored], sections: dict[str, bytes], trellis: bool) -> None:
+    """With the columns of all tensors in order."""
+    weights.decode(stored, sections, trellis, width=0, lead=[])
 
 
 both = pytest.mark.parametrize("trellis", [False, True])
@@ -83,7 +97,7 @@ both = pytest.mark.parametrize("trellis", [False, True])
 def test_a_model_comes_back_as_its_quantized_weights_exactly(case: str, trellis: bool) -> None:
     model, restored = randomised(case), blank(case)
     sections = encode(model.stored(), as_quantized, trellis)
-    weights.decode(restored.stored(), sections, trellis)
+    decode(restored.stored(), sections, trellis)
     for (name, tensor, kind), (_, found, _) in zip(model.stored(), restored.stored(), strict=True):
         if kind == "codes":
             assert tensor.any() and torch.equal(found, tensor), name
@@ -106,7 +120,23 @@ def test_every_section_is_needed_and_none_may_be_longer_or_shorter(
         changes = [data + b"\0"] + ([data[:-1], b""] if data else [])
         for changed in changes:
             with pytest.raises(ArtifactError):
-                weights.decode(target, {**sections, name: changed}, trellis)
+                decode(target, {**sections, name: changed}, trellis)
+
+
+@both
+@pytest.mark.parametrize("lead", [[], [15], [3, 0, 7]])
+def test_columns_of_the_streams_width_come_back_to_their_places(
+    lead: list[int], trellis: bool
+) -> None:
+    model, plain, led = randomised("factorized"), blank("factorized"), blank("factorized")
+    sections = encode(model.stored(), as_quantized, trellis)
+    decode(plain.stored(), sections, trellis)
+    weights.decode(led.stored(), sections, trellis, TRUNK.d_model, lead)
+    moved = path(TRUNK.d_model, lead)
+    assert sorted(moved) == list(range(16)) and list(moved[: len(lead)]) == lead
+    for (name, before, kind), (_, after, _) in zip(plain.stored(), led.stored(), strict=True):
+        dense = kind != "vector" and before.shape[-1] == TRUNK.d_model
+        assert torch.equal(after[:, moved] if dense else after, before), name
 
 
 def test_frequency_codes_are_stored_and_random_ones_are_not() -> None:
@@ -127,7 +157,7 @@ def one(values: NDArray[np.float32], kind: str = "matrix") -> Stored:
 def round_trip(stored: Stored) -> NDArray[np.float32]:
     sections = encode([stored], as_quantized, False)
     target = torch.full_like(stored.tensor, math.nan)
-    weights.decode([stored._replace(tensor=target)], sections, False)
+    decode([stored._replace(tensor=target)], sections, False)
     return np.asarray(target.numpy())
 
 
@@ -144,7 +174,7 @@ def test_rows_of_zeros_and_of_one_value_come_back(kind: str) -> None:
 def test_huge_and_small_scales_come_back_as_quantized(log2: int, kind: StoredKind) -> None:
     values = np.random.default_rng(0).standard_normal((5, 12)).astype(np.float32)
     values *= np.exp2(np.array([log2, 0, log2, 0, 0], np.float32))[:, None]
-    expected = dequantize(quantize("w", values, kind, QuantConfig()), False)
+    expected = dequantize(as_quantized(one(values, kind)), False)
     got = round_trip(one(values, kind))
     assert np.isfinite(got).all() and (got == expected).all() and got.any()
 
@@ -278,7 +308,7 @@ def test_every_weight_is_its_integer_times_its_rows_step(
     trellis: bool, model: tuple[list[Stored], dict[str, Quantized]]
 ) -> None:
     stored, numbers = model
-    weights.decode(stored, encode(stored, lambda s: numbers[s.name], trellis), trellis)
+    decode(stored, encode(stored, lambda s: numbers[s.name], trellis), trellis)
     for name, tensor, kind in stored:
         codes, bits, rows = numbers[name]
         integers = codes.astype(np.float64)
@@ -422,12 +452,12 @@ def test_truncations_are_refused_and_flips_are_or_give_finite_weights(trellis: b
     for name, data in sections.items():
         for size in range(len(data)):
             with pytest.raises(ArtifactError):
-                weights.decode(stored, {**sections, name: data[:size]}, trellis)
+                decode(stored, {**sections, name: data[:size]}, trellis)
         for bit in range(0, len(data) * 8, 1 if name == "steps" else 3):
             damaged = bytearray(data)
             damaged[bit // 8] ^= 1 << bit % 8
             try:
-                weights.decode(stored, {**sections, name: bytes(damaged)}, trellis)
+                decode(stored, {**sections, name: bytes(damaged)}, trellis)
             except ArtifactError:
                 continue
             assert all(bool(s.tensor.isfinite().all()) for s in stored)
@@ -439,7 +469,7 @@ def test_a_step_that_is_zero_infinite_negative_or_out_of_range_is_refused(step: 
     sections = encode(stored, as_quantized, False)
     changed = step.to_bytes(2, "little") + sections["steps"][2:]
     with pytest.raises(ArtifactError, match=f"step of bits 0x{step:04x}"):
-        weights.decode(stored, {**sections, "steps": changed}, False)
+        decode(stored, {**sections, "steps": changed}, False)
 
 
 @pytest.mark.parametrize("head", [b"", b"\1", b"\0\0", b"\0\1", b"\1\2", b"\x80\0"])
@@ -448,9 +478,9 @@ def test_impossible_numbers_of_contexts_are_refused(head: bytes) -> None:
     sections = encode(stored, as_quantized, False)
     tables = head + sections["tables"][2:] if len(head) == 2 else head
     with pytest.raises(ArtifactError, match="contexts for 1 tensors"):
-        weights.decode(stored, {**sections, "tables": tables}, False)
+        decode(stored, {**sections, "tables": tables}, False)
     with pytest.raises(ArtifactError, match="contexts for 0 tensors"):
-        weights.decode([], {**sections, "tables": b"\1\0", "steps": b""}, False)
+        decode([], {**sections, "tables": b"\1\0", "steps": b""}, False)
 
 
 def codes_of(values: list[int]) -> Stored:
@@ -462,7 +492,7 @@ def read_codes(data: bytes, count: int, extra: int = 0) -> list[int]:
     dense = one(np.ones((1, 2), np.float32))
     sections = {**encode([dense], as_quantized, False), "packed": data}
     targets = [codes_of([-1] * count)] + [codes_of([-1])] * extra
-    weights.decode([*targets, dense], sections, False)
+    decode([*targets, dense], sections, False)
     return [int(code) for code in targets[0].tensor]
 
 
@@ -506,7 +536,7 @@ def test_frequency_tables_left_over_are_refused() -> None:
     table = 4, np.ones(1, np.int64)
     more = sections["tables"][:2] + pack_tables([table, table])
     with pytest.raises(ArtifactError, match="does not end"):
-        weights.decode([dense], {**sections, "tables": more}, False)
+        decode([dense], {**sections, "tables": more}, False)
 
 
 # --- what the bytes are spent on ---

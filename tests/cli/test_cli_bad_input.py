@@ -50,7 +50,8 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
 
 def one_error_line(code: int, out: str, err: str) -> str:
     """The error, once it is proved to be all that was said, but for the progress before it."""
-    lines = [line for line in err.splitlines() if not line.startswith("training: step ")]
+    progress = ("training: step ", "measuring the damage of ", "pass ")
+    lines = [line for line in err.splitlines() if not line.startswith(progress)]
     assert code == 1, (out, err)
     assert out == ""
     assert len(lines) == 1 and lines[0].startswith("error: "), err
@@ -251,8 +252,12 @@ def test_a_tokenizer_that_is_not_the_checkpoints(
 def test_a_cap_that_is_too_small(refused: Refused, made: Path, tmp_path: Path) -> None:
     path = tmp_path / "m.golf"
     message = refused("export", made / "run", "--cap", 1000, "-o", path)
-    size = load_artifact(made / "m.golf").ledger.full
-    assert f"{size:,}" in message and "1,000" in message
+    model = load_artifact(made / "m.golf").model
+    count = sum(s.tensor.numel() for s in model.stored() if s.kind != "codes")
+    assert "under the cap of 1,000 bytes: code, tokenizer and frame take" in message
+    assert f"its {count:,} weights at least {count // 8:,} (at 1.0 bits)" in message
+    message = refused("export", made / "run", "--cap", 1000, "--bits", 4, "-o", path)
+    assert "over the cap of 1,000; largest: code" in message
     assert list(tmp_path.iterdir()) == []
     path.write_bytes(b"an older artifact")
     refused("export", made / "run", "--cap", 1000, "-o", path)

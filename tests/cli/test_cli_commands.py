@@ -242,14 +242,12 @@ def test_export_reports_the_ledger(call: Call, made: Path, tmp_path: Path) -> No
     assert "headroom" in call("export", made / "run", "--cap", "1MB", "-o", path)[0]
 
 
-def test_fewer_bits_and_a_larger_clip_make_a_smaller_file(
-    call: Call, made: Path, tmp_path: Path
-) -> None:
+def test_fewer_bits_make_a_smaller_file(call: Call, made: Path, tmp_path: Path) -> None:
     sizes = []
-    for arguments in (["--bits", "6"], ["--bits", "3", "--clip", "30", "--table-clip", "60"]):
-        command = ["export", made / "run", "--cap", "1MB", "-o", tmp_path / "m.golf", *arguments]
+    for bits in (6, 4, 2.5):
+        command = ["export", made / "run", "-o", tmp_path / "m.golf", "--bits", bits]
         sizes.append(json.loads(call(*command, "--json")[0])["file_bytes"])
-    assert sizes[1] < sizes[0]
+    assert sizes[0] > sizes[1] > sizes[2]
 
 
 def test_score_prints_the_published_keys(
@@ -374,7 +372,8 @@ def test_golf_ends_with_one_json_line(call: Call, data: Path, tmp_path: Path) ->
     assert values["bpb"] == pytest.approx(values["bpb_before_export"], rel=0.1)
     assert all(values["invariants"].values())
     stages = ["corpus", "tokenizer", "training", "export", "score", "compare"]
-    lines = [line for line in err.splitlines() if not line.startswith("training:")]
+    within = ("training:", "measuring the damage", "pass ")
+    lines = [line for line in err.splitlines() if not line.startswith(within)]
     assert [line.split()[0] for line in lines] == stages
     expected = {"config.toml", "metrics.jsonl", "checkpoints", "model.golf", "score.json"}
     assert expected <= {path.name for path in run.iterdir()}

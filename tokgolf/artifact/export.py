@@ -131,9 +131,9 @@ def export_model(
     fit.measure()
     weights = sum(s.tensor.numel() for s in rounder.stored.values())
     asset = len(source.tokenizer.asset())
-    bits = config.bits or (DEFAULT_BITS if cap is None else MOST_BITS)
-    if cap is not None:
-        bits = min(bits, max(8 * (cap - asset - TYPICAL_CODE) / weights, LEAST_BITS))
+    bits = config.bits or DEFAULT_BITS
+    if cap is not None and config.bits is None:
+        bits = min(max(8 * (cap - asset - TYPICAL_CODE) / weights, LEAST_BITS), MOST_BITS)
     fit.scale_to(bits * weights / 8)
     fit.round_all()
     if cap is not None and config.bits is None:

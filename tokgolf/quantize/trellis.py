@@ -13,6 +13,8 @@ GPTQ itself; both run here.
 Axes: rows, states (8, or 1), columns.
 """
 
+import math
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -57,6 +59,10 @@ def round_rows(
     """
     columns = weights.shape[1]
     factor = np.eye(columns) if spread is None else spread
+    # Squares of errors must stay in float32's range; scaling by powers of two changes nothing else.
+    unit = 2.0 ** math.floor(math.log2(float(step.max())))
+    sharpness = 2.0 ** math.floor(-math.log2(float(factor.diagonal().min())))
+    weights, step, factor = weights / unit, step / unit, factor * sharpness
     diagonal = factor.diagonal()
     # A Gaussian's bits for a value q are q^2 / (2 sigma^2) nats and a constant: a price on q^2.
     # The exchange rate is what an octave of the step costs: 2 * error for each nat of a weight.
