@@ -171,6 +171,7 @@ class _Fit:
         self.relative: dict[str, float] = {}
         self.steps: dict[str, float] = {}
         self.factor = 0.0  # base-2 logarithm of what all steps are scaled by
+        self.seen: list[tuple[float, int]] = []  # expected and measured bytes, of every pass
         self.quantized: dict[str, Quantized] = {}
         self.data = b""
 
@@ -251,9 +252,9 @@ class _Fit:
                 return
             if number == PASSES or (within and abs(off) < 0.002 * size):
                 break
-            ratio = self.weight_bytes() / self.expected(self.factor)
             before = self.steps
-            self.scale_to((size - slack / 2) / ratio)
+            self.seen.append((self.expected(self.factor), self.weight_bytes()))
+            self.scale_to(self.aim(size - slack / 2 if within else size))
             if before == self.steps:  # every tensor is at the end of its range
                 return
             self.round_all()
@@ -262,6 +263,17 @@ class _Fit:
             if not within or abs(off) <= slack / 2:
                 return
             self.touch(off)
+
+    def aim(self, size: float) -> float:
+        """The expected size at which the measured one should be `size`: between those of the
+        nearest passes on both sides, else in proportion to the nearest pass."""
+        sides = [p for p in self.seen if p[1] <= size], [p for p in self.seen if p[1] > size]
+        below, above = max(sides[0], default=None), min(sides[1], default=None)
+        if below is None or above is None:
+            expected, measured = below or above or (size, size)
+            return expected * size / measured
+        share = (size - below[1]) / (above[1] - below[1])
+        return below[0] + share * (above[0] - below[0])
 
     def touch(self, off: float) -> None:
         """Change the step of one tensor to lose `off` bytes (or to use as many, if below 0)."""
