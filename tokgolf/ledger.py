@@ -89,8 +89,8 @@ class Ledger:
             name, size = max(self.rows, key=lambda row: row[1])
             raise CapError(
                 f"artifact is {self.full:,} bytes in the full accounting, {self.full - cap:,} "
-                f"over the cap of {cap:,}; largest: {name} {size:,}. Try a larger --clip or fewer "
-                "--bits, a smaller trunk or vocabulary, or a head that stores less"
+                f"over the cap of {cap:,}; largest: {name} {size:,}. Try fewer --bits, a smaller "
+                "trunk or vocabulary, or a head that stores less"
             )
 
 

@@ -1,67 +1,68 @@
-"""Quantized rows: the error bound, the steps' grid, the clip, and what is refused."""
+"""The rounder: steps, error bounds, the order of columns, extremes, and what is refused."""
+
+import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
+from quantize_support import VOCAB, WIDTH, batches, small_model
 
 from tokgolf.errors import ArtifactError, ConfigError
-from tokgolf.heads.base import StoredKind
-from tokgolf.quantize import STEPS, Quantized, dequantize, row_steps
-from tokgolf.quantize.rows import QuantConfig, quantize, step_bits
+from tokgolf.model import LanguageModel
+from tokgolf.quantize import LARGEST, STEPS, Quantized, dequantize, path, row_steps
+from tokgolf.quantize.rows import (
+    METHODS,
+    QuantConfig,
+    Rounder,
+    frequency_weights,
+    lead_columns,
+    lead_length,
+    step_bits,
+)
 
-Floats = NDArray[np.float32]
-KINDS: tuple[StoredKind, ...] = ("table", "matrix", "vector")
-SMALLEST = 2.0**-95
-HALF_NOTCH = 2 ** (1 / 16) * (1 + 2**-8)  # rows' steps come 8 to the octave, of one rounded too
-
-
-def gaussian(seed: int, rows: int, columns: int, scale: float = 1.0) -> Floats:
-    draws = np.random.default_rng(seed).standard_normal((rows, columns))
-    return (scale * draws).astype(np.float32)
-
-
-def largest_code(kind: StoredKind, config: QuantConfig) -> int:
-    bits = {"table": config.table_bits, "matrix": config.matrix_bits, "vector": 8}[kind]
-    return (1 << bits - 1) - 1
-
-
-def wish(rows: NDArray[np.float64], kind: StoredKind, config: QuantConfig) -> NDArray[np.float64]:
-    """The step that the documentation promises each row, for rows of mean below deviation."""
-    if kind == "vector":
-        return np.asarray(np.abs(rows).max(keepdims=True) / 127)
-    clip = config.table_clip if kind == "table" else config.matrix_clip
-    spread = rows.std(axis=1, keepdims=True) if kind == "table" else rows.std(keepdims=True)
-    return np.asarray(clip * spread / largest_code(kind, config))
+every_method = pytest.mark.parametrize("method", METHODS)
+NEAREST = QuantConfig(method="nearest")
+UP = "trunk.blocks.0.mlp.up.weight"
+SCALE = "trunk.blocks.1.mlp_scale"
+TABLE = "head.table"
 
 
-def steps(quantized: Quantized) -> NDArray[np.float64]:
-    return row_steps(quantized).astype(np.float64)
+def rounder_of(
+    model: LanguageModel, method: str = "trellis", rate_weight: float = 0.5, count: int = 3
+) -> Rounder:
+    config = QuantConfig(method=method, rate_weight=rate_weight)  # type: ignore[arg-type]
+    return Rounder(model, config, batches(count) if count else ())
 
 
-def entropy_bits(codes: NDArray[np.int16]) -> float:
-    _, counts = np.unique(codes, return_counts=True)
-    p = counts / counts.sum()
-    return float(-(p * np.log2(p)).sum())
+def stored(model: LanguageModel, name: str) -> torch.Tensor:
+    return next(s.tensor for s in model.stored() if s.name == name)
+
+
+# --- steps ---
 
 
 def test_steps_are_bfloat16_times_eighths_of_an_octave() -> None:
     eighths = np.array([0, 8, -8, 1, -128, 127], np.int8)
-    found = steps(Quantized(np.zeros((6, 1), np.int16), 0x3F80, eighths))[:, 0]
+    found = row_steps(Quantized(np.zeros((6, 1), np.int16), 0x3F80, eighths))[:, 0]
     assert found[[0, 1, 2, 4]].tolist() == [1.0, 2.0, 0.5, 2.0**-16]
     np.testing.assert_allclose(found, np.exp2(eighths / 8), rtol=6e-8)
     for bits in (STEPS[0], STEPS[-1]):  # no row's step leaves float32, nor does a weight
         ends = Quantized(np.full((2, 1), 511, np.int16), bits, np.array([-128, 127], np.int8))
-        assert np.isfinite(dequantize(ends, True)).all() and (steps(ends) > 2.0**-126).all()
+        assert np.isfinite(dequantize(ends, True)).all() and (row_steps(ends) > 2.0**-126).all()
 
 
-def test_the_bits_of_a_step_are_those_of_the_nearest_or_the_next_larger() -> None:
-    wishes = [1.0, 2.0, 0.5, 1 + 2**-9, 1 + 3 * 2**-9, 0.0, 1e300]
-    nearest = [0x3F80, 0x4000, 0x3F00, 0x3F80, 0x3F81, STEPS[0], STEPS[-1]]
+def test_the_bits_of_a_step_are_those_of_the_nearest() -> None:
+    wishes = [1.0, 2.0, 0.5, 1 + 2**-9, 1 + 3 * 2**-9, 1e-40, 0.0, 1e300, 2.0**-95, 2.0**-96]
+    nearest = [0x3F80, 0x4000, 0x3F00, 0x3F80, 0x3F81, *[STEPS[0]] * 2, STEPS[-1], *[STEPS[0]] * 2]
     assert [step_bits(wish) for wish in wishes] == nearest
-    larger = [0x3F80, 0x4000, 0x3F00, 0x3F81, 0x3F81, STEPS[0], STEPS[-1]]
-    assert [step_bits(wish, up=True) for wish in wishes] == larger
+
+
+@given(st.floats(2.0**-95, 2.0**96))
+def test_a_step_is_within_half_a_percent_of_the_wish(wish: float) -> None:
+    step = float(row_steps(Quantized(np.zeros((1, 1), np.int16), step_bits(wish), None))[0, 0])
+    assert abs(step / wish - 1) <= 2**-8
 
 
 def test_dequantize_is_codes_times_the_rows_steps() -> None:
@@ -73,166 +74,216 @@ def test_dequantize_is_codes_times_the_rows_steps() -> None:
     assert got.tolist() == [[0.5, -1.0, 0.0], [63.5, -63.5, 1.5]]
 
 
-def test_a_small_matrix_has_these_codes() -> None:
-    # std 1, 2 bits of magnitude less the sign: largest code 3; clip 3 makes the step exactly 1.
-    config = QuantConfig(matrix_bits=3, matrix_clip=3.0)
-    codes, step, rows = quantize("m", np.array([[1.0, -1.0]], np.float32), "matrix", config)
-    assert (codes.tolist(), step, rows) == ([[1, -1]], 0x3F80, None)
+def test_frequent_tokens_take_finer_steps_and_the_mean_stays() -> None:
+    weights = frequency_weights(np.array([0, 3, 10, 5000]))
+    assert (np.diff(weights) < 0).all()
+    np.testing.assert_allclose(np.log(weights).mean(), 0, atol=1e-12)
 
 
-@settings(max_examples=80, deadline=None)
-@given(
-    seed=st.integers(0, 2**32),
-    kind=st.sampled_from(KINDS),
-    log2=st.integers(-8, 6),
-    bits=st.integers(2, 8),
-    clip=st.floats(0.5, 40),
-    columns=st.integers(2, 80),
-)
-def test_the_error_is_at_most_half_a_step_inside_the_clip(
-    seed: int, kind: StoredKind, log2: int, bits: int, clip: float, columns: int
+def test_only_tables_of_one_row_a_token_have_steps_by_frequency() -> None:
+    model = small_model(add={"bigram-hash": {"buckets": 32, "dim": 4}})
+    rounder = rounder_of(model)
+    counts = torch.bincount(torch.cat([b.flatten() for b in batches()]), minlength=VOCAB).numpy()
+    expected = np.rint(8 * np.log2(frequency_weights(counts)))
+    assert np.array_equal(rounder.eighths(TABLE), expected)  # type: ignore[arg-type]
+    assert len(set(expected.tolist())) > 3
+    buckets = rounder.eighths("head.addons.bigram-hash.table")
+    assert buckets is not None and buckets.shape == (32,) and not buckets.any()
+    assert rounder.eighths(UP) is None and rounder.eighths(SCALE) is None
+    plain = rounder_of(model, "nearest", count=0).eighths(TABLE)
+    assert plain is not None and not plain.any()
+
+
+# --- the order of columns ---
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 40), st.data())
+def test_a_path_visits_every_column_once_and_the_lead_first(
+    columns: int, data: st.DataObject
 ) -> None:
-    config = QuantConfig(matrix_bits=bits, matrix_clip=clip, table_bits=bits, table_clip=clip)
-    weights = gaussian(seed, 5, columns, 2.0**log2)
-    quantized = quantize("w", weights, kind, config)
-    codes, _, rows = quantized
-    assert codes.shape == weights.shape and codes.dtype == np.int16
-    assert (rows is None) == (kind != "table")
-    assert rows is None or rows.shape == (5,) and rows.dtype == np.int8
-    limit = largest_code(kind, config)
-    assert np.abs(codes.astype(int)).max() <= limit
-    step = steps(quantized)
-    clipped = np.clip(weights.astype(np.float64), -limit * step, limit * step)
-    error = np.abs(clipped - dequantize(quantized, False))
-    assert (error <= step / 2 * (1 + 1e-6)).all()
-    if kind == "vector":
-        assert (clipped == weights).all()
+    lead = data.draw(st.lists(st.integers(0, columns - 1), unique=True))
+    found = path(columns, lead).tolist()
+    assert found[: len(lead)] == lead and sorted(found) == list(range(columns))
+    assert found[len(lead) :] == sorted(found[len(lead) :])
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_steps_are_within_half_a_notch_of_the_wish(kind: StoredKind) -> None:
-    config = QuantConfig()
-    weights = gaussian(1, 400, 30) * np.exp2(np.linspace(-8, 8, 400, dtype=np.float32))[:, None]
-    weights -= weights.mean(axis=1, keepdims=True)
-    quantized = quantize("w", weights, kind, config)
-    ratio = steps(quantized) / wish(weights.astype(np.float64), kind, config)
-    if kind == "vector":  # rounded up, so that the largest entry fits
-        assert (ratio >= 1 - 1e-6).all() and (ratio <= 1 + 2**-7).all()
-    elif kind == "matrix":
-        assert (np.abs(ratio - 1) <= 2**-8).all()
-    else:
-        assert (ratio >= 1 / HALF_NOTCH * (1 - 1e-6)).all()
-        assert (ratio <= HALF_NOTCH * (1 + 1e-6)).all()
-        assert np.abs(ratio - 1).max() < 0.049
+def test_the_lead_has_those_that_matter_least_and_then_those_that_matter_most() -> None:
+    moments = np.random.default_rng(0).permutation(256) + 1.0
+    order = np.argsort(-moments)
+    hessians = {"a": np.diag(moments), "b": np.diag(moments * 1e-9), "other": np.eye(7)}
+    lead = lead_columns(hessians, 256)
+    assert lead == [*order[253:], *order[:13]] and len(lead) == lead_length(256) == 16
+    assert [lead_length(width) for width in (1, 7, 16, 64, 128, 4096)] == [1, 1, 2, 8, 16, 16]
+    for width in (1, 2, 8, 16, 40):
+        found = lead_columns({"a": np.eye(width)}, width)
+        assert len(set(found)) == len(found) == lead_length(width)
+    assert len(lead_columns({}, 16)) == 2
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    st.lists(st.floats(-25_000, 25_000, width=32), min_size=1, max_size=20).filter(
-        lambda values: max(map(abs, values)) > 1e-4
-    )
+# --- errors ---
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**32), log2=st.integers(-70, 70), step=st.floats(0.02, 3))
+def test_the_nearest_integers_are_within_half_a_step(seed: int, log2: int, step: float) -> None:
+    model = small_model(seed % 1000)
+    for parameter in model.parameters():
+        parameter.mul_(2.0**log2)
+    rounder = Rounder(model, NEAREST, batches())
+    for name in (UP, SCALE, TABLE):
+        wish = max(step * rounder.spread(name), rounder.finest(name))
+        quantized, before = rounder.quantize(name, wish), rounder.weights(name)
+        assert np.abs(quantized.codes.astype(int)).max() <= LARGEST
+        error = np.abs(dequantize(quantized, False) - before)
+        assert (error <= row_steps(quantized) / 2 * (1 + 1e-6)).all()
+
+
+@every_method
+@pytest.mark.parametrize("log2", [-100, -60, -20, 0, 20, 60])
+def test_at_the_finest_step_nothing_is_clipped_at_any_scale(log2: int, method: str) -> None:
+    model = small_model(1)
+    rounder = rounder_of(model, method)
+    for name in (UP, SCALE, TABLE):  # after the Hessians: only the scale of the weights changes
+        stored(model, name).mul_(2.0**log2)
+        quantized = rounder.quantize(name, rounder.finest(name))
+        assert np.abs(quantized.codes.astype(int)).max() <= LARGEST
+        trellis = method == "trellis" and name != SCALE
+        before, steps = rounder.weights(name), row_steps(quantized) * (1 + trellis)
+        rounder.restore(name, quantized)
+        error = np.abs(rounder.weights(name) - before)
+        if log2 > -80:
+            assert error.max() < 0.02 * np.abs(before).max()
+        assert (error < 8 * steps).all()  # GPTQ moves a weight by a few steps
+
+
+@every_method
+@pytest.mark.parametrize("value", [0.0, 0.37, -2.0, 1e-30])
+def test_constant_tensors_come_back(value: float, method: str) -> None:
+    model = small_model(2)
+    rounder = rounder_of(model, method)
+    for name in (UP, SCALE, TABLE):
+        stored(model, name).fill_(value)
+        assert rounder.spread(name) >= 0
+        quantized = rounder.quantize(name, max(0.05 * rounder.spread(name), rounder.finest(name)))
+        rounder.restore(name, quantized)
+        assert np.isfinite(rounder.weights(name)).all()
+        error = np.abs(rounder.weights(name) - value)
+        assert error.max() <= (0.5 if abs(value) > 1e-20 else 3) * max(abs(value), 2.0**-89)
+        if value == 0:
+            assert not quantized.codes.any()
+
+
+@every_method
+def test_finer_steps_leave_less_error_and_the_error_is_that_of_the_step(method: str) -> None:
+    model = small_model(3)
+    rounder = rounder_of(model, method, rate_weight=0.0)
+    for name in (UP, TABLE):
+        before, errors = rounder.weights(name), []
+        for relative in (1.0, 0.5, 0.25, 0.125):
+            quantized = rounder.quantize(name, relative * rounder.spread(name))
+            rounder.restore(name, quantized)
+            errors.append(float(np.square(rounder.weights(name) - before).mean()))
+            stored(model, name).copy_(torch.from_numpy(before).view(stored(model, name).shape))
+        assert errors == sorted(errors, reverse=True)
+        assert errors[-1] < errors[0] / 30  # 64 if error were in proportion to step^2
+
+
+@every_method
+def test_a_tensor_is_the_same_in_every_run_and_in_any_order(method: str) -> None:
+    found = []
+    for names in ((UP, TABLE, SCALE), (SCALE, UP, TABLE)):
+        rounder = rounder_of(small_model(4), method)
+        found.append({n: rounder.quantize(n, 0.4 * rounder.spread(n)) for n in names})
+    for name, quantized in found[0].items():
+        again = found[1][name]
+        assert np.array_equal(quantized.codes, again.codes) and quantized.step == again.step
+        assert (quantized.rows is None) == (again.rows is None)
+
+
+def test_a_trellis_visits_the_streams_columns_in_the_order_of_the_lead() -> None:
+    model = small_model(5)
+    rounder = rounder_of(model)
+    assert len(rounder.lead) == lead_length(WIDTH) == 2
+    for name in (UP, TABLE):  # as wide as the stream: columns are moved, and back
+        before = rounder.weights(name)
+        quantized = rounder.quantize(name, rounder.finest(name))
+        moved = dequantize(quantized, True)
+        order = path(WIDTH, rounder.lead)
+        assert np.abs(moved - before[:, order]).max() < 0.05 * np.abs(before).max()
+        rounder.restore(name, quantized)
+        assert (rounder.weights(name)[:, order] == moved).all()
+    wide = "trunk.blocks.0.mlp.out.weight"  # 40 columns: in order
+    quantized = rounder.quantize(wide, rounder.finest(wide))
+    rounder.restore(wide, quantized)
+    assert (rounder.weights(wide) == dequantize(quantized, True)).all()
+
+
+def test_vectors_are_scalar_and_one_row_with_one_step() -> None:
+    rounder = rounder_of(small_model(6))
+    found = rounder.quantize(SCALE, 0.3 * rounder.spread(SCALE))
+    step = float(row_steps(found)[0, 0])
+    assert found.codes.shape == (1, WIDTH) and found.rows is None
+    assert (found.codes == np.rint(rounder.weights(SCALE) / step)).all()
+    mix = "trunk.blocks.0.residual_mix"
+    assert rounder.quantize(mix, rounder.finest(mix)).codes.shape == (2, WIDTH)
+
+
+def test_the_step_is_the_distance_between_choices_so_a_trellis_grid_is_half() -> None:
+    model = small_model(7)
+    steps = [row_steps(rounder_of(model, method).quantize(UP, 0.25)).item() for method in METHODS]
+    assert steps == [0.125, 0.25, 0.25]
+    assert row_steps(rounder_of(model).quantize(SCALE, 0.25)).item() == 0.25
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-4])
+def test_gptq_and_the_trellis_keep_the_layers_outputs(scale: float) -> None:
+    model = small_model(8)
+    losses = {}
+    for method in METHODS:
+        rounder = rounder_of(model, method, rate_weight=0.0)
+        stored(model, UP).mul_(scale)
+        hessian = rounder_of(model, "gptq").hessians[UP]
+        before = rounder.weights(UP)
+        rounder.restore(UP, rounder.quantize(UP, 0.5 * rounder.spread(UP)))
+        error = rounder.weights(UP) - before
+        losses[method] = float(np.einsum("ri,ij,rj->", error, hessian, error))
+        stored(model, UP).copy_(torch.from_numpy(before / scale))
+    assert losses["gptq"] < losses["nearest"] and losses["trellis"] < losses["nearest"]
+
+
+# --- what is refused ---
+
+
+@every_method
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_weights_that_are_not_finite_are_refused_by_name(bad: float, method: str) -> None:
+    for name in (UP, SCALE, TABLE):
+        model = small_model(9)
+        tensor = stored(model, name).view(-1)
+        tensor[3] = tensor[9] = bad
+        with pytest.raises(ArtifactError, match=f"^{name} has 2 of {tensor.numel():,} weights"):
+            rounder_of(model, method)
+
+
+@pytest.mark.parametrize("method", ["trellis", "gptq"])
+def test_nothing_to_calibrate_on_is_refused_with_a_way_out(method: str) -> None:
+    with pytest.raises(ArtifactError, match=f"{method} needs calibration tokens .* use --method"):
+        rounder_of(small_model(), method, count=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "nearst"}, "method is 'nearst'; it must be one of trellis, gptq, nearest"),
+        ({"bits": 0.0}, "bits is 0.0; it must be greater than 0"),
+        ({"bits": -1.0}, "bits is -1.0"),
+        ({"bits": math.nan}, "bits is nan"),
+        ({"bits": 8.5}, "bits is 8.5; at most 8.0 bits a weight"),
+        ({"rate_weight": -0.1}, "rate_weight is -0.1; it must be 0 to 2"),
+        ({"rate_weight": math.nan}, "rate_weight is nan; it must be 0 to 2"),
+    ],
 )
-def test_a_vectors_largest_entry_is_representable(values: list[float]) -> None:
-    weights = np.array(values, np.float32)
-    quantized = quantize("v", weights, "vector", QuantConfig())
-    place = int(np.abs(weights).argmax())
-    # A step is at most 0.8 % over the wish.
-    assert 126 <= abs(int(quantized.codes[0, place])) <= 127
-    step = steps(quantized).item()
-    restored = float(dequantize(quantized, False)[0, place])
-    assert abs(restored - float(weights[place])) <= step / 2 * (1 + 1e-6)
-
-
-def test_a_vector_is_one_row_and_has_one_step() -> None:
-    assert quantize("v", gaussian(0, 1, 12)[0], "vector", QuantConfig()).codes.shape == (1, 12)
-    assert steps(quantize("v", gaussian(0, 2, 12), "vector", QuantConfig())).shape == (1, 1)
-
-
-@pytest.mark.parametrize("kind", ["table", "matrix"])
-def test_a_larger_clip_makes_codes_smaller_and_never_larger(kind: StoredKind) -> None:
-    weights = gaussian(2, 64, 64)
-    sizes = []
-    for clip in (4.0, 8.0, 16.0, 32.0, 64.0):
-        config = QuantConfig(matrix_clip=clip, table_clip=clip)
-        sizes.append(entropy_bits(quantize("w", weights, kind, config).codes))
-    assert sizes == sorted(sizes, reverse=True)
-    assert len(set(sizes)) == len(sizes)
-
-
-def test_the_ratio_of_step_and_deviation_alone_sets_the_size() -> None:
-    # log2(std / step) + 2.05 bits a weight, whatever `bits` is, while nothing is clipped.
-    for bits, clip in ((8, 16.0), (7, 16.0 * 63 / 127), (6, 16.0 * 31 / 127)):
-        config = QuantConfig(matrix_bits=bits, matrix_clip=clip)
-        codes = quantize("w", gaussian(3, 128, 256), "matrix", config).codes
-        assert entropy_bits(codes) == pytest.approx(np.log2(127 / 16) + 2.05, abs=0.05)
-
-
-def test_a_row_of_zeros_stays_zero_and_leaves_the_others_of_a_table_alone() -> None:
-    weights = gaussian(4, 3, 16)
-    weights[1] = 0
-    codes, _, rows = quantized = quantize("w", weights, "table", QuantConfig())
-    assert rows is not None and rows[1] == -128 and not codes[1].any()
-    error = np.abs(dequantize(quantized, False) - weights)
-    assert (error <= steps(quantized) / 2 * (1 + 1e-6)).all()
-    assert (steps(quantized)[[0, 2]] < 0.4).all()
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_zeros_stay_zero(kind: StoredKind) -> None:
-    quantized = quantize("w", np.zeros((3, 16), np.float32), kind, QuantConfig())
-    assert quantized.step == STEPS[0] and not quantized.codes.any()
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("columns", [1, 16])
-@pytest.mark.parametrize("value", [0.37, -2.0, 1e-3])
-def test_a_row_without_deviation_survives(kind: StoredKind, columns: int, value: float) -> None:
-    weights = np.full((2, columns), value, np.float32)
-    quantized = quantize("w", weights, kind, QuantConfig())
-    step = steps(quantized)
-    restored = dequantize(quantized, False)
-    assert (np.abs(restored - weights) <= step / 2 * (1 + 1e-6)).all()
-    assert (np.abs(restored / value - 1) < 0.25).all()
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_scales_beyond_the_range_of_steps_take_its_ends(kind: StoredKind) -> None:
-    huge = quantize("w", gaussian(5, 2, 16, 1e37), kind, QuantConfig())
-    assert huge.step == STEPS[-1]
-    assert np.abs(huge.codes).max() == largest_code(kind, QuantConfig())
-    assert np.isfinite(dequantize(huge, True)).all()
-    subnormal = quantize("w", gaussian(6, 2, 16, 1e-40), kind, QuantConfig())
-    assert subnormal.step == STEPS[0] and not subnormal.codes.any()
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_weights_that_are_not_finite_are_refused_by_name(kind: StoredKind, bad: float) -> None:
-    weights = gaussian(7, 30, 50)
-    weights[3, 4] = weights[9, 0] = bad
-    with pytest.raises(ArtifactError, match="^trunk.blocks.0.up has 2 of 1,500 weights"):
-        quantize("trunk.blocks.0.up", weights, kind, QuantConfig())
-
-
-def test_quantization_is_deterministic_and_odd() -> None:
-    weights = gaussian(8, 6, 40)
-    first = quantize("w", weights, "vector", QuantConfig())
-    again = quantize("w", weights.copy(), "vector", QuantConfig())
-    assert (first.codes == again.codes).all() and first.step == again.step
-    restored = dequantize(first, False)
-    negated = quantize("w", -weights, "vector", QuantConfig())
-    assert (dequantize(negated, False) == -restored).all()
-
-
-@pytest.mark.parametrize("field", ["matrix_bits", "table_bits"])
-@pytest.mark.parametrize("bits", [-1, 0, 1, 9])
-def test_bits_out_of_range_are_refused(field: str, bits: int) -> None:
-    with pytest.raises(ConfigError, match=f"{field} is {bits}; it must be 2 to 8"):
-        QuantConfig(**{field: bits})  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("field", ["matrix_clip", "table_clip"])
-@pytest.mark.parametrize("clip", [0.0, -1.0, float("nan")])
-def test_a_clip_that_is_not_positive_is_refused(field: str, clip: float) -> None:
-    with pytest.raises(ConfigError, match=field):
-        QuantConfig(**{field: clip})  # type: ignore[arg-type]
+def test_impossible_settings_are_refused(options: dict[str, float], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        QuantConfig(**options)  # type: ignore[arg-type]

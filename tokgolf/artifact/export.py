@@ -120,37 +120,21 @@ def export_model(
     With a `cap` and no `config.bits`, the full accounting lands under the cap by `LANDING` bytes at
     the most, unless `MOST_BITS` a weight do not fill it. A `plan` is followed as it is.
     `calibration` are batches of training tokens (rows, time). Raises `ArtifactError` for weights
-    that are not finite, `CapError` for a cap that no steps can meet.
+    that are not finite, `CapError` if the full accounting is over the cap.
     """
     config = plan.config if plan else config or QuantConfig()
     rounder = Rounder(source.model, config, calibration)
     fit = _Fit(source, rounder, say)
-    if plan is not None:
-        fit.follow(plan)
-        return Exported(decode_artifact(fit.data), plan)
-    fit.measure()
-    weights = sum(s.tensor.numel() for s in rounder.stored.values())
-    asset = len(source.tokenizer.asset())
-    bits = config.bits or DEFAULT_BITS
-    if cap is not None and config.bits is None:
-        bits = min(max(8 * (cap - asset - TYPICAL_CODE) / weights, LEAST_BITS), MOST_BITS)
-    fit.scale_to(bits * weights / 8)
-    fit.round_all()
-    if cap is not None and config.bits is None:
-        fixed = ledger_of(decode_artifact(fit.data)).full - fit.weight_bytes()
-        least = int(LEAST_BITS * weights / 8)
-        if cap < fixed + least:
-            raise CapError(
-                f"no artifact of this run is under the cap of {cap:,} bytes: code, tokenizer and "
-                f"frame take {fixed:,}, its {weights:,} weights at least {least:,} (at "
-                f"{LEAST_BITS} bits); raise the cap, or train a smaller trunk, vocabulary or head"
-            )
-        fit.approach(min(cap - fixed, MOST_BITS * weights / 8), within=True)
+    if plan is None:
+        fit.settle(cap)
+        steps = {name: fit.steps[name] for name in sorted(fit.steps)}
+        plan = Plan(config=config, steps=steps, damage=fit.damage)
     else:
-        fit.approach(bits * weights / 8, within=False)
-    steps = {name: fit.steps[name] for name in sorted(fit.steps)}
-    made = Plan(config=config, steps=steps, damage=fit.damage)
-    return Exported(decode_artifact(fit.data), made)
+        fit.follow(plan)
+    artifact = decode_artifact(fit.data)
+    if cap is not None:
+        ledger_of(artifact).check_cap(cap)
+    return Exported(artifact, plan)
 
 
 class _Fit:
@@ -174,6 +158,28 @@ class _Fit:
         self.seen: list[tuple[float, int]] = []  # expected and measured bytes, of every pass
         self.quantized: dict[str, Quantized] = {}
         self.data = b""
+
+    def settle(self, cap: int | None) -> None:
+        """Find the steps at which the file has the bits that were asked for, or fills the cap."""
+        self.measure()
+        bits, weights = self.rounder.config.bits, sum(self.sizes.values())
+        if cap is None or bits is not None:
+            size = (bits or DEFAULT_BITS) * weights / 8
+            self.scale_to(size)
+            self.round_all()
+            self.approach(size, within=False)
+            return
+        least, most = int(LEAST_BITS * weights / 8), MOST_BITS * weights / 8
+        self.scale_to(min(max(cap - len(self.asset) - TYPICAL_CODE, least), most))
+        self.round_all()
+        fixed = ledger_of(decode_artifact(self.data)).full - self.weight_bytes()
+        if cap < fixed + least:
+            raise CapError(
+                f"no artifact of this run is under the cap of {cap:,} bytes: code, tokenizer and "
+                f"frame take {fixed:,}, its {weights:,} weights at least {least:,} (at "
+                f"{LEAST_BITS} bits); raise the cap, or train a smaller trunk, vocabulary or head"
+            )
+        self.approach(min(cap - fixed, most), within=True)
 
     def measure(self) -> None:
         """Find how fine each tensor should be beside the others."""
@@ -329,7 +335,6 @@ def export_run(
     calibration = calibration_tokens(Path(run), source) if wanted else ()
     artifact, plan = export_model(source, config, calibration, cap=cap, plan=plan, say=say)
     ledger = ledger_of(artifact)
-    ledger.check_cap(cap)
     # First the run's note that ties the file to its training documents: a note without a file
     # says nothing wrong.
     record_export(Path(run), artifact.sha256)

@@ -107,6 +107,6 @@ def _damage(
 def gaussian_bits(step_to_spread: float) -> float:
     """About what a weight takes at a step of so many spreads, after entropy coding.
 
-    0.1 -> 5.37, 1 -> 2.10, 4 -> 0.28
+    0.1 -> 5.37, 1 -> 2.09, 2 -> 1.20
     """
     return 0.5 * math.log2(1 + 2 ** (2 * GAUSSIAN_BITS) / step_to_spread**2)

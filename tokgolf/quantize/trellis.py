@@ -104,7 +104,7 @@ def _search(
 
     cost = torch.full((rows, states), torch.inf)
     cost[:, 0] = 0
-    rest = weights[:, None].expand(rows, states, columns).reshape(rows * states, columns)
+    rest = weights.repeat_interleave(states, dim=0)
     symbols = torch.empty(columns, rows, states, dtype=torch.int16)
     origins = torch.empty(columns, rows, states, dtype=torch.int8)
     for start in range(0, columns, BLOCK):
