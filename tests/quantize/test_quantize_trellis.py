@@ -40,18 +40,21 @@ def problem(seed: int, rows: int, columns: int, step: float = 0.4) -> Problem:
 
 
 def damped(hessian: Array) -> Array:
-    return hessian + DAMPING * hessian.diagonal().mean() * np.eye(len(hessian))
+    damping: Array = DAMPING * hessian.diagonal().mean() * np.eye(len(hessian))
+    return hessian + damping
 
 
 def restored(codes: Codes, step: Array, trellis: bool) -> Array:
     unit = Quantized(codes, 0x3F80, None)
-    return dequantize(unit, trellis).astype(np.float64) * step[:, None]
+    weights: Array = dequantize(unit, trellis).astype(np.float64) * step[:, None]
+    return weights
 
 
 def damage(weights: Array, hessian: Array, codes: Codes, step: Array, trellis: bool) -> Array:
     """dW H dW^T of every row."""
     error = weights - restored(codes, step, trellis)
-    return np.einsum("ri,ij,rj->r", error, hessian, error)
+    of_rows: Array = np.einsum("ri,ij,rj->r", error, hessian, error)
+    return of_rows
 
 
 # --- twins ---
@@ -192,7 +195,7 @@ def test_the_spread_is_the_upper_cholesky_factor_of_the_damped_inverse(
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 2**32), columns=st.integers(1, 40))
 def test_the_outputs_error_is_the_sum_of_the_columns_errors(seed: int, columns: int) -> None:
-    # Whatever the integers are: tr(dW H dW^T) = the sum of (error / diagonal)^2 as they are moved on.
+    # tr(dW H dW^T) = the sum of (error / diagonal)^2 as errors are moved on, for any integers.
     weights, hessian, step = problem(seed, 3, columns)
     codes = np.random.default_rng(seed).integers(-5, 6, weights.shape).astype(np.int16)
     spread, rest, total = error_spread(hessian), weights.copy(), 0.0

@@ -83,11 +83,18 @@ def read_plan(path: str | os.PathLike[str]) -> Plan:
         plan = Plan(
             config=from_dict(QuantConfig, values["config"], str(path)), steps=steps, damage=damage
         )
-        if not all(math.isfinite(step) and step > 0 for step in steps.values()):
-            raise ValueError("a step is not a positive number")
+        if not all(0 < value < math.inf for value in [*steps.values(), *damage.values()]):
+            raise ValueError("a step or a damage is not a positive number")
+        if damage and damage.keys() != steps.keys():
+            raise ValueError("steps and damage are not of the same tensors")
     except (
-        ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError
-    ) as error:  # fmt: skip
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        RecursionError,
+    ) as error:
         raise ArtifactError(f"{path} is not a plan written by tokgolf export: {error}") from error
     return plan
 
