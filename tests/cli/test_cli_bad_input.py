@@ -264,6 +264,58 @@ def test_a_cap_that_is_too_small(refused: Refused, made: Path, tmp_path: Path) -
     assert path.read_bytes() == b"an older artifact"
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--bits", 0], "bits is 0.0; it must be greater than 0"),
+        (["--bits", -2], "bits is -2.0; it must be greater than 0"),
+        (["--bits", "nan"], "bits is nan; it must be"),
+        (["--bits", 9], "bits is 9.0; at most 8.0 bits a weight"),
+        (["--rate-weight", 3], "rate_weight is 3.0; it must be 0 to 2"),
+    ],
+)
+def test_a_setting_of_the_export_that_cannot_be(
+    options: list[object], message: str, refused: Refused, made: Path, tmp_path: Path
+) -> None:
+    assert message in refused("export", made / "run", "-o", tmp_path / "m.golf", *options)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--bits", "four"], "'four' is not a valid float"),
+        (["--method", "nearst"], "'nearst' is not one of 'trellis', 'gptq', 'nearest'"),
+        (["--cap", "16 miles"], "Invalid value for '--cap'"),
+        (["--plan", "p.json", "--bits", "4"], "--plan says it all; leave out --bits"),
+        (["--plan", "p.json", "--rate-weight", "1"], "leave out --rate-weight"),
+        (["--clip", "3"], "No such option '--clip'"),
+    ],
+)
+def test_an_option_of_the_export_that_cannot_be(
+    options: list[str], message: str, made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["export", str(made / "run"), "-o", str(tmp_path / "m.golf"), *options]
+    assert cli.run(command) == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plan_that_cannot_be_followed(refused: Refused, made: Path, tmp_path: Path) -> None:
+    plan, output = tmp_path / "p.json", tmp_path / "out"
+    output.mkdir()
+    command = ["export", made / "run", "-o", output / "m.golf", "--plan", plan]
+    assert str(plan) in refused(*command)
+    good = json.loads((made / "m.golf.plan.json").read_text())
+    for text in ("", "{}", "\0", json.dumps(good)[:-1], json.dumps({**good, "steps": 3})):
+        plan.write_text(text)
+        assert refused(*command).startswith(f"{plan} is not a plan written by tokgolf export: ")
+    other = {name: {f"{key}s": value for key, value in good[name].items()} for name in good}
+    plan.write_text(json.dumps({**good, "steps": other["steps"], "damage": other["damage"]}))
+    assert "the plan is not of this run: only one of them has " in refused(*command)
+    assert list(output.iterdir()) == []
+
+
 @pytest.mark.parametrize("keep", [0, 3, 16, 100, -1])
 def test_a_truncated_artifact(keep: int, refused: Refused, made: Path, tmp_path: Path) -> None:
     path = tmp_path / "cut.golf"

@@ -242,6 +242,58 @@ def test_export_reports_the_ledger(call: Call, made: Path, tmp_path: Path) -> No
     assert "headroom" in call("export", made / "run", "--cap", "1MB", "-o", path)[0]
 
 
+def test_export_prints_its_plan_and_writes_it_beside_the_file(
+    call: Call, made: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "m.golf"
+    command = ["export", made / "run", "--bits", 4, "--rate-weight", 1, "-o", path]
+    out, err = call(*command, "--json")
+    values = json.loads(out)
+    assert set(values) == {
+        "artifact", "file_bytes", "official_bytes", "artifact_bytes", "raw_bytes", "asset_bytes",
+        "cap", "headroom", "ledger", "plan",
+    }  # fmt: skip
+    plan = values["plan"]
+    assert plan == json.loads((tmp_path / "m.golf.plan.json").read_text())
+    assert plan["config"] == {"method": "trellis", "bits": 4.0, "rate_weight": 1.0}
+    assert plan["steps"].keys() == plan["damage"].keys() >= {"head.table"}
+    assert sorted(tmp_path.iterdir()) == [path, tmp_path / "m.golf.plan.json"]
+    assert "measuring the damage of" in err and "pass 1: " in err
+    out, _ = call(*command)
+    lines = out.splitlines()
+    assert lines[0].split() == ["tensor", "step", "damage"]
+    rows = [line.split() for line in lines[1 : 1 + len(plan["steps"])]]
+    assert [row[0] for row in rows] == list(plan["steps"])
+    for name, step, share in rows:
+        assert float(step) == pytest.approx(plan["steps"][name], abs=1e-6)
+        assert 0 <= float(share.removesuffix("%")) <= 100
+
+
+def test_a_plan_pins_an_export_to_the_byte(call: Call, made: Path, tmp_path: Path) -> None:
+    first, again = tmp_path / "1.golf", tmp_path / "2.golf"
+    call("export", made / "run", "--bits", 3, "-o", first)
+    plan = tmp_path / "1.golf.plan.json"
+    _, err = call("export", made / "run", "--plan", plan, "-o", again)
+    assert again.read_bytes() == first.read_bytes()
+    assert (tmp_path / "2.golf.plan.json").read_bytes() == plan.read_bytes()
+    assert "measuring" not in err
+
+
+@pytest.mark.parametrize("method", ["gptq", "nearest"])
+def test_other_methods_export_and_say_so(
+    method: str, call: Call, made: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "m.golf"
+    command = ["export", made / "run", "--method", method, "--bits", 4, "-o", path]
+    out, err = call(*command, "--json")
+    plan = json.loads(out)["plan"]
+    assert plan["config"]["method"] == method
+    assert load_artifact(path).ledger.bits == pytest.approx(4, rel=0.05)
+    if method == "nearest":  # nothing is measured
+        assert plan["damage"] == {} and "measuring" not in err
+        assert call(*command)[0].splitlines()[1].split()[2] == "-"
+
+
 def test_fewer_bits_make_a_smaller_file(call: Call, made: Path, tmp_path: Path) -> None:
     sizes = []
     for bits in (6, 4, 2.5):
