@@ -131,7 +131,7 @@ def export_model(
     """
     config = plan.config if plan else config or QuantConfig()
     rounder = Rounder(source.model, config, calibration)
-    fit = _Fit(source, rounder, say)
+    fit = Fit(source, rounder, say)
     if plan is None:
         fit.settle(cap)
         steps = {name: fit.steps[name] for name in sorted(fit.steps)}
@@ -144,10 +144,10 @@ def export_model(
     return Exported(artifact, plan)
 
 
-class _Fit:
+class Fit:
     """Steps, the integers at these steps, and the file that they make."""
 
-    def __init__(self, source: FloatModel, rounder: Rounder, say: Say) -> None:
+    def __init__(self, source: FloatModel, rounder: Rounder, say: Say = lambda line: None) -> None:
         self.source, self.rounder, self.say = source, rounder, say
         self.header = {
             "trunk": to_dict(source.trunk),
@@ -168,7 +168,10 @@ class _Fit:
 
     def settle(self, cap: int | None) -> None:
         """Find the steps at which the file has the bits that were asked for, or fills the cap."""
-        self.measure()
+        if self.rounder.config.method == "nearest":
+            self.follow_spreads()
+        else:
+            self.measure()
         bits, weights = self.rounder.config.bits, sum(self.sizes.values())
         if cap is None or bits is not None:
             size = (bits or DEFAULT_BITS) * weights / 8
@@ -190,15 +193,16 @@ class _Fit:
 
     def measure(self) -> None:
         """Find how fine each tensor should be beside the others."""
-        if self.rounder.config.method == "nearest":
-            self.relative = {
-                name: self.spreads[name] * PRIOR[s.kind] for name, s in self.rounder.stored.items()
-            }
-            return
         self.say(f"measuring the damage of {len(self.sizes)} tensors on training tokens")
         self.damage = sensitivities(self.source.model, self.rounder)
         self.relative = {
             name: math.sqrt(self.sizes[name] / self.damage[name]) for name in self.sizes
+        }
+
+    def follow_spreads(self) -> None:
+        """Do without measuring: steps in proportion to each tensor's spread."""
+        self.relative = {
+            name: self.spreads[name] * PRIOR[s.kind] for name, s in self.rounder.stored.items()
         }
 
     def follow(self, plan: Plan) -> None:
