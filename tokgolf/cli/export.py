@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 @click.option(
     "--rate-weight",
     type=float,
-    help="Error given up for bits, 0 to 2; 1 is the step's own exchange rate. Default: 0.5.",
+    help="Error given up for bits, 0 to 2; 1 is the step's own exchange rate. Default: 0.25.",
 )
 @click.option(
     "--plan",

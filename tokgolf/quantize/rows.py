@@ -39,7 +39,7 @@ class QuantConfig:
 
     method: Literal["trellis", "gptq", "nearest"] = "trellis"
     bits: float | None = None
-    rate_weight: float = 0.5
+    rate_weight: float = 0.25
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
