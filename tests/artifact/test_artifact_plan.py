@@ -139,9 +139,11 @@ def refusal(source: FloatModel, cap: int, config: QuantConfig = NEAREST) -> str:
 def test_a_cap_too_large_is_filled_to_eight_bits_and_no_more(head: str, method: str) -> None:
     source = make(head)
     config = QuantConfig(method=method)  # type: ignore[arg-type]
-    size = weight_bytes(export_model(source, config, batches(source), cap=10**8).artifact)
+    found = export_model(source, config, batches(source), cap=10**8)
     most = weights_of(source)  # 8 bits: a byte each
-    assert most - 400 <= size <= most
+    assert most - 400 <= weight_bytes(found.artifact) <= most
+    rounder = Rounder(source.model, config, batches(source))  # no finer than without clipping
+    assert all(step >= rounder.finest(name) for name, step in found.plan.steps.items())
 
 
 def test_a_cap_too_small_is_refused_with_the_parts_of_the_smallest_file() -> None:

@@ -21,7 +21,7 @@ from torch import Tensor
 from tokgolf.artifact import container
 from tokgolf.artifact.checkpoint import FloatModel, load_run, record_export
 from tokgolf.artifact.encode import encode
-from tokgolf.artifact.load import Artifact, decode_artifact
+from tokgolf.artifact.load import SECTIONS, Artifact, decode_artifact
 from tokgolf.config import from_dict, to_dict
 from tokgolf.corpora import read_shard, shard_files
 from tokgolf.errors import ArtifactError, CapError
@@ -157,7 +157,11 @@ class Fit:
         }
         self.asset = source.tokenizer.asset()
         self.sizes = {name: s.tensor.numel() for name, s in rounder.stored.items()}
+        self.frame = len(
+            container.pack(self.header, {**dict.fromkeys(SECTIONS, b""), "tokenizer": self.asset})
+        )
         self.spreads = {name: max(rounder.spread(name), 2.0**-80) for name in self.sizes}
+        self.finest = {name: rounder.finest(name) for name in self.sizes}
         self.damage: dict[str, float] = {}
         self.relative: dict[str, float] = {}
         self.steps: dict[str, float] = {}
@@ -215,13 +219,12 @@ class Fit:
 
     def steps_at(self, factor: float) -> dict[str, float]:
         """Steps at a common factor, each within what its tensor can use."""
-        return {
-            name: max(
-                min(self.relative[name] * 2**factor, COARSEST[s.kind] * self.spreads[name]),
-                self.rounder.finest(name),
-            )
-            for name, s in self.rounder.stored.items()
-        }
+        return {name: self.bounded(name, self.relative[name] * 2**factor) for name in self.sizes}
+
+    def bounded(self, name: str, step: float) -> float:
+        """The nearest step that a tensor can use."""
+        coarsest = COARSEST[self.rounder.stored[name].kind] * self.spreads[name]
+        return max(min(step, coarsest), self.finest[name])
 
     def expected(self, factor: float) -> float:
         """About the bytes of the weights at a factor, as if they were Gaussian."""
@@ -255,31 +258,36 @@ class Fit:
 
     def weight_bytes(self) -> int:
         """Bytes of the file that depend on the steps."""
-        _, sections = container.unpack(self.data)
-        return sum(len(data) for name, data in sections.items() if name != "tokenizer")
+        return len(self.data) - self.frame
 
     def approach(self, size: float, *, within: bool) -> None:
         """Bring the bytes of the weights to `size`: not over it and nearly there if `within`,
-        else as near as a pass or two come."""
+        else as near as a few passes come."""
         slack = min(LANDING, max(int(size) >> 10, 256)) if within else 0.002 * size
-        for number in range(1, PASSES + 1):
+        least = math.inf
+        best = self.steps, self.quantized, self.data
+        passes = 1
+        for _ in range(PASSES + TOUCHES):
             off = self.weight_bytes() - size
-            self.say(f"pass {number}: {self.weight_bytes():,} of {size:,.0f} bytes for weights")
-            if -slack <= off <= (0 if within else slack):
-                return
-            if number == PASSES or (within and abs(off) < 0.002 * size):
+            miss = math.inf if within and off > 0 else abs(off)
+            if miss < least:
+                least, best = miss, (dict(self.steps), dict(self.quantized), self.data)
+            if miss <= slack:
                 break
-            before = self.steps
-            self.seen.append((self.expected(self.factor), self.weight_bytes()))
-            self.scale_to(self.aim(size - slack / 2 if within else size))
-            if before == self.steps:  # every tensor is at the end of its range
-                return
-            self.round_all()
-        for _ in range(TOUCHES):
-            off = self.weight_bytes() - (size - slack / 2)
-            if not within or abs(off) <= slack / 2:
-                return
-            self.touch(off)
+            if passes < PASSES and not (within and abs(off) < 0.002 * size):
+                self.say(f"pass {passes}: {self.weight_bytes():,} of {size:,.0f} bytes for weights")
+                passes += 1
+                before = self.steps
+                self.seen.append((self.expected(self.factor), self.weight_bytes()))
+                self.scale_to(self.aim(size - slack / 2 if within else size))
+                if before == self.steps:  # every tensor is at the end of its range
+                    break
+                self.round_all()
+            elif not within or not self.touch(off + slack / 2):
+                break
+        if math.isfinite(least):
+            self.steps, self.quantized, self.data = best
+        self.say(f"pass {passes}: {self.weight_bytes():,} of {size:,.0f} bytes for weights")
 
     def aim(self, size: float) -> float:
         """The expected size at which the measured one should be `size`: between those of the
@@ -292,19 +300,26 @@ class Fit:
         share = (size - below[1]) / (above[1] - below[1])
         return below[0] + share * (above[0] - below[0])
 
-    def touch(self, off: float) -> None:
-        """Change the step of one tensor to lose `off` bytes (or to use as many, if below 0)."""
-        dense = [n for n, s in self.rounder.stored.items() if s.kind != "vector"]
-        enough = [name for name in dense if self.sizes[name] >= 16 * abs(off)]
-        name = (
-            min(enough, key=self.sizes.__getitem__)
-            if enough
-            else max(dense, key=self.sizes.__getitem__)
-        )
-        octaves = max(min(8 * off / self.sizes[name], 0.5), -0.5)
-        self.steps[name] *= 2**octaves
+    def touch(self, off: float) -> bool:
+        """Change the step of one tensor to lose `off` bytes (or to use as many, if below 0).
+
+        The smallest one that can, else the largest; False if all are at the end of their range.
+        """
+        steps = {
+            name: self.steps[name] * 2 ** max(min(8 * off / self.sizes[name], 0.5), -0.5)
+            for name, stored in self.rounder.stored.items()
+            if stored.kind != "vector"
+        }
+        able = [name for name, step in steps.items() if step == self.bounded(name, step)]
+        if not able:
+            return False
+        enough = [name for name in able if self.sizes[name] >= 16 * abs(off)]
+        name = min(enough, key=self.sizes.__getitem__, default="")
+        name = name or max(able, key=self.sizes.__getitem__)
+        self.steps[name] = steps[name]
         self.quantized[name] = self.rounder.quantize(name, self.steps[name])
         self.pack()
+        return True
 
 
 def calibration_tokens(run: Path, source: FloatModel) -> Iterator[Tensor]:

@@ -68,7 +68,9 @@ def export(
     check_folder(path)
     options = given(**quantizer)
     if plan_path and options:
-        raise click.UsageError(f"--plan says it all; leave out --{next(iter(options))}")
+        raise click.UsageError(
+            f"--plan says it all; leave out --{next(iter(options)).replace('_', '-')}"
+        )
     ledger, plan = export_run(
         run,
         path,
