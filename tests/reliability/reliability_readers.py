@@ -302,7 +302,11 @@ def make_readers(folder: Path) -> dict[str, Reader]:
         what, changed = json_forgery(rng, json.loads(data))
         return what, json.dumps(changed).encode()
 
-    plan = {"config": {"method": "nearest"}, "steps": {"a": 0.5, "b": 2}, "damage": {"a": 1.5}}
+    plan = {
+        "config": {"method": "nearest"},
+        "steps": {"a": 0.5, "b": 2},
+        "damage": {"a": 1.5, "b": 0.25},
+    }
     documents = [Document(str(n), TEXT[n:]) for n in range(9)]
     for name in ("c.jsonl", "c.jsonl.zst"):
         write_jsonl(scratch / name, documents)
