@@ -54,7 +54,7 @@ from tokgolf.quantize.rows import QuantConfig, Rounder  # noqa: E402
 from tokgolf.quantize.trellis import round_rows  # noqa: E402
 
 BITS = (8.0, 6.0, 5.0, 4.0, 3.6, 3.3, 3.0, 2.5)
-SCALES = (0.04, 0.15, 0.3, 0.6, 0.8, 1.0, 1.25, 1.7)
+SCALES = (0.15, 0.3, 0.6, 0.8, 1.0, 1.25, 1.7)
 KLS = (0.1, 0.03, 0.01, 0.004, 0.001)
 KL_WINDOWS = 24
 PERCENTILE = 99.99984
