@@ -39,7 +39,7 @@ class HeadCost:
 def head_costs(shape: HeadShape, bits: float) -> list[HeadCost]:
     """A row for every head, then for every add-on, all with their default options.
 
-    `bits` a weight are what the entropy coder leaves: about 4.2 for tables as export clips them.
+    `bits` a weight are what the entropy coder leaves: about 4 for tables under a usual cap.
     """
     if not 0 < bits <= 32 or shape.d_model < 1:
         raise ConfigError(f"bits is {bits} and width {shape.d_model}; bits are above 0, up to 32")
