@@ -1,11 +1,12 @@
 """The entropy coder of artifacts beside general compressors and the entropy, on quantized weights.
 
     python benchmarks/codec.py                          # 25 million synthetic weights
-    python benchmarks/codec.py runs/golf --tokens       # a trained run, rounded by GPTQ
-    python benchmarks/codec.py runs/golf --bits 3.3,2.4 --trellis
+    python benchmarks/codec.py runs/golf --method gptq  # a trained run
+    python benchmarks/codec.py runs/golf --method trellis --bits 3.3,2.4
 
-A run's matrices and tables take one step each, so that a weight has about `--bits` bits. Synthetic
-weights are Gaussian; the deviations of their rows and columns are log-normal. What is coded is the
+A run's matrices and tables take steps in proportion to their spreads, so that a weight has about
+`--bits` bits. Synthetic weights are Gaussian; the deviations of their rows and columns are
+log-normal, and nothing is known of their inputs. What is coded is the
 same for all: one byte a symbol (two where symbols do not fit one) for the general compressors, in
 natural order (row after row) and transposed (column after column), each tensor in turn. "ours" is
 all sections: tables, steps, classes, stream. Entropies count nothing but the symbols. Times are
@@ -34,13 +35,13 @@ import torch  # noqa: E402
 import zstandard  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
 
-from tokgolf.artifact import encode, weights  # noqa: E402
+from tokgolf.artifact import encode, sizes, weights  # noqa: E402
 from tokgolf.artifact.checkpoint import load_run  # noqa: E402
 from tokgolf.artifact.export import calibration_tokens  # noqa: E402
 from tokgolf.heads import Stored  # noqa: E402
-from tokgolf.quantize import LARGEST, Quantized, row_steps, trellis_parities  # noqa: E402
-from tokgolf.quantize.gptq import input_hessians, round_columns  # noqa: E402
-from tokgolf.quantize.rows import step_bits  # noqa: E402
+from tokgolf.quantize import Quantized, trellis_parities  # noqa: E402
+from tokgolf.quantize.rows import METHODS, QuantConfig, Rounder, step_bits  # noqa: E402
+from tokgolf.quantize.trellis import round_rows  # noqa: E402
 
 Codes = NDArray[np.int16]
 SLOW = 1 << 23  # weights from which the slow compressors run once
@@ -49,16 +50,14 @@ SLOW = 1 << 23  # weights from which the slow compressors run once
 @click.command(help=(__doc__ or "").splitlines()[0])
 @click.argument("run", required=False, type=click.Path(path_type=Path))
 @click.option("--bits", default="3.3", help="Bits a weight, about; several with commas.")
-@click.option("--tokens", is_flag=True, help="Round by GPTQ, not to the nearest.")
-@click.option("--trellis", is_flag=True, help="Also with the contexts of a trellis (for speed).")
+@click.option("--method", type=click.Choice(METHODS), default="nearest", show_default=True)
 @click.option("--weights", "count", default=25_000_000, help="How many synthetic ones.")
 @click.option("--quick", is_flag=True, help="Leave out zstd-22, xz and brotli.")
 @click.option("--json", "output", type=click.Path(path_type=Path), help="Also write it there.")
 def main(
     run: Path | None,
     bits: str,
-    tokens: bool,
-    trellis: bool,
+    method: str,
     count: int,
     quick: bool,
     output: Path | None,
@@ -66,48 +65,41 @@ def main(
     torch.set_num_threads(1)
     results = []
     for rate in map(float, bits.split(",")):
-        stored, found = from_run(run, rate, gptq=tokens) if run else synthetic(count, rate)
-        for with_states in (False, True) if trellis else (False,):
-            result = compare(stored, found, with_states, quick=quick)
-            results.append({"bits": rate, "trellis": with_states, **result})
-            print_table(results[-1])
+        stored, found = from_run(run, rate, method) if run else synthetic(count, rate, method)
+        result = compare(stored, found, method == "trellis", quick=quick)
+        results.append({"bits": rate, "method": method, **result})
+        print_table(results[-1])
     if output:
         output.write_text(json.dumps(results, indent=1) + "\n")
 
 
-def from_run(run: Path, bits: float, *, gptq: bool) -> tuple[list[Stored], dict[str, Quantized]]:
-    """A run's tensors with the integers of one step each."""
+def from_run(run: Path, bits: float, method: str) -> tuple[list[Stored], dict[str, Quantized]]:
+    """A run's tensors rounded as export rounds, at steps in proportion to their spreads."""
     source = load_run(run)
-    stored = [tensor for tensor in source.model.stored() if tensor.kind != "codes"]
-    batches = list(calibration_tokens(run, source)) if gptq else []
-    hessians = input_hessians(source.model, batches) if gptq else {}
+    batches = calibration_tokens(run, source) if method != "nearest" else ()
+    config = QuantConfig(method=method)  # type: ignore[arg-type]
+    rounder = Rounder(source.model, config, batches)
     found = {}
-    for name, tensor, kind in stored:
-        values = tensor.detach().double().reshape(-1, tensor.shape[-1]).numpy()
-        # A Gaussian's entropy is log2(deviation / step) + 2.05 bits.
-        wish = np.abs(values).max() / 127 if kind == "vector" else values.std() * 2 ** (2.05 - bits)
-        rows = np.zeros(len(values), np.int8) if kind == "table" else None
-        quantized = Quantized(np.zeros(values.shape, np.int16), step_bits(wish), rows)
-        step = row_steps(quantized).astype(np.float64)
-        if name in hessians:
-            every = np.full(len(values), float(step.max()))
-            codes = round_columns(values, hessians[name], every, 127).astype(np.int16)
-        else:
-            codes = np.rint(values / step).clip(-LARGEST, LARGEST).astype(np.int16)
-        found[name] = quantized._replace(codes=codes)
-    return stored, found
+    for name, (_, _, kind) in rounder.stored.items():
+        # A Gaussian's entropy is log2(deviation / step) + 2.05 bits; a vector takes 8.
+        step = rounder.spread(name) * 2 ** (2.05 - (8 if kind == "vector" else bits))
+        found[name] = rounder.quantize(name, max(step, rounder.finest(name)))
+    return list(rounder.stored.values()), found
 
 
-def synthetic(count: int, bits: float) -> tuple[list[Stored], dict[str, Quantized]]:
+def synthetic(count: int, bits: float, method: str) -> tuple[list[Stored], dict[str, Quantized]]:
     """Square and oblong Gaussian matrices whose rows and columns differ in scale."""
     rng = np.random.default_rng(0)
-    stored, found = [], dict[str, Quantized]()
+    trellis = method == "trellis"
+    stored: list[Stored] = []
+    found: dict[str, Quantized] = {}
     shapes = [(512, 512), (256, 512), (256, 512), (512, 512), (1536, 512), (512, 1536)]
     while sum(tensor.tensor.numel() for tensor in stored) < count:
         rows, columns = shapes[len(stored) % len(shapes)]
         scales = [np.exp2(0.3 * rng.standard_normal(n)) for n in (rows, columns)]
         z = rng.standard_normal((rows, columns)) * scales[0][:, None] * scales[1]
-        codes = np.rint(z * 2 ** (bits - 2.05)).clip(-LARGEST, LARGEST).astype(np.int16)
+        grid = np.full(rows, 2 ** (2.05 - bits) / (2 if trellis else 1))
+        codes = round_rows(z, None, grid, trellis=trellis)
         name = f"t{len(stored):03}"
         stored.append(Stored(name, torch.empty(rows, columns), "matrix"))
         found[name] = Quantized(codes, step_bits(1.0), None)
@@ -128,7 +120,7 @@ def compare(
 
     rows: list[dict[str, Any]] = []
     sections, encoding = timed(lambda: encode.encode(stored, lambda s: found[s.name], trellis), 3)
-    _, decoding = timed(lambda: weights.decode(stored, sections, trellis), 3)
+    _, decoding = timed(lambda: weights.decode(stored, sections, trellis, 0, []), 3)
     back = weights.read(stored, sections, trellis)
     assert all((back.quantized[name].codes == found[name].codes).all() for name in found)
     total = sum(len(data) for data in sections.values())
@@ -160,7 +152,7 @@ def compare(
     if library := optional("constriction"):
         rows.append(library_row(library, np.concatenate([block.ravel() for block in blocks])))
 
-    prices = encode.stream_bits(stored, sections, trellis)
+    prices = sizes.stream_bits(stored, sections, trellis)
     conditional = conditional_bytes(order, found, back, trellis)
     return {
         "count": count,
@@ -258,7 +250,7 @@ def stream_excess(
 
 
 def print_table(result: dict[str, Any]) -> None:
-    count, kind = result["count"], "trellis" if result["trellis"] else "scalar"
+    count, kind = result["count"], result["method"]
     base = result["entropy"]["of all symbols"]
     print(f"\n{count:,} weights, --bits {result['bits']}, {kind}, {result['contexts']} contexts")
     print(

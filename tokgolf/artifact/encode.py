@@ -16,8 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokgolf.artifact import rans
-from tokgolf.artifact.weights import Layout, layout, read
+from tokgolf.artifact.weights import Layout, layout
+from tokgolf.config import TrunkConfig, to_dict
 from tokgolf.errors import ArtifactError
+from tokgolf.heads import HeadConfig, head_to_dict
 from tokgolf.heads.base import Stored
 from tokgolf.quantize import LARGEST, STEPS, Quantized, trellis_parities
 
@@ -30,6 +32,18 @@ TYPICAL_SLOPE = 8  # see `rans.unpack_tables`
 LARGE = 1 << 23  # more weights than this get few turns of refinement: each takes half a second
 Array = NDArray[np.int64]
 Quantize = Callable[[Stored], Quantized]
+
+
+def header_of(
+    trunk: TrunkConfig, head: HeadConfig, *, trellis: bool, lead: list[int]
+) -> dict[str, Any]:
+    """The header of an artifact of this model, but for what the container adds."""
+    return {
+        "trunk": to_dict(trunk),
+        "head": head_to_dict(head),
+        "quantizer": "trellis" if trellis else "scalar",
+        "lead": lead,
+    }
 
 
 def encode(stored: list[Stored], quantized: Quantize, trellis: bool) -> dict[str, bytes]:
@@ -130,11 +144,6 @@ def choose_plan(codes: list[NDArray[np.int16]], trellis: bool) -> Plan:
         for turn in range(turns):
             bits, plan = min((bits, plan), _refined(plan, spreads, turn % 2), key=_bits)
     return plan
-
-
-def estimate_bytes(codes: list[NDArray[np.int16]], trellis: bool) -> float:
-    """About what the sections of these tables and matrices take, in a fraction of the time."""
-    return _first_plan([_spread(block, trellis) for block in codes])[0] / 8 + 5 * len(codes)
 
 
 def _first_plan(spreads: list[_Spread]) -> tuple[float, Plan]:
@@ -344,34 +353,6 @@ def encode_stream(
             y += y // f * (rans.TOTAL - f) + start[k]
         end = begin
     return b"".join([x.astype("<u4").tobytes(), *(c.tobytes() for c in reversed(chunks))])
-
-
-# --- what the bytes are spent on ---
-
-
-def stream_bits(
-    stored: list[Stored], sections: dict[str, bytes], trellis: bool
-) -> dict[str, float]:
-    """Bits that each tensor's weights take in the stream of these sections.
-
-    The rest of the stream is row steps, classes of rows and columns, and 3 bytes a lane.
-    """
-    symbols = read(stored, sections, trellis)
-    order = layout(stored)
-    prices = np.zeros((len(symbols.tables), ALPHABET))
-    for row, (first, frequencies) in zip(prices, symbols.tables, strict=True):
-        used = frequencies > 0
-        place = row[first + ALPHABET // 2 :][: len(frequencies)]
-        place[used] = rans.BITS - np.log2(frequencies[used])
-    bits = {}
-    for index, (name, _, _) in enumerate(order.dense):
-        codes = symbols.quantized[name].codes
-        sums = symbols.row_classes[index][:, None] + symbols.column_classes[index]
-        contexts = _places(codes, sums.clip(0, symbols.contexts - 1).astype(np.uint8), trellis)
-        bits[name] = float(prices[contexts, codes + ALPHABET // 2].sum())
-    for name, _, _ in order.vectors:
-        bits[name] = float(prices[-1, symbols.quantized[name].codes + ALPHABET // 2].sum())
-    return bits
 
 
 # --- tables ---

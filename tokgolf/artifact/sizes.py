@@ -12,10 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokgolf.artifact import rans, weights
+from tokgolf.artifact.encode import ALPHABET
 from tokgolf.heads.base import Stored
-from tokgolf.quantize import LARGEST, trellis_parities
-
-ALPHABET = 2 * (LARGEST + 1)
+from tokgolf.quantize import trellis_parities
 
 
 class TensorSize(NamedTuple):
@@ -78,6 +77,16 @@ def sizes_of(stored: list[Stored], sections: dict[str, bytes], trellis: bool) ->
         tables=len(sections["tables"]),
         lanes=stream - shared,
     )
+
+
+def stream_bits(
+    stored: list[Stored], sections: dict[str, bytes], trellis: bool
+) -> dict[str, float]:
+    """Ideal bits of the integers of every tensor but those of codes."""
+    order = weights.layout(stored)
+    bits = _stream_bits(order, weights.read(stored, sections, trellis), sections, trellis)
+    names = [tensor.name for tensor in [*order.dense, *order.vectors]]
+    return dict(zip(names, bits[:, 0].tolist(), strict=True))
 
 
 def _stream_bits(
