@@ -23,9 +23,10 @@ import numpy as np
 import torch
 
 from tokgolf.artifact import container, rans
+from tokgolf.artifact.encode import header_of
 from tokgolf.artifact.load import MAX_PARAMS, SECTIONS
 from tokgolf.artifact.sizes import whole
-from tokgolf.config import TrunkConfig, to_dict
+from tokgolf.config import TrunkConfig
 from tokgolf.corpora import open_corpus
 from tokgolf.errors import CapError, ConfigError, TokgolfError
 from tokgolf.heads import HeadConfig, Stored, head_config, head_to_dict
@@ -167,12 +168,9 @@ def _ledger(source: _Source, bits: float) -> Ledger:
     stream = sum(tensor.coded for tensor in tensors) - packed + lanes
     asset = len(source.tokenizer.asset())
     sizes = (asset, tables, steps + classes, stream, packed)
-    header = {
-        "trunk": to_dict(source.trunk),
-        "head": head_to_dict(source.head),
-        "quantizer": "trellis",
-        "lead": list(range(source.trunk.d_model))[-lead_length(source.trunk.d_model) :],
-    }
+    width = source.trunk.d_model
+    lead = list(range(width))[-lead_length(width) :]
+    header = header_of(source.trunk, source.head, trellis=True, lead=lead)
     sections = {name: bytes(size) for name, size in zip(SECTIONS, sizes, strict=True)}
     frame = len(container.pack(header, sections)) - sum(sizes)
     return ledger_from(

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from artifact_support import OPTIONS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -24,7 +25,7 @@ from tokgolf.artifact.export import encode_artifact, export_run
 from tokgolf.artifact.load import Artifact, decode_artifact, load_artifact
 from tokgolf.config import TrunkConfig, to_dict
 from tokgolf.errors import ArtifactError, CapError, TokenizerError, TokgolfError
-from tokgolf.heads import ADDONS, HEADS, head_config, head_to_dict
+from tokgolf.heads import head_config, head_to_dict
 from tokgolf.ledger import ledger_of
 from tokgolf.model import build_model, head_shape
 from tokgolf.quantize.rows import QuantConfig, Rounder
@@ -34,15 +35,6 @@ TRUNK = TrunkConfig(layers=1, d_model=16, heads=2, kv_heads=1, mlp_hidden=16, se
 TEXT = b"the cat sat on the mat; the dog sat on the log. " * 20
 CONFIG = QuantConfig(method="nearest")
 LARGE = 10**9
-OPTIONS: dict[str, dict[str, Any]] = {
-    **{name: {"name": name} for name in HEADS},
-    "factorized": {"name": "factorized", "rank": 6},
-    "vq": {"name": "vq", "codes": 70, "residual_rank": 3},
-    "every add-on": {
-        "name": "tied",
-        "add": {**{name: {} for name in ADDONS}, "bigram-hash": {"buckets": 64, "dim": 4}},
-    },
-}
 every_head = pytest.mark.parametrize("head", OPTIONS)
 CALIBRATED = [QuantConfig(), QuantConfig(method="gptq")]
 calibrated = pytest.mark.parametrize("config", CALIBRATED, ids=["trellis", "gptq"])

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from artifact_support import OPTIONS
 from torch import Tensor
 
 from tokgolf.artifact import container
@@ -18,21 +19,12 @@ from tokgolf.artifact.export import LANDING, PASSES, Fit, Plan, export_model, re
 from tokgolf.artifact.load import Artifact
 from tokgolf.config import TrunkConfig, to_dict
 from tokgolf.errors import ArtifactError, CapError, ConfigError, TokgolfError
-from tokgolf.heads import ADDONS, HEADS, head_config
+from tokgolf.heads import head_config
 from tokgolf.ledger import ledger_of
 from tokgolf.model import build_model, head_shape
 from tokgolf.quantize.rows import METHODS, QuantConfig, Rounder
 from tokgolf.tokenizers import build_tokenizer
 
-OPTIONS: dict[str, dict[str, Any]] = {
-    **{name: {"name": name} for name in HEADS},
-    "factorized": {"name": "factorized", "rank": 6},
-    "vq": {"name": "vq", "codes": 70, "residual_rank": 3},
-    "every add-on": {
-        "name": "tied",
-        "add": {**{name: {} for name in ADDONS}, "bigram-hash": {"buckets": 64, "dim": 4}},
-    },
-}
 NEAREST = QuantConfig(method="nearest")
 every_method = pytest.mark.parametrize("method", METHODS)
 

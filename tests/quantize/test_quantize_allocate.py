@@ -1,6 +1,7 @@
 """What each tensor's error costs: measured against a dense fp64 divergence, and the model stays."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from quantize_support import VOCAB, batches, small_model
 from torch import Tensor
 
 from tokgolf.model import LanguageModel
+from tokgolf.quantize import allocate
 from tokgolf.quantize.allocate import divergence, gaussian_bits, probe_tokens, sensitivities
 from tokgolf.quantize.rows import METHODS, QuantConfig, Rounder
 
@@ -54,19 +56,30 @@ def test_the_divergence_is_zero_from_itself_and_else_that_of_the_definition(
 
 @heads
 def test_every_stored_tensor_has_a_damage_and_the_model_is_as_before(
-    head: dict[str, object],
+    head: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = small_model(1, **head)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     rounder = Rounder(model, QuantConfig(), batches())
     seen: list[tuple[str, float]] = []
-    found = sensitivities(model, rounder, lambda name, damage: seen.append((name, damage)))
+    measured = allocate._damage
+
+    def noted(model: LanguageModel, rounder: Rounder, steps: dict[str, float], *rest: Any) -> float:
+        damage = measured(model, rounder, steps, *rest)
+        names = {n.rpartition(".")[2] if rounder.stored[n].kind == "vector" else n for n in steps}
+        assert len(names) == 1
+        seen.append((names.pop(), damage))
+        return damage
+
+    monkeypatch.setattr(allocate, "_damage", noted)
+    found = sensitivities(model, rounder)
     assert set(found) == {s.name for s in model.stored() if s.kind != "codes"}
     assert all(math.isfinite(c) and c > 0 for c in found.values())
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name]), name
     assert len({name for name, _ in seen}) == len(seen) < len(found)  # vectors go together
     assert "mlp_scale" in dict(seen) and all(damage > 0 for _, damage in seen)
+    monkeypatch.undo()
     assert sensitivities(model, rounder) == found
 
 

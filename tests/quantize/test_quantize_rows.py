@@ -103,7 +103,7 @@ def test_a_path_visits_every_column_once_and_the_lead_first(
     columns: int, data: st.DataObject
 ) -> None:
     lead = data.draw(st.lists(st.integers(0, columns - 1), unique=True))
-    found = path(columns, lead).tolist()
+    found = path(columns, columns, lead).tolist()
     assert found[: len(lead)] == lead and sorted(found) == list(range(columns))
     assert found[len(lead) :] == sorted(found[len(lead) :])
 
@@ -209,7 +209,7 @@ def test_a_trellis_visits_the_streams_columns_in_the_order_of_the_lead() -> None
         before = rounder.weights(name)
         quantized = rounder.quantize(name, rounder.finest(name))
         moved = dequantize(quantized, True)
-        order = path(WIDTH, rounder.lead)
+        order = path(WIDTH, WIDTH, rounder.lead)
         assert np.abs(moved - before[:, order]).max() < 0.05 * np.abs(before).max()
         rounder.restore(name, quantized)
         assert (rounder.weights(name)[:, order] == moved).all()

@@ -30,7 +30,7 @@ DIGEST_BYTES = 32
 def pack(header: dict[str, Any], sections: dict[str, bytes]) -> bytes:
     """The file of a header and its sections; the same bytes for any order of header keys."""
     header = {**header, "sections": [[name, len(data)] for name, data in sections.items()]}
-    text = _canonical(header)
+    text = canonical(header)
     if len(text) > MAX_HEADER:
         raise ArtifactError(f"the header is {len(text):,} bytes; the format allows {MAX_HEADER:,}")
     body = b"".join(sections.values())
@@ -70,14 +70,15 @@ def unpack(data: bytes) -> tuple[dict[str, Any], dict[str, bytes]]:
     return header, sections
 
 
-def _canonical(header: Any) -> bytes:
+def canonical(header: Any) -> bytes:
+    """The one text of a header: sorted keys, no spaces, ASCII."""
     return json.dumps(header, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
 def _parse(text: bytes) -> dict[str, Any]:
     try:
         header = json.loads(text.decode("ascii"), object_pairs_hook=_unique, parse_constant=_refuse)
-        if _canonical(header) != text:
+        if canonical(header) != text:
             raise ValueError("it has other spaces, key order or spelling")
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"the artifact's header is not canonical JSON: {error}") from error

@@ -20,14 +20,14 @@ from torch import Tensor
 
 from tokgolf.artifact import container
 from tokgolf.artifact.checkpoint import FloatModel, load_run, record_export
-from tokgolf.artifact.encode import encode
+from tokgolf.artifact.encode import encode, header_of
 from tokgolf.artifact.load import SECTIONS, Artifact, decode_artifact
+from tokgolf.codesize import code_bytes
 from tokgolf.config import from_dict, to_dict
 from tokgolf.corpora import read_shard, shard_files
 from tokgolf.errors import ArtifactError, CapError
 from tokgolf.files import write_bytes, write_text
-from tokgolf.heads import head_to_dict
-from tokgolf.ledger import Ledger, ledger_of
+from tokgolf.ledger import Ledger, scoring_modules
 from tokgolf.quantize import Quantized
 from tokgolf.quantize.allocate import COARSEST, gaussian_bits, sensitivities
 from tokgolf.quantize.rows import MOST_BITS, QuantConfig, Rounder
@@ -40,7 +40,6 @@ PASSES = 4
 """Most times that all tensors are quantized."""
 TOUCHES = 8
 DEFAULT_BITS, LEAST_BITS = 4.0, 1.0
-TYPICAL_CODE = 25_000
 PRIOR = {"matrix": 1.0, "table": 0.5, "vector": 1 / 16}
 """Steps beside the spread where no damage is measured."""
 Say = Callable[[str], None]
@@ -140,7 +139,7 @@ def export_model(
         fit.follow(plan)
     artifact = decode_artifact(fit.data)
     if cap is not None:
-        ledger_of(artifact).check_cap(cap)
+        artifact.ledger.check_cap(cap)
     return Exported(artifact, plan)
 
 
@@ -149,12 +148,9 @@ class Fit:
 
     def __init__(self, source: FloatModel, rounder: Rounder, say: Say = lambda line: None) -> None:
         self.source, self.rounder, self.say = source, rounder, say
-        self.header = {
-            "trunk": to_dict(source.trunk),
-            "head": head_to_dict(source.head),
-            "quantizer": "trellis" if rounder.trellis else "scalar",
-            "lead": rounder.lead,
-        }
+        self.header = header_of(
+            source.trunk, source.head, trellis=rounder.trellis, lead=rounder.lead
+        )
         self.asset = source.tokenizer.asset()
         self.sizes = {name: s.tensor.numel() for name, s in rounder.stored.items()}
         self.frame = len(
@@ -172,28 +168,32 @@ class Fit:
 
     def settle(self, cap: int | None) -> None:
         """Find the steps at which the file has the bits that were asked for, or fills the cap."""
+        bits, weights = self.rounder.config.bits, sum(self.sizes.values())
+        size, fill = (bits or DEFAULT_BITS) * weights / 8, False
+        if cap is not None and bits is None:
+            size, fill = min(cap - self.fixed(cap), MOST_BITS * weights / 8), True
         if self.rounder.config.method == "nearest":
             self.follow_spreads()
         else:
             self.measure()
-        bits, weights = self.rounder.config.bits, sum(self.sizes.values())
-        if cap is None or bits is not None:
-            size = (bits or DEFAULT_BITS) * weights / 8
-            self.scale_to(size)
-            self.round_all()
-            self.approach(size, within=False)
-            return
-        least, most = int(LEAST_BITS * weights / 8), MOST_BITS * weights / 8
-        self.scale_to(min(max(cap - len(self.asset) - TYPICAL_CODE, least), most))
+        self.scale_to(size)
         self.round_all()
-        fixed = ledger_of(decode_artifact(self.data)).full - self.weight_bytes()
+        self.approach(size, within=fill)
+
+    def fixed(self, cap: int) -> int:
+        """Bytes of the full accounting that no step changes. Raises `CapError` if there is no room
+        for weights beside them."""
+        modules = scoring_modules(self.source.model, self.source.tokenizer)
+        fixed = code_bytes(modules).packed + self.frame
+        weights = sum(self.sizes.values())
+        least = int(LEAST_BITS * weights / 8)
         if cap < fixed + least:
             raise CapError(
                 f"no artifact of this run is under the cap of {cap:,} bytes: code, tokenizer and "
                 f"frame take {fixed:,}, its {weights:,} weights at least {least:,} (at "
                 f"{LEAST_BITS} bits); raise the cap, or train a smaller trunk, vocabulary or head"
             )
-        self.approach(min(cap - fixed, most), within=True)
+        return fixed
 
     def measure(self) -> None:
         """Find how fine each tensor should be beside the others."""
@@ -360,10 +360,9 @@ def export_run(
     wanted = config.method != "nearest" or (Path(run) / "tokens").is_dir()
     calibration = calibration_tokens(Path(run), source) if wanted else ()
     artifact, plan = export_model(source, config, calibration, cap=cap, plan=plan, say=say)
-    ledger = ledger_of(artifact)
     # First the run's note that ties the file to its training documents: a note without a file
     # says nothing wrong.
     record_export(Path(run), artifact.sha256)
     write_bytes(path, artifact.data)
     write_text(f"{os.fspath(path)}.plan.json", json.dumps(plan.as_dict(), indent=1) + "\n")
-    return ledger, plan
+    return artifact.ledger, plan

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +47,7 @@ class Artifact:
         """Hash of the whole file."""
         return sha256(self.data).hexdigest()
 
-    @property
+    @cached_property
     def ledger(self) -> "Ledger":
         """Where the bytes are."""
         from tokgolf.ledger import ledger_of
@@ -93,7 +94,7 @@ def decode_artifact(data: bytes) -> Artifact:
     weights.decode(model.stored(), sections, trellis, trunk.d_model, lead)
     _check_usable(model)
     spelt_out = {**header, "trunk": to_dict(trunk), "head": head_to_dict(head)}
-    if container.pack(spelt_out, sections) != data:
+    if container.canonical(spelt_out) != container.canonical(header):
         raise ArtifactError(
             "the artifact's header does not spell out its trunk and head as this tokgolf does, so "
             "that what is left out would be a guess; use the tokgolf that wrote it"

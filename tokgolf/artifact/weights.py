@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from tokgolf.artifact import rans
 from tokgolf.errors import ArtifactError
 from tokgolf.heads.base import Stored
-from tokgolf.quantize import NEXT_STATE, STEPS, Quantized, dequantize, path
+from tokgolf.quantize import NEXT_STATE, STEPS, Quantized, restored
 
 
 class Layout(NamedTuple):
@@ -67,16 +67,14 @@ def decode(
 ) -> None:
     """Fill the tensors of a model, as its `stored()` lists them, from the sections.
 
-    Tables and matrices of `width` columns have them in the order of `path(width, lead)`. Raises
+    Tables and matrices of `width` columns have them in the order of `path`. Raises
     `ArtifactError` if the sections are not exactly what these tensors need.
     """
     with torch.no_grad():
         quantized = read(stored, sections, trellis).quantized
         for name, tensor, kind in stored:
             if kind != "codes":
-                weights = dequantize(quantized.pop(name), trellis and kind != "vector")
-                if kind != "vector" and tensor.shape[-1] == width:
-                    weights = weights[:, np.argsort(path(width, lead))]
+                weights = restored(quantized.pop(name), kind, trellis, width, lead)
                 tensor.copy_(torch.from_numpy(weights).view(tensor.shape))
         _unpack_all([tensor for tensor in stored if tensor.kind == "codes"], sections["packed"])
 

@@ -61,13 +61,27 @@ def dequantize(quantized: Quantized, trellis: bool) -> NDArray[np.float32]:
     return integers.astype(np.float32) * row_steps(quantized)
 
 
-def path(columns: int, lead: list[int]) -> NDArray[np.int64]:
-    """The order in which a row's path visits its columns: some first, then the others.
+def path(columns: int, width: int, lead: list[int]) -> NDArray[np.int64]:
+    """The order in which a row's path visits its columns: where they are those of the residual
+    stream, the columns of `lead` first.
 
-    columns=5, lead=[4, 1] -> [4, 1, 0, 2, 3]
+    columns=5, width=5, lead=[4, 1] -> [4, 1, 0, 2, 3]
+    columns=4, width=5, lead=[4, 1] -> [0, 1, 2, 3]
     """
+    if columns != width:
+        return np.arange(columns)
     rest = np.setdiff1d(np.arange(columns), lead)
     return np.concatenate([np.array(lead, np.int64), rest])
+
+
+def restored(
+    quantized: Quantized, kind: str, trellis: bool, width: int, lead: list[int]
+) -> NDArray[np.float32]:
+    """Weights of a tensor as a file gives them back, columns in their own order."""
+    if kind == "vector":
+        return dequantize(quantized, False)
+    weights = dequantize(quantized, trellis)
+    return weights[:, np.argsort(path(weights.shape[1], width, lead))]
 
 
 def trellis_parities(codes: NDArray[np.int16]) -> NDArray[np.int16]:

@@ -8,7 +8,7 @@ anything on the text to be scored would be a leak.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -30,11 +30,7 @@ GAUSSIAN_BITS = 0.5 * math.log2(2 * math.pi * math.e)
 an octave finer costs one bit more."""
 
 
-def sensitivities(
-    model: LanguageModel,
-    rounder: Rounder,
-    on_tensor: Callable[[str, float], None] = lambda name, damage: None,
-) -> dict[str, float]:
+def sensitivities(model: LanguageModel, rounder: Rounder) -> dict[str, float]:
     """Damage in nats a token for a step of 1, of every stored tensor.
 
     Vectors of one name in all blocks are measured together, and share their damage by size.
@@ -46,10 +42,9 @@ def sensitivities(
         vector = stored.kind == "vector"
         groups.setdefault(name.rpartition(".")[2] if vector else name, []).append(name)
     found = {}
-    for group, names in groups.items():
+    for names in groups.values():
         steps = {name: max(PROBE * rounder.spread(name), rounder.finest(name)) for name in names}
         damage = max(_damage(model, rounder, steps, tokens, reference), 1e-12)
-        on_tensor(group, damage)
         weights = {name: rounder.stored[name].tensor.numel() for name in names}
         for name in names:
             share = weights[name] / sum(weights.values())

@@ -18,7 +18,7 @@ from torch import Tensor
 from tokgolf.config import check_positive
 from tokgolf.errors import ArtifactError, ConfigError
 from tokgolf.model import LanguageModel
-from tokgolf.quantize import LARGEST, STEPS, Quantized, dequantize, path, row_steps
+from tokgolf.quantize import LARGEST, STEPS, Quantized, path, restored, row_steps
 from tokgolf.quantize.gptq import input_hessians
 from tokgolf.quantize.trellis import error_spread, round_rows
 
@@ -86,16 +86,18 @@ class Rounder:
                 )
             self.hessians = input_hessians(model, self.batches)
         self.lead = lead_columns(self.hessians, self.width) if self.trellis else []
-        self.orders = {name: self._order(hessian) for name, hessian in self.hessians.items()}
+        # The order of a scalar's columns is nobody's business: those that matter most come first.
+        self.orders = {
+            name: self._path(len(h)) if self.trellis else np.argsort(-h.diagonal(), kind="stable")
+            for name, h in self.hessians.items()
+        }
         self.spreads = {
             name: error_spread(hessian[np.ix_(self.orders[name], self.orders[name])])
             for name, hessian in self.hessians.items()
         }
 
-    def _order(self, hessian: NDArray[np.float64]) -> NDArray[np.int64]:
-        if not self.trellis:  # the order of a scalar's columns is nobody's business
-            return np.argsort(-hessian.diagonal(), kind="stable")
-        return path(len(hessian), self.lead if len(hessian) == self.width else [])
+    def _path(self, columns: int) -> NDArray[np.int64]:
+        return path(columns, self.width, self.lead)
 
     def weights(self, name: str) -> NDArray[np.float64]:
         """A tensor's weights; one-dimensional ones as one row.  # (rows, columns)"""
@@ -138,9 +140,7 @@ class Rounder:
         if vector or self.config.method == "nearest":
             codes = np.rint(weights / grid).clip(-LARGEST, LARGEST).astype(np.int16)
             return empty._replace(codes=codes)
-        columns = weights.shape[1]
-        lead = self.lead if columns == self.width else []
-        order = self.orders.get(name, path(columns, lead))
+        order = self.orders.get(name, self._path(weights.shape[1]))
         codes = round_rows(
             weights[:, order],
             self.spreads.get(name),
@@ -153,9 +153,7 @@ class Rounder:
     def restore(self, name: str, quantized: Quantized) -> None:
         """Put what a file would give back in the place of the tensor."""
         tensor, kind = self.stored[name].tensor, self.stored[name].kind
-        weights = dequantize(quantized, self.trellis and kind != "vector")
-        if kind != "vector" and weights.shape[1] == self.width:
-            weights = weights[:, np.argsort(path(self.width, self.lead))]
+        weights = restored(quantized, kind, self.trellis, self.width, self.lead)
         tensor.detach().copy_(torch.from_numpy(weights).view(tensor.shape))
 
 
