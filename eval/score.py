@@ -1,16 +1,16 @@
 """A score: bits per byte with its evidence, from an artifact or from a run's float model.
 
-Bytes are the documents' own, never sums over a table of token lengths. The invariants that are
-cheap enough are checked on every score; one that fails makes the score invalid, an error.
+Bytes are the documents' own, never sums over a table of token lengths. Six invariants are checked
+on every score (`invariants.py`); one that fails makes the score invalid, an error.
 """
 
 import json
 import math
 import os
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from hashlib import sha256
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,16 @@ import torch
 from numpy.typing import NDArray
 
 from tokgolf.artifact.checkpoint import FloatModel, exported, load_run
-from tokgolf.artifact.load import Artifact, load_artifact
+from tokgolf.artifact.load import Artifact, decode_artifact, load_artifact
 from tokgolf.corpora import Corpus, check_disjoint, read_digests
-from tokgolf.errors import ScoreError
-from tokgolf.eval.scorer import document_nats
+from tokgolf.errors import ConfigError, ScoreError
+from tokgolf.eval.invariants import Results, Scorer
+from tokgolf.eval.protocol import Clock, Protocol
+from tokgolf.eval.scorer import BATCH_TOKENS, Encoder, Nats, Observer, document_nats
+from tokgolf.eval.witness import Witness
 from tokgolf.files import write_text
 from tokgolf.ledger import Ledger, ledger_of
-
-SUM_TOLERANCE = 1e-4
+from tokgolf.model import LanguageModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,22 +36,33 @@ class Score:
     """Bits per byte of a corpus under a model, and what it rests on.
 
     `nats` are of each document, in order; `invariants` name what was checked: True means it
-    holds, None that it could not be checked. Lists with one entry a document are left out of
+    holds, None that it could not be checked; `evidence` has the numbers behind them. `protocol` has
+    the model's window and stride filled in. Lists with one entry a document are left out of
     `as_dict`'s summary form.
     """
 
     corpus: str
-    mode: str
+    protocol: Protocol
     nats: list[float]
     document_bytes: list[int]
-    tokens: int
+    document_tokens: list[int]
     corpus_sha256: str
     tokenizer: str
     artifact_sha256: str | None
     ledger: Ledger | None
-    stride: int
     seconds: float
-    invariants: dict[str, bool | None] = field(default_factory=dict)
+    invariants: Results = field(default_factory=dict)
+    evidence: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def mode(self) -> str:
+        """The protocol's."""
+        return self.protocol.mode
+
+    @property
+    def stride(self) -> int:
+        """The protocol's; of disjoint windows it is the window."""
+        return self.protocol.stride
 
     @property
     def total_nats(self) -> float:
@@ -62,6 +75,16 @@ class Score:
         return sum(self.document_bytes)
 
     @property
+    def tokens(self) -> int:
+        """Targets that were paid for: every token, and the end of every document."""
+        return sum(self.document_tokens)
+
+    @property
+    def nats_per_token(self) -> float:
+        """Nats of a target."""
+        return self.total_nats / self.tokens
+
+    @property
     def bpb(self) -> float:
         """Bits per byte, pooled over documents."""
         return self.total_nats / math.log(2) / self.bytes
@@ -70,13 +93,15 @@ class Score:
         """The score as plain values for JSON; with `documents`, every document's bits too."""
         result: dict[str, Any] = {
             "bpb": self.bpb,
-            "nats_per_token": self.total_nats / self.tokens,
+            "nats_per_token": self.nats_per_token,
             "tokens": self.tokens,
             "bytes": self.bytes,
             "documents": len(self.nats),
             "corpus": self.corpus,
             "mode": self.mode,
             "stride": self.stride,
+            "protocol": self.protocol.as_dict(),
+            "estimate": self.protocol.estimate,
             "corpus_sha256": self.corpus_sha256,
             "tokenizer": self.tokenizer,
             "artifact_sha256": self.artifact_sha256,
@@ -84,68 +109,149 @@ class Score:
             "asset_bytes": None if self.ledger is None else dict(self.ledger.rows)["tokenizer"],
             "seconds": self.seconds,
             "invariants": self.invariants,
+            "evidence": self.evidence,
         }
         if documents:
             result["document_bits"] = [nats / math.log(2) for nats in self.nats]
             result["document_bytes"] = self.document_bytes
+            result["document_tokens"] = self.document_tokens
         return result
 
 
 def score(
     source: Artifact | FloatModel,
     corpus: Corpus,
+    protocol: Protocol | None = None,
     *,
-    stride: int = 0,
+    stride: int | None = None,
     device: str = "cpu",
     train_digests: NDArray[np.uint64] | None = None,
+    batch_tokens: int = BATCH_TOKENS,
     on_progress: Callable[[int], None] = lambda size: None,
 ) -> Score:
-    """Score a corpus in raw mode: lossless, documents as they are, fp32.
+    """Score a corpus by a protocol; without one in raw mode, in disjoint windows, in fp32.
 
-    `stride` 0 means disjoint windows. `train_digests` are the training documents' digests, if
-    known. `on_progress` is told the bytes of each document done. Raises `ScoreError` when an
-    invariant fails, `CorpusError` for an empty corpus or one that shares documents with training.
+    `stride` is short for a protocol that has nothing else. `train_digests` are the training
+    documents' digests, if known. `batch_tokens` bounds memory, and moves the score by less than
+    2e-6 bits per byte. `on_progress` is told the bytes of each document done.
+
+    Raises `ScoreError` when an invariant fails, the model gives a token no probability or the time
+    is up, `CorpusError` for an empty corpus or one that shares documents with training.
     """
     began = time.perf_counter()
+    if protocol is not None and stride is not None:
+        raise ConfigError(f"stride {stride} beside a protocol; give Protocol(stride={stride})")
+    protocol = (protocol or Protocol(stride=stride or 0)).of(source.trunk)
+    clock = Clock(began, protocol.time_budget, corpus.name)
     if train_digests is not None:
         check_disjoint(train_digests, corpus, held_out_name=corpus.name)
-    model = source.model.to(device)
-    checks = _Checks(source)
-    digest = sha256()
+    summary = corpus.summary()
+    model = source.model
+    artifact = source if isinstance(source, Artifact) else None
+    witness = Witness(
+        model,
+        source.tokenizer,
+        protocol,
+        summary,
+        trained_on=None if train_digests is None else len(train_digests),
+        decoded=decode_artifact(artifact.data).model if artifact else None,
+    )
     nats: list[float] = []
     sizes: list[int] = []
-    tokens = 0
-    documents = (document.data for document in corpus)
-    scored = document_nats(
-        model, source.tokenizer, documents, stride=stride, observe=checks.observe
+    tokens: list[int] = []
+    with exact_products():
+        try:
+            scorer = scorer_of(protocol, model.to(device), clock, batch_tokens)
+            documents = (document.data for document in corpus)
+            for data, values in scorer(witness, documents, witness.observe):
+                check_finite(values, len(nats), corpus.name)
+                witness.scored(data, values)
+                nats.append(math.fsum(values.tolist()))
+                sizes.append(len(data))
+                tokens.append(len(values))
+                on_progress(len(data))
+            result = Score(
+                corpus=corpus.name,
+                protocol=protocol,
+                nats=nats,
+                document_bytes=sizes,
+                document_tokens=tokens,
+                corpus_sha256=summary.sha256,
+                tokenizer=source.tokenizer.fingerprint,
+                artifact_sha256=artifact.sha256 if artifact else None,
+                ledger=ledger_of(artifact) if artifact else None,
+                seconds=0.0,
+            )
+            check_invariants(result, witness)  # what fails here would only confuse the probe
+            witness.causality.probe(scorer)
+        finally:
+            model.to("cpu")
+    invariants, evidence = check_invariants(result, witness)
+    return replace(result, invariants=invariants, evidence=evidence, seconds=clock.check())
+
+
+def check_invariants(score: Score, witness: Witness) -> tuple[Results, dict[str, Any]]:
+    """All invariants by name, and what was seen. Raises `ScoreError` naming those that fail."""
+    invariants, evidence = witness.results(
+        nats_per_token=score.nats_per_token, bpb=score.bpb, targets=score.tokens
     )
-    for data, values in scored:
-        digest.update(len(data).to_bytes(8, "little") + data)
-        checks.document(data, values)
-        nats.append(math.fsum(values.tolist()))
-        sizes.append(len(data))
-        tokens += len(values)
-        on_progress(len(data))
-    model.to("cpu")
-    invariants = {**checks.results(), "train_disjoint": True if train_digests is not None else None}
     failed = [name for name, holds in invariants.items() if holds is False]
     if failed:
-        raise ScoreError(f"the score of {corpus.name} is invalid: {', '.join(failed)} failed")
-    artifact = source if isinstance(source, Artifact) else None
-    return Score(
-        corpus=corpus.name,
-        mode="raw",
-        nats=nats,
-        document_bytes=sizes,
-        tokens=tokens,
-        corpus_sha256=digest.hexdigest(),
-        tokenizer=source.tokenizer.fingerprint,
-        artifact_sha256=artifact.sha256 if artifact else None,
-        ledger=ledger_of(artifact) if artifact else None,
-        stride=stride or source.trunk.sequence_length,
-        seconds=time.perf_counter() - began,
-        invariants=invariants,
+        raise ScoreError(f"the score of {score.corpus} is invalid: {', '.join(failed)} failed")
+    return invariants, evidence
+
+
+def scorer_of(
+    protocol: Protocol, model: LanguageModel, clock: Clock, batch_tokens: int = BATCH_TOKENS
+) -> Scorer:
+    """What takes a score by this protocol, whose window and stride are settled, in time."""
+
+    def nats(
+        encoder: Encoder, documents: Iterable[bytes], observe: Observer
+    ) -> Iterator[tuple[bytes, Nats]]:
+        def in_time(numbers: NDArray[np.int64], log_probs: torch.Tensor) -> None:
+            clock.check()
+            observe(numbers, log_probs)
+
+        assert protocol.window is not None
+        return document_nats(
+            model,
+            encoder,
+            documents,
+            window=protocol.window,
+            stride=protocol.stride,
+            context=protocol.context,
+            precision=protocol.precision,
+            batch_tokens=batch_tokens,
+            observe=in_time,
+        )
+
+    return nats
+
+
+def check_finite(nats: Nats, number: int, corpus: str) -> None:
+    """Raise `ScoreError`, naming the first one, if a target of document `number` has no nats."""
+    if not (bad := ~np.isfinite(nats)).any():
+        return
+    place = int(bad.argmax())
+    what = "NaN for a probability" if np.isnan(nats[place]) else "probability zero"
+    if nats[place] < 0:
+        what = "a probability without end"
+    raise ScoreError(
+        f"the model gives {what} to target {place:,} of {len(nats):,} in document {number:,} of "
+        f"{corpus}; such a text has no score"
     )
+
+
+@contextmanager
+def exact_products() -> Iterator[None]:
+    """Products of fp32 in fp32, whatever is allowed elsewhere."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def open_source(path: str | os.PathLike[str]) -> tuple[Artifact | FloatModel, Path]:
@@ -172,52 +278,3 @@ def read_train_digests(source: Artifact | FloatModel, run: Path) -> NDArray[np.u
 def save_score(score: Score, path: str | os.PathLike[str]) -> None:
     """Write a score with every document's bits as JSON."""
     write_text(path, json.dumps(score.as_dict(documents=True), indent=1) + "\n")
-
-
-class _Checks:
-    """The invariants, gathered while scoring."""
-
-    def __init__(self, source: Artifact | FloatModel) -> None:
-        self.source = source
-        self.before = _weights_hash(source)
-        self.bytes_equal = True
-        self.decoded_equal = True
-        self.once = True
-        self.sums = True
-        self.causal: bool | None = None
-
-    def document(self, data: bytes, nats: NDArray[np.float64]) -> None:
-        tokenizer = self.source.tokenizer
-        ids = tokenizer.encode(data)
-        self.once &= len(nats) == len(ids) + 1 and bool(np.isfinite(nats).all())
-        self.decoded_equal &= tokenizer.decode(ids) == data
-        self.bytes_equal &= int(tokenizer.byte_lengths(ids).sum()) == len(data)
-
-    def observe(self, tokens: torch.Tensor, log_probs: torch.Tensor) -> None:
-        self.sums &= bool((log_probs.logsumexp(-1).abs() < SUM_TOLERANCE).all())
-        if self.causal is None and tokens.size(1) > 1:
-            # Change every token from the middle on: what was predicted before must not move.
-            middle = tokens.size(1) // 2
-            flipped = tokens[:1].clone()
-            flipped[:, middle:] = (flipped[:, middle:] + 1) % log_probs.size(-1)
-            again = self.source.model.log_probs(flipped)
-            before = self.source.model.log_probs(tokens[:1])
-            if not torch.equal(again, before):  # else nothing is learned: the model is constant
-                self.causal = bool(torch.equal(again[:, :middle], before[:, :middle]))
-
-    def results(self) -> dict[str, bool | None]:
-        return {
-            "bytes_are_the_documents": self.bytes_equal,
-            "documents_decode_exactly": self.decoded_equal,
-            "probabilities_sum_to_one": self.sums,
-            "causal": self.causal,
-            "each_token_scored_once": self.once,
-            "state_unchanged": _weights_hash(self.source) == self.before,
-        }
-
-
-def _weights_hash(source: Artifact | FloatModel) -> str:
-    digest = sha256()
-    for _, tensor, _ in source.model.stored():
-        digest.update(tensor.detach().cpu().numpy().tobytes())
-    return digest.hexdigest()

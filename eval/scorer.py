@@ -1,24 +1,63 @@
-"""The scorer: nats of every token of every document, each scored once, causally, in fp32.
+"""The scorer: nats of every token of every document, each scored once, causally.
 
-A document is scored alone, as the sequence BOS, tokens, BOS: the first BOS is given, every token
-and the closing BOS are paid for, so the nats of a corpus are what it costs to send its documents
-and where each one ends. A document longer than the model's window is cut into windows that start
-every `stride` tokens; a window pays only for targets that the one before did not reach, and sees
-up to a full window of the document before them.
+A corpus is the targets of its documents one after the other: a document's tokens, then the BOS
+that ends it. They are numbered from 0 on, and each is paid for, so the nats of a corpus are what it
+costs to send its documents and where each one ends. What a target is predicted from is the context:
+
+    "document"   BOS and the tokens of its own document: each is scored alone
+    "stream"     all before it, documents and the BOS between them
+
+or as much of that as fits. A text longer than the window is cut into windows that start every
+`stride` tokens; a window pays only for targets that the one before did not reach.
+
+Memory does not grow with the corpus: windows are batched, sorted by length, within a bounded
+lookahead, and the ln p of a few positions are held at a time. What is held of a document are its
+tokens and nats.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from tokgolf.errors import ScoreError
-from tokgolf.model import LanguageModel
-from tokgolf.tokenizers import Tokenizer
+from tokgolf.model import LanguageModel, Trunk, rotary_tables
+from tokgolf.tokenizers.base import Ids
 
-Observer = Callable[[torch.Tensor, torch.Tensor], None]
-"""Sees each batch: tokens (rows, time) and ln p (rows, time, vocab)."""
+BATCH_TOKENS = 8192
+LOOKAHEAD = 8  # batches
+CHUNK = {"cpu": 1 << 21, "cuda": 1 << 26}
+"""Values of ln p that are made at a time."""
+
+
+class Encoder(Protocol):
+    """What the scorer asks of a tokenizer."""
+
+    @property
+    def bos_id(self) -> int:
+        """The id before the first document and after each."""
+
+    def encode_batch(self, batch: Sequence[bytes]) -> list[Ids]:
+        """The ids of each document, without BOS."""
+
+
+Observer = Callable[[NDArray[np.int64], torch.Tensor], None]
+"""Sees every ln p that nats are taken from: targets' numbers (n,), ln p (n, vocab)."""
+
+Nats = NDArray[np.float64]
+
+
+class Row(NamedTuple):
+    """A window: `tokens` are its inputs and the last one's target; from input `first` on it pays,
+    for the targets from `number` on."""
+
+    tokens: Ids
+    first: int
+    number: int
 
 
 def windows(count: int, length: int, stride: int) -> Iterator[tuple[int, int, int]]:
@@ -35,60 +74,180 @@ def windows(count: int, length: int, stride: int) -> Iterator[tuple[int, int, in
 
 def document_nats(
     model: LanguageModel,
-    tokenizer: Tokenizer,
+    tokenizer: Encoder,
     documents: Iterable[bytes],
     *,
+    window: int = 0,
     stride: int = 0,
-    batch_tokens: int = 8192,
-    observe: Observer = lambda tokens, log_probs: None,
-) -> Iterator[tuple[bytes, NDArray[np.float64]]]:
-    """Each document with the nats of its tokens and its closing BOS, in order.
+    context: str = "document",
+    precision: str = "fp32",
+    batch_tokens: int = BATCH_TOKENS,
+    observe: Observer = lambda numbers, log_probs: None,
+) -> Iterator[tuple[bytes, Nats]]:
+    """Each document with the nats of its targets, in order.
 
-    `stride` 0 means disjoint windows. The model must be in eval mode. Raises `ScoreError` when a
-    token has probability zero or no probability at all.
+    `window` 0 is the model's own; for a longer one the rotary tables are computed anew. `stride`
+    0 means disjoint windows. With `precision` "bf16" the trunk runs in mixed precision, ln p is
+    always fp32. The model must be in eval mode. Nats are as the model gives them: NaN or infinite
+    ones are for the caller to refuse. Raises `ScoreError` for a stride that is no part of a window.
     """
-    length = model.trunk.config.sequence_length
+    length = window or model.trunk.config.sequence_length
     if not 0 <= stride <= length:
         raise ScoreError(f"stride is {stride}; it must be 1 to the window of {length}, or 0")
-    waiting: list[tuple[bytes, NDArray[np.float64]]] = []
-    rows: list[tuple[NDArray[np.int64], int, NDArray[np.float64]]] = []
+    waiting: deque[tuple[bytes, int]] = deque()
+
+    def targets() -> Iterator[Ids]:
+        for batch in _batches(documents, batch_tokens):
+            for data, ids in zip(batch, tokenizer.encode_batch(batch), strict=True):
+                waiting.append((data, len(ids) + 1))
+                yield np.append(ids, ids.dtype.type(tokenizer.bos_id))
+
+    cut = _stream_rows if context == "stream" else _document_rows
+    rows = cut(targets(), tokenizer.bos_id, length, stride or length)
+    scored = row_nats(widened(model, length), rows, precision, batch_tokens, observe)
+    parts: list[Nats] = []
+    held = 0
+    for values in scored:
+        parts.append(values)
+        held += len(values)
+        if waiting and held >= waiting[0][1]:
+            values = np.concatenate(parts)
+            while waiting and len(values) >= waiting[0][1]:
+                data, count = waiting.popleft()
+                yield data, values[:count]
+                values = values[count:]
+            parts, held = [values], len(values)
+
+
+def _batches(documents: Iterable[bytes], size: int) -> Iterator[list[bytes]]:
+    """Documents to encode at once: few bytes, unless one alone has many."""
+    batch: list[bytes] = []
+    held = 0
     for data in documents:
-        bos = [tokenizer.bos_id]
-        tokens = np.concatenate([bos, tokenizer.encode(data), bos]).astype(np.int64)
-        nats = np.full(len(tokens) - 1, np.nan)
-        waiting.append((data, nats))
-        for start, first, end in windows(len(nats), length, stride or length):
-            rows.append((tokens[start : end + 1], first - start, nats[first:end]))
-            if len(rows) * length >= batch_tokens:
-                _score(model, rows, observe)
-                rows.clear()
-                # Every document but the last is complete: its windows were all in this batch or
-                # in earlier ones. The last may have windows to come.
-                yield from waiting[:-1]
-                del waiting[:-1]
-    _score(model, rows, observe)
-    yield from waiting
+        batch.append(data)
+        held += len(data) + 1
+        if held >= size:
+            yield batch
+            batch, held = [], 0
+    yield batch
+
+
+def _document_rows(targets: Iterable[Ids], bos: int, length: int, stride: int) -> Iterator[Row]:
+    number = 0
+    for ids in targets:
+        tokens = np.insert(ids, 0, bos)
+        for start, first, end in windows(len(ids), length, stride):
+            yield Row(tokens[start : end + 1], first - start, number + first)
+        number += len(ids)
+
+
+def _stream_rows(targets: Iterable[Ids], bos: int, length: int, stride: int) -> Iterator[Row]:
+    """The windows of all targets as one text, whose length is not known before its end."""
+    tokens: Ids | None = None  # from input `base` on
+    base = first = 0
+    for ids in targets:
+        tokens = np.insert(ids, 0, bos) if tokens is None else np.concatenate([tokens, ids])
+        count = base + len(tokens) - 1
+        while (end := length if first == 0 else first + stride) <= count:
+            start = max(0, end - length)
+            yield Row(tokens[start - base : end + 1 - base], first - start, first)
+            first = end
+        if (drop := max(0, first + 1 - length) - base) > 0:
+            tokens, base = tokens[drop:], base + drop
+    if tokens is not None and (end := base + len(tokens) - 1) > first:
+        start = max(0, end - length)
+        yield Row(tokens[start - base :], first - start, first)
+
+
+def row_nats(
+    model: LanguageModel,
+    rows: Iterable[Row],
+    precision: str = "fp32",
+    batch_tokens: int = BATCH_TOKENS,
+    observe: Observer = lambda numbers, log_probs: None,
+) -> Iterator[Nats]:
+    """The nats of all targets that rows pay for, in the rows' order, some at a time.
+
+    The rows must pay for the targets 0, 1, 2, ... in order. Raises `ScoreError` where they do not.
+    """
+    pool: list[Row] = []
+    held = number = 0
+    for row in rows:
+        pool.append(row)
+        held += len(row.tokens)
+        if row.number != number:
+            raise ScoreError(
+                f"the windows pay for target {row.number:,} where {number:,} comes next"
+            )
+        number += len(row.tokens) - 1 - row.first
+        if held >= LOOKAHEAD * batch_tokens:
+            yield _pool_nats(model, pool, precision, batch_tokens, observe)
+            pool, held = [], 0
+    if pool:
+        yield _pool_nats(model, pool, precision, batch_tokens, observe)
+
+
+def _pool_nats(
+    model: LanguageModel, pool: list[Row], precision: str, batch_tokens: int, observe: Observer
+) -> Nats:
+    """The nats of these rows' targets, batched by length."""
+    base = pool[0].number
+    nats = np.full(pool[-1].number + len(pool[-1].tokens) - 1 - pool[-1].first - base, np.nan)
+    batch: list[Row] = []
+    for row in sorted(pool, key=lambda row: -len(row.tokens)):
+        if batch and (len(batch) + 1) * (len(batch[0].tokens) - 1) > batch_tokens:
+            _batch_nats(model, batch, precision, observe, nats, base)
+            batch = []
+        batch.append(row)
+    _batch_nats(model, batch, precision, observe, nats, base)
+    return nats
 
 
 @torch.inference_mode()
-def _score(
+def _batch_nats(
     model: LanguageModel,
-    rows: list[tuple[NDArray[np.int64], int, NDArray[np.float64]]],
+    batch: list[Row],
+    precision: str,
     observe: Observer,
+    nats: Nats,
+    base: int,
 ) -> None:
-    """Fill in the nats of a batch of (tokens with target, first paid position, where to)."""
-    if not rows:
-        return
+    """Fill in the nats of a batch's targets; `nats` begins with target `base`."""
     device = next(model.parameters()).device
-    longest = max(len(tokens) for tokens, _, _ in rows)
-    batch = np.full((len(rows), longest), model.head.shape.bos_id)
-    for row, (tokens, _, _) in enumerate(rows):
-        batch[row, : len(tokens)] = tokens  # padding comes after: a causal model cannot see it
-    tensor = torch.from_numpy(batch).to(device)
-    log_probs = model.log_probs(tensor[:, :-1])
-    observe(tensor[:, :-1], log_probs)
-    picked = log_probs.gather(2, tensor[:, 1:, None])[:, :, 0].double().cpu().numpy()
-    for row, (tokens, first, target) in enumerate(rows):
-        target[:] = -picked[row, first : len(tokens) - 1]
-        if not np.isfinite(target).all():
-            raise ScoreError("the model gives a token of the text probability zero or NaN")
+    shape = len(batch), len(batch[0].tokens)
+    # Padding comes after the last input that pays: a causal model cannot see it.
+    padded = np.full(shape, model.head.shape.bos_id, np.int64)
+    pays = np.zeros(shape, bool)
+    for place, row in enumerate(batch):
+        padded[place, : len(row.tokens)] = row.tokens
+        pays[place, row.first : len(row.tokens) - 1] = True
+    numbers = np.concatenate(
+        [np.arange(len(row.tokens) - 1 - row.first) + row.number for row in batch]
+    )
+    tokens = torch.from_numpy(padded).to(device)
+    paid = torch.from_numpy(pays[:, :-1].copy()).to(device)
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        hidden = model.hidden(tokens[:, :-1])[paid]  # (n, d_model)
+    prev, target = tokens[:, :-1][paid], tokens[:, 1:][paid]
+    size = max(1, CHUNK.get(device.type, CHUNK["cuda"]) // model.head.shape.vocab_size)
+    picked = []
+    for start in range(0, len(numbers), size):
+        part = slice(start, start + size)
+        log_probs = model.head.log_probs(hidden[part], prev[part])
+        observe(numbers[part], log_probs)
+        picked.append(log_probs.gather(1, target[part, None])[:, 0])
+    nats[numbers - base] = -torch.cat(picked).double().cpu().numpy()
+
+
+def widened(model: LanguageModel, window: int) -> LanguageModel:
+    """The same model for windows up to `window`: its weights, with longer rotary tables."""
+    if window <= model.trunk.config.sequence_length:
+        return model
+    config = replace(model.trunk.config, sequence_length=window)
+    with torch.device("meta"):
+        trunk = Trunk(config)
+    trunk.load_state_dict(model.trunk.state_dict(), assign=True)
+    trunk.cos, trunk.sin = (
+        table[:, None, :].to(model.trunk.cos) for table in rotary_tables(config, window)
+    )
+    return LanguageModel(trunk, model.head).eval().requires_grad_(False)

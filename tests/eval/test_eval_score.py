@@ -1,56 +1,26 @@
-"""A score and its evidence: sums that hold, and an error for every invariant that does not."""
+"""A score: what it says, stores and refuses. `test_eval_invariants.py` has its evidence."""
 
 import json
 import math
-from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from score_support import CORPUS, TEXTS, corpus_of, source_of
 from torch import Tensor
 
 from tokgolf.artifact.checkpoint import FloatModel, record_export
 from tokgolf.artifact.export import encode_artifact
-from tokgolf.config import TrunkConfig
-from tokgolf.corpora import Corpus, Document, document_digests, write_digests
-from tokgolf.errors import ArtifactError, CorpusError, ScoreError
+from tokgolf.corpora import Document, document_digests, write_digests
+from tokgolf.errors import ArtifactError, ConfigError, CorpusError, ScoreError
+from tokgolf.eval.protocol import Clock, Protocol
 from tokgolf.eval.score import Score, open_source, read_train_digests, save_score, score
 from tokgolf.eval.scorer import document_nats
-from tokgolf.heads import HeadShape, head_config
-from tokgolf.model import LanguageModel, build_model
+from tokgolf.heads.tied import TiedHead
 from tokgolf.quantize.rows import QuantConfig
-from tokgolf.tokenizers import Tokenizer, build_tokenizer
-from tokgolf.tokenizers.base import Ids
-
-TRUNK = TrunkConfig(layers=1, d_model=16, heads=2, kv_heads=1, mlp_hidden=16, sequence_length=16)
-TEXTS = [b"def f(x):\n    return x + 1\n", b"", b"import os\n" * 9, "r\u00e9sum\u00e9".encode()]
-
-
-def corpus_of(texts: list[bytes], name: str = "tiny:val") -> Corpus:
-    documents = [Document(str(number), data) for number, data in enumerate(texts)]
-    return Corpus(name=name, split="val", source=lambda: iter(documents))
-
-
-CORPUS = corpus_of(TEXTS)
-
-
-def source_of(
-    model_class: type[LanguageModel] = LanguageModel, tokenizer: Tokenizer | None = None
-) -> FloatModel:
-    """A random model of that class on a trunk and a head of its own."""
-    torch.manual_seed(0)
-    tokenizer = tokenizer or build_tokenizer("bpe", [b"return import " * 30], 264)
-    shape = HeadShape(vocab_size=tokenizer.vocab_size, d_model=16, bos_id=tokenizer.bos_id)
-    head = head_config({"name": "tied"})
-    plain = build_model(TRUNK, head, shape)
-    with torch.no_grad():
-        for parameter in plain.parameters():
-            parameter.normal_(0, 0.4)
-    model = model_class(plain.trunk, plain.head).eval().requires_grad_(False)
-    return FloatModel(tokenizer=tokenizer, model=model, trunk=TRUNK, head=head, state={})
+from tokgolf.tokenizers import build_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -75,16 +45,31 @@ def test_a_score_is_the_scorers_nats_over_the_documents_bytes(source: FloatModel
     assert score(source, CORPUS).stride == 16
 
 
+INVARIANTS = {
+    "bytes_are_the_documents": True,
+    "bytes_per_token_agree": True,
+    "documents_decode_exactly": True,
+    "documents_in_order": True,
+    "train_disjoint": None,
+    "probabilities_sum_to_one": True,
+    "nats_are_the_distributions": True,
+    "causal": True,
+    "causal_target_flips": True,
+    "causal_future_flips": True,
+    "each_token_scored_once": True,
+    "state_unchanged": True,
+    "state_is_the_artifacts": None,
+}
+
+
 def test_every_invariant_is_named_and_holds(source: FloatModel) -> None:
-    assert score(source, CORPUS).invariants == {
-        "bytes_are_the_documents": True,
-        "documents_decode_exactly": True,
-        "probabilities_sum_to_one": True,
-        "causal": True,
-        "each_token_scored_once": True,
-        "state_unchanged": True,
-        "train_disjoint": None,
-    }
+    result = score(source, CORPUS)
+    assert result.invariants == INVARIANTS
+    assert list(result.evidence) == list("abcdef")
+    named = [name for seen in result.evidence.values() for name in seen["checks"]]
+    assert named == list(INVARIANTS)
+    assert result.evidence["a"]["document_bytes"] == result.bytes
+    assert result.evidence["f"]["targets_counted"] == result.tokens
 
 
 def test_the_closing_bos_is_paid_for(source: FloatModel) -> None:
@@ -93,111 +78,83 @@ def test_the_closing_bos_is_paid_for(source: FloatModel) -> None:
     assert result.nats[0] == result.nats[2] > 0
 
 
-class Uniform(LanguageModel):
-    def log_probs(self, tokens: Tensor) -> Tensor:
-        vocab = self.head.shape.vocab_size
-        return torch.full((*tokens.shape, vocab), -math.log(vocab))
+class Broken(TiedHead):
+    def log_probs(self, hidden: Tensor, prev: Tensor) -> Tensor:  # type: ignore[misc]
+        return super().log_probs(hidden, prev) * math.nan
 
 
-def test_a_uniform_model_scores_ln_v_a_token_and_cannot_be_told_acausal() -> None:
-    source = source_of(Uniform)
-    result = score(source, CORPUS)
-    vocab = source.tokenizer.vocab_size
-    assert result.total_nats == pytest.approx(result.tokens * math.log(vocab), rel=1e-6)
-    assert result.bpb == pytest.approx(result.tokens * math.log2(vocab) / result.bytes, rel=1e-6)
-    assert result.invariants["causal"] is None
-
-
-class Peeks(LanguageModel):
-    """Gives the next token more, where it is in the batch."""
-
-    def log_probs(self, tokens: Tensor) -> Tensor:
-        logits = super().log_probs(tokens).clone()
-        ahead = tokens[:, 1:, None]
-        logits[:, :-1] = logits[:, :-1].scatter_add(2, ahead, torch.full(ahead.shape, 3.0))
-        return logits.log_softmax(-1)
-
-
-class Unnormalised(LanguageModel):
-    def log_probs(self, tokens: Tensor) -> Tensor:
-        return super().log_probs(tokens) + 0.01
-
-
-class Learns(LanguageModel):
-    """Changes its weights while it is scored."""
-
-    def log_probs(self, tokens: Tensor) -> Tensor:
-        self.trunk.skips.grad = None
-        next(self.head.parameters()).mul_(1.0001)
-        return super().log_probs(tokens)
+class Certain(TiedHead):
+    def log_probs(self, hidden: Tensor, prev: Tensor) -> Tensor:  # type: ignore[misc]
+        result = super().log_probs(hidden, prev)
+        result[:, ord("i")] = -math.inf
+        return result.log_softmax(-1)
 
 
 @pytest.mark.parametrize(
-    ("cheat", "invariant"),
+    ("broken", "message"),
     [
-        (Peeks, "causal"),
-        (Unnormalised, "probabilities_sum_to_one"),
-        (Learns, "state_unchanged"),
+        (Broken, "gives NaN for a probability to target 0 of 28 in document 0 of tiny:val"),
+        (Certain, "gives probability zero to target 0 of 91 in document 2 of tiny:val"),
     ],
 )
-def test_a_model_that_cheats_is_an_error_that_names_the_invariant(
-    cheat: type[LanguageModel], invariant: str, source: FloatModel
+def test_nan_or_probability_zero_is_named(broken: type[TiedHead], message: str) -> None:
+    with pytest.raises(ScoreError, match=message):
+        score(source_of(head_class=broken, tokenizer=build_tokenizer("byte", [], None)), CORPUS)
+
+
+def test_a_time_budget_that_is_passed_refuses_the_score(
+    source: FloatModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ScoreError, match=f"score of tiny:val is invalid: .*{invariant}.* failed"):
-        score(source_of(cheat), CORPUS)
+    assert score(source, CORPUS, Protocol(time_budget=600)).protocol.time_budget == 600
+    message = r"is invalid: it was not done after \d+\.\d s, its time budget is 0.001 s; use"
+    with pytest.raises(ScoreError, match=message):
+        score(source, CORPUS, Protocol(time_budget=0.001))
+    ticks = iter(range(100))
+    monkeypatch.setattr("time.perf_counter", lambda: float(next(ticks)))
+    clock = Clock(0.0, 3, "c")
+    assert [clock.check() for _ in range(4)] == [0, 1, 2, 3]
+    with pytest.raises(ScoreError, match="the score of c is invalid: it was not done after 4.0 s"):
+        clock.check()
 
 
-class Lossy(Tokenizer):
-    """Bytes in lower case: fewer distinct ones, and not the document."""
-
-    kind: ClassVar[str] = "lossy"
-    change: ClassVar[Callable[[bytes], bytes]] = staticmethod(bytes.lower)
-
-    @classmethod
-    def from_asset(cls, data: bytes) -> Self:
-        byte = build_tokenizer("byte", [], None)  # its asset, as only sound ones can be asked
-        return cls(byte.asset(), byte.token_bytes)
-
-    def _encode_batch(self, batch: Any) -> list[Ids]:
-        changed = [type(self).change(data) for data in batch]
-        return [np.frombuffer(data, np.uint8).astype(np.uint16) for data in changed]
-
-    def original_file(self) -> bytes:
-        return self.asset()
+def test_an_estimate_says_so(source: FloatModel) -> None:
+    values = score(source, CORPUS, Protocol(precision="bf16")).as_dict()
+    assert values["estimate"] is True and values["protocol"]["precision"] == "bf16"
+    assert score(source, CORPUS).as_dict()["estimate"] is False
 
 
-class Dropping(Lossy):
-    """Leaves spaces out."""
-
-    change: ClassVar[Callable[[bytes], bytes]] = staticmethod(lambda data: data.replace(b" ", b""))
-
-
-def test_a_tokenizer_that_is_not_lossless_is_an_error() -> None:
-    upper = corpus_of([b"all lower", b"Not All"])
-    with pytest.raises(ScoreError, match=": documents_decode_exactly failed"):
-        score(source_of(tokenizer=Lossy.from_asset(b"")), upper)
-    both = ": bytes_are_the_documents, documents_decode_exactly failed"
-    with pytest.raises(ScoreError, match=both):
-        score(source_of(tokenizer=Dropping.from_asset(b"")), upper)
-    assert score(source_of(tokenizer=Lossy.from_asset(b"")), corpus_of([b"all lower"])).bpb > 0
+def test_the_model_comes_back_as_it_was_whatever_happens(source: FloatModel) -> None:
+    torch.set_float32_matmul_precision("medium")
+    try:
+        expected = score(source, CORPUS).nats
+        with pytest.raises(ScoreError):
+            score(source, CORPUS, Protocol(time_budget=0.001))
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert score(source, CORPUS).nats == expected
 
 
-class Broken(LanguageModel):
-    def log_probs(self, tokens: Tensor) -> Tensor:
-        return super().log_probs(tokens) * math.nan
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mode": "official"}, "the official mode scores one stream"),
+        ({"window": 0}, "window is 0; it must be greater than 0"),
+        ({"time_budget": -1.0}, "time_budget is -1.0; it must be greater than 0"),
+    ],
+)
+def test_a_protocol_that_makes_no_sense_is_refused(options: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Protocol(**options)
 
 
-class Certain(LanguageModel):
-    def log_probs(self, tokens: Tensor) -> Tensor:
-        result = torch.full((*tokens.shape, self.head.shape.vocab_size), -math.inf)
-        result[..., 0] = 0.0
-        return result
-
-
-@pytest.mark.parametrize("broken", [Broken, Certain])
-def test_nan_or_probability_zero_is_an_error(broken: type[LanguageModel]) -> None:
-    with pytest.raises(ScoreError, match="probability zero or NaN"):
-        score(source_of(broken), CORPUS)
+def test_a_protocol_that_does_not_fit_the_model_is_refused(source: FloatModel) -> None:
+    with pytest.raises(ScoreError, match="stride is 17; it must be 1 to the window of 16, or 0"):
+        score(source, CORPUS, Protocol(stride=17))
+    with pytest.raises(ScoreError, match="heads 8 wide is over 4,194,304 .* use at most 524,288"):
+        score(source, CORPUS, Protocol(window=1 << 20))
+    with pytest.raises(ConfigError, match="stride 3 beside a protocol"):
+        score(source, CORPUS, Protocol(), stride=3)
 
 
 def test_documents_trained_on_are_an_error(source: FloatModel) -> None:
@@ -239,12 +196,17 @@ def test_a_saved_score_is_json_with_these_keys(source: FloatModel, tmp_path: Pat
     summary = {
         "bpb", "nats_per_token", "tokens", "bytes", "documents", "corpus", "mode", "stride",
         "corpus_sha256", "tokenizer", "artifact_sha256", "artifact_bytes", "asset_bytes",
-        "seconds", "invariants",
+        "seconds", "invariants", "protocol", "estimate", "evidence",
     }  # fmt: skip
     assert set(result.as_dict()) == summary
-    assert set(found) == summary | {"document_bits", "document_bytes"}
+    assert set(found) == summary | {"document_bits", "document_bytes", "document_tokens"}
     assert found["bpb"] == result.bpb == sum(found["document_bits"]) / found["bytes"]
     assert found["document_bytes"] == [len(data) for data in TEXTS]
+    assert found["document_tokens"] == [len(source.tokenizer.encode(data)) + 1 for data in TEXTS]
+    assert found["protocol"] == {
+        "mode": "raw", "context": "document", "window": 16, "stride": 16, "precision": "fp32",
+        "time_budget": None,
+    }  # fmt: skip
     assert found["nats_per_token"] == result.total_nats / result.tokens
     assert (found["documents"], found["artifact_bytes"]) == (4, None)
 

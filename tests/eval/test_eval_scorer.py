@@ -1,7 +1,7 @@
 """The scorer against a slow twin, and the windows it cuts a document into."""
 
-import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tokgolf.config import TrunkConfig
 from tokgolf.errors import ScoreError
-from tokgolf.eval.scorer import document_nats, windows
+from tokgolf.eval.scorer import CHUNK, Row, document_nats, row_nats, widened, windows
 from tokgolf.heads import HeadShape, head_config
 from tokgolf.model import LanguageModel, build_model
 from tokgolf.tokenizers import Tokenizer, build_tokenizer
@@ -56,28 +56,32 @@ def model(tokenizer: Tokenizer) -> LanguageModel:
 
 
 def nats_of(
-    model: LanguageModel, tokenizer: Tokenizer, documents: list[bytes], **options: int
+    model: LanguageModel, tokenizer: Tokenizer, documents: list[bytes], **options: Any
 ) -> list[np.ndarray[tuple[int], np.dtype[np.float64]]]:
-    scored = list(document_nats(model, tokenizer, documents, **options))  # type: ignore[arg-type]
+    scored = list(document_nats(model, tokenizer, documents, **options))
     assert [data for data, _ in scored] == documents
     return [nats for _, nats in scored]
 
 
 def twin(model: LanguageModel, tokenizer: Tokenizer, data: bytes, stride: int) -> list[float]:
-    """One forward a token: the rule of the windows in its plainest form.
+    """One forward a token of a document alone."""
+    tokens = [tokenizer.bos_id, *tokenizer.encode(data).tolist(), tokenizer.bos_id]
+    return twin_of(model, tokens, WINDOW, stride or WINDOW)
 
-    Target n is predicted from the tokens before it. The first WINDOW targets see all of them; the
+
+def twin_of(model: LanguageModel, tokens: list[int], window: int, stride: int) -> list[float]:
+    """The rule of the windows in its plainest form.
+
+    Target n is predicted from the tokens before it. The first `window` targets see all of them; the
     rest come in groups of `stride`, and a group sees from where its last target has a full window.
     """
-    stride = stride or WINDOW
-    tokens = [tokenizer.bos_id, *tokenizer.encode(data).tolist(), tokenizer.bos_id]
     count, nats = len(tokens) - 1, []
     for target in range(1, count + 1):
         start = 0
-        if target > WINDOW:
-            groups_done = (target - WINDOW - 1) // stride
-            last = min(count, WINDOW + (groups_done + 1) * stride)
-            start = last - WINDOW
+        if target > window:
+            groups_done = (target - window - 1) // stride
+            last = min(count, window + (groups_done + 1) * stride)
+            start = last - window
         with torch.no_grad():
             log_probs = model.log_probs(torch.tensor([tokens[start:target]]))[0, -1]
         nats.append(-float(log_probs[tokens[target]]))
@@ -132,7 +136,7 @@ def test_documents_come_as_soon_as_they_are_done(
 
     scored = document_nats(model, tokenizer, endless(), batch_tokens=4 * WINDOW)
     assert [next(scored)[0] for _ in range(5)] == [b"abc"] * 5
-    assert taken <= 12
+    assert taken <= 80  # the lookahead: eight batches of 32 targets, and what is encoded at once
 
 
 def test_a_document_says_nothing_about_the_next(model: LanguageModel, tokenizer: Tokenizer) -> None:
@@ -158,40 +162,127 @@ def test_a_stride_beyond_the_window_is_refused(
         nats_of(model, tokenizer, [b"x"], stride=stride)
 
 
-class Fixed(LanguageModel):
-    """A model that gives every position the same log-probabilities."""
-
-    values: Tensor
-
-    def log_probs(self, tokens: Tensor) -> Tensor:
-        return self.values.expand(*tokens.shape, -1)
+# Contexts, windows of another length, precision.
 
 
-def fixed(model: LanguageModel, values: Tensor) -> Fixed:
-    result = Fixed(model.trunk, model.head)
-    result.values = values
-    return result
+def stream_twin(
+    model: LanguageModel, tokenizer: Tokenizer, documents: list[bytes], stride: int
+) -> list[float]:
+    """One forward a token of all documents as one text, by the rule in `twin`."""
+    tokens = [tokenizer.bos_id]
+    for data in documents:
+        tokens += [*tokenizer.encode(data).tolist(), tokenizer.bos_id]
+    return twin_of(model, tokens, WINDOW, stride or WINDOW)
 
 
-def test_a_uniform_model_pays_ln_v_for_every_token(
+@pytest.mark.parametrize("stride", [0, 1, 3, WINDOW - 1])
+def test_a_stream_is_one_text_whose_nats_each_document_gets_its_part_of(
+    model: LanguageModel, tokenizer: Tokenizer, stride: int
+) -> None:
+    expected = stream_twin(model, tokenizer, DOCUMENTS, stride)
+    for batch_tokens in (1, 3 * WINDOW, 10**6):
+        options = {"stride": stride, "batch_tokens": batch_tokens}
+        found = nats_of(model, tokenizer, DOCUMENTS, context="stream", **options)
+        assert [len(nats) for nats in found] == [len(data) + 1 for data in DOCUMENTS]
+        np.testing.assert_allclose(np.concatenate(found), expected, rtol=0, atol=1e-5)
+
+
+def test_a_longer_window_sees_further_and_changes_no_weight(
     model: LanguageModel, tokenizer: Tokenizer
 ) -> None:
-    uniform = fixed(model, torch.full((257,), -math.log(257)))
-    for data, nats in zip(DOCUMENTS, nats_of(uniform, tokenizer, DOCUMENTS), strict=True):
-        assert len(nats) == len(data) + 1
-        np.testing.assert_allclose(nats, math.log(257), rtol=1e-7)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    cos = model.trunk.cos.clone()
+    plain, wide = (nats_of(model, tokenizer, [TEXT[:60]], window=w)[0] for w in (0, 3 * WINDOW))
+    tokens = [tokenizer.bos_id, *tokenizer.encode(TEXT[:60]).tolist(), tokenizer.bos_id]
+    expected = twin_of(widened(model, 3 * WINDOW), tokens, 3 * WINDOW, 3 * WINDOW)
+    np.testing.assert_allclose(wide, expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(plain[:WINDOW], wide[:WINDOW], rtol=0, atol=1e-5)
+    assert np.abs(plain - wide)[WINDOW : 3 * WINDOW].min() > 0
+    assert torch.equal(cos, model.trunk.cos)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name])
+    assert widened(model, WINDOW) is model
 
 
-@pytest.mark.parametrize("value", [-math.inf, math.nan, math.inf])
-def test_probability_zero_or_none_is_refused(
-    model: LanguageModel, tokenizer: Tokenizer, value: float
+def test_a_shorter_window_sees_less(model: LanguageModel, tokenizer: Tokenizer) -> None:
+    tokens = [tokenizer.bos_id, *tokenizer.encode(TEXT[:60]).tolist(), tokenizer.bos_id]
+    short = nats_of(model, tokenizer, [TEXT[:60]], window=3, stride=2)[0]
+    np.testing.assert_allclose(short, twin_of(model, tokens, 3, 2), rtol=0, atol=1e-5)
+
+
+def test_mixed_precision_is_near_and_another_number(
+    model: LanguageModel, tokenizer: Tokenizer
 ) -> None:
-    values = torch.full((257,), -math.log(256))
-    values[ord("q")] = value
-    broken = fixed(model, values)
-    assert len(nats_of(broken, tokenizer, [TEXT])[0]) == len(TEXT) + 1  # it has no q
-    with pytest.raises(ScoreError, match="probability zero or NaN"):
-        nats_of(broken, tokenizer, [TEXT, b"quit"])
+    exact, mixed = (
+        np.concatenate(nats_of(model, tokenizer, DOCUMENTS, precision=precision))
+        for precision in ("fp32", "bf16")
+    )
+    assert not np.array_equal(exact, mixed)
+    np.testing.assert_allclose(exact.mean(), mixed.mean(), rtol=0.05)
+
+
+# What is seen, and what is held.
+
+
+def test_every_distribution_that_nats_are_taken_from_is_seen_once(
+    model: LanguageModel, tokenizer: Tokenizer
+) -> None:
+    numbers: list[int] = []
+    seen: dict[int, Tensor] = {}
+
+    def observe(targets: np.ndarray[tuple[int], np.dtype[np.int64]], log_probs: Tensor) -> None:
+        numbers.extend(targets.tolist())
+        seen.update(zip(targets.tolist(), log_probs, strict=True))
+
+    for context in ("document", "stream"):
+        numbers.clear()
+        found = nats_of(
+            model, tokenizer, DOCUMENTS, stride=3, context=context, batch_tokens=20, observe=observe
+        )
+        nats = np.concatenate(found)
+        assert sorted(numbers) == list(range(len(nats)))
+        targets = [t for data in DOCUMENTS for t in (*tokenizer.encode(data), tokenizer.bos_id)]
+        for number, target in enumerate(targets):
+            assert nats[number] == -float(seen[number][int(target)])
+
+
+def test_only_positions_that_pay_are_given_a_distribution(
+    model: LanguageModel, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(CHUNK, "cpu", 5 * 257)
+    sizes: list[int] = []
+    data = TEXT[:50]
+    nats_of(
+        model, tokenizer, [data], stride=1, observe=lambda numbers, ln_p: sizes.append(len(ln_p))
+    )
+    assert sum(sizes) == len(data) + 1
+    assert max(sizes) == 5
+
+
+def test_what_is_held_does_not_grow_with_the_corpus(
+    model: LanguageModel, tokenizer: Tokenizer
+) -> None:
+    ahead = 0
+
+    def documents() -> Iterator[bytes]:
+        nonlocal ahead
+        for number in range(3000):
+            ahead += 1
+            yield TEXT[: number % 7]
+
+    most = 0
+    for _ in document_nats(model, tokenizer, documents(), batch_tokens=4 * WINDOW):
+        most = max(most, ahead)
+        ahead -= 1
+    assert most < 200
+
+
+def test_rows_that_pay_twice_or_leave_a_gap_are_refused(model: LanguageModel) -> None:
+    tokens = np.arange(5, dtype=np.uint16)
+    for number in (3, 5):
+        rows = [Row(tokens, 0, 0), Row(tokens, 0, number)]
+        with pytest.raises(ScoreError, match=f"pay for target {number} where 4 comes next"):
+            list(row_nats(model, rows))
 
 
 # Windows.

@@ -67,7 +67,6 @@ def score(
     if as_json:
         print_json({**values, "cap": None})
     else:
-        checks = values.pop("invariants").items()
-        print_rows([*values.items(), *((f"invariant {name}", holds) for name, holds in checks)])
+        print_score(values)
     if save is not None:
         save_score(result, save)

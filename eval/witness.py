@@ -1,0 +1,103 @@
+"""The witness of a score: stands between scorer, tokenizer and text, and shows all to the checks.
+
+It is the encoder that the scorer uses and the observer of its ln p, so each document is encoded
+once and what is checked is what is scored.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tokgolf.corpora import CorpusSummary
+from tokgolf.eval.invariants import (
+    Causality,
+    ExactDecoding,
+    OnceEach,
+    Results,
+    SameDocuments,
+    SumsToOne,
+    TrueBytes,
+    Unchanged,
+)
+from tokgolf.eval.protocol import Protocol
+from tokgolf.eval.scorer import Nats
+from tokgolf.model import LanguageModel
+from tokgolf.tokenizers import Tokenizer
+from tokgolf.tokenizers.base import Ids
+
+
+class Witness:
+    """An encoder and observer; `protocol` is one with its window and stride settled."""
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        tokenizer: Tokenizer,
+        protocol: Protocol,
+        corpus: CorpusSummary,
+        *,
+        trained_on: int | None,
+        decoded: LanguageModel | None,
+    ) -> None:
+        assert protocol.window is not None
+        self.tokenizer = tokenizer
+        self.true_bytes = TrueBytes(tokenizer)
+        self.decoding = ExactDecoding(tokenizer)
+        self.same = SameDocuments(corpus, trained_on)
+        self.sums = SumsToOne()
+        self.causality = Causality(model, window=protocol.window, stride=protocol.stride)
+        self.once = OnceEach(tokenizer.bos_id)
+        self.unchanged = Unchanged(model, decoded)
+
+    @property
+    def bos_id(self) -> int:
+        """As `Encoder.bos_id`."""
+        return self.tokenizer.bos_id
+
+    def encode_batch(self, batch: Sequence[bytes]) -> list[Ids]:
+        """As `Encoder.encode_batch`."""
+        encoded = self.tokenizer.encode_batch(batch)
+        for data, ids in zip(batch, encoded, strict=True):
+            self.true_bytes.encoded(data, ids)
+            self.decoding.encoded(data, ids)
+            self.causality.encoded(ids)
+        self.once.encoded(encoded)
+        return encoded
+
+    def observe(self, numbers: NDArray[np.int64], log_probs: torch.Tensor) -> None:
+        """As `Observer`."""
+        self.sums.observed(log_probs)
+        self.once.observed(numbers, log_probs)
+
+    def scored(self, data: bytes, nats: Nats) -> None:
+        """A document as the scorer gives it back."""
+        self.true_bytes.scored += len(data)
+        self.same.scored(data)
+        self.once.scored(nats)
+
+    def results(
+        self, *, nats_per_token: float, bpb: float, targets: int
+    ) -> tuple[Results, dict[str, dict[str, Any]]]:
+        """All invariants by name, and by letter what was seen; given what is to be published."""
+        rates = self.true_bytes.results(nats_per_token=nats_per_token, bpb=bpb, targets=targets)
+        found = {
+            "a": (rates, self.true_bytes.evidence()),
+            "b": (self.decoding.results(), self.decoding.evidence()),
+            "c": (self.same.results(), self.same.evidence()),
+            "d": (self.sums.results() | self.once.own_nats(), self.sums.evidence()),
+            "e": (self.causality.results(), self.causality.evidence()),
+            "f": (
+                self.once.results() | self.unchanged.results(),
+                self.once.evidence() | self.unchanged.evidence(),
+            ),
+        }
+        invariants = {
+            name: holds for results, _ in found.values() for name, holds in results.items()
+        }
+        evidence = {
+            letter: {"checks": list(results), **seen} for letter, (results, seen) in found.items()
+        }
+        return invariants, evidence
