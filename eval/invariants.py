@@ -27,7 +27,6 @@ from numpy.typing import NDArray
 from tokgolf.corpora import CorpusSummary
 from tokgolf.eval.scorer import Encoder, Nats, Observer
 from tokgolf.model import LanguageModel
-from tokgolf.tokenizers import Tokenizer
 from tokgolf.tokenizers.base import Ids
 
 Results = dict[str, bool | None]
@@ -42,25 +41,24 @@ MIDDLE_GROUPS = 2  # text probed between the first and the last
 class TrueBytes:
     """(a): for every document, the bytes that its tokens stand for are its own number of bytes."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self.tokenizer = tokenizer
+    def __init__(self) -> None:
         self.of_documents = self.of_tokens = self.scored = 0
+        self.tail = 0  # bytes that a protocol leaves out and says so
         self.equal = True
 
-    def encoded(self, data: bytes, ids: Ids) -> None:
-        """A document and its tokens."""
-        stands_for = int(self.tokenizer.byte_lengths(ids).sum())
-        self.equal &= stands_for == len(data)
-        self.of_documents += len(data)
-        self.of_tokens += stands_for
+    def counted(self, of_document: int, of_tokens: int) -> None:
+        """The bytes of the next document, counted on it and on its tokens."""
+        self.equal &= of_document == of_tokens
+        self.of_documents += of_document
+        self.of_tokens += of_tokens
 
     def results(self, *, nats_per_token: float, bpb: float, targets: int) -> Results:
         """Of the score as it is published."""
-        bytes_per_token = nats_per_token / (math.log(2) * bpb)
-        identity = math.isclose(bytes_per_token, self.of_tokens / targets, rel_tol=1e-9)
+        found = nats_per_token / (math.log(2) * bpb)
+        expected = (self.of_tokens - self.tail) / targets
         return {
-            "bytes_are_the_documents": self.equal and self.scored == self.of_documents,
-            "bytes_per_token_agree": identity,
+            "bytes_are_the_documents": self.equal and self.scored == self.of_documents - self.tail,
+            "bytes_per_token_agree": math.isclose(found, expected, rel_tol=1e-9),
         }
 
     def evidence(self) -> dict[str, Any]:
@@ -69,20 +67,20 @@ class TrueBytes:
             "document_bytes": self.of_documents,
             "token_bytes": self.of_tokens,
             "scored_bytes": self.scored,
+            "tail_bytes": self.tail,
         }
 
 
 class ExactDecoding:
     """(b): decode(encode(document)) is the document."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self.tokenizer = tokenizer
+    def __init__(self) -> None:
         self.documents = self.different = 0
 
-    def encoded(self, data: bytes, ids: Ids) -> None:
-        """A document and its tokens."""
+    def compared(self, equal: bool) -> None:
+        """Whether the next document came back."""
         self.documents += 1
-        self.different += self.tokenizer.decode(ids) != data
+        self.different += not equal
 
     def results(self) -> Results:
         """Whether all were equal."""
@@ -94,7 +92,7 @@ class ExactDecoding:
 
 
 class SameDocuments:
-    """(c): what comes out of the scorer is what a pass over the corpus counted and hashed before.
+    """(c): what is scored is what a pass over the corpus counted and hashed before.
 
     That none was trained on is checked before anything is scored (`check_disjoint`).
     """
@@ -106,11 +104,12 @@ class SameDocuments:
         self.digest = sha256()
         self.first: str | None = None
 
-    def scored(self, data: bytes) -> None:
-        """A document as the scorer gives it back."""
+    def seen(self, data: bytes) -> bytes:
+        """The next document, which is given back."""
         self.documents += 1
         self.digest.update(len(data).to_bytes(8, "little") + data)
         self.first = self.first or sha256(data).hexdigest()
+        return data
 
     def results(self) -> Results:
         """Whether count and hash are the corpus'."""
@@ -165,8 +164,7 @@ class OnceEach:
     must be, bit for bit, those of the document's tokens in these ln p.
     """
 
-    def __init__(self, bos_id: int) -> None:
-        self.bos_id = bos_id
+    def __init__(self) -> None:
         self.lengths: deque[int] = deque()  # targets of each document not yet given back
         self.base = 0  # the number of the first of these
         self.tokens: NDArray[np.int64] = np.zeros(0, np.int64)
@@ -175,11 +173,10 @@ class OnceEach:
         self.targets = 0
         self.once = self.equal = True
 
-    def encoded(self, batch: Sequence[Ids]) -> None:
-        """The tokens of the next documents."""
-        self.lengths.extend(len(ids) + 1 for ids in batch)
-        new = [part for ids in batch for part in (ids, [self.bos_id])]
-        self.tokens = np.concatenate([self.tokens, *new]).astype(np.int64)
+    def expect(self, targets: Sequence[Ids]) -> None:
+        """The targets of the next documents."""
+        self.lengths.extend(map(len, targets))
+        self.tokens = np.concatenate([self.tokens, *targets]).astype(np.int64)
         more = len(self.tokens) - len(self.counts)
         self.counts = np.concatenate([self.counts, np.zeros(more, np.uint32)])
         self.nats = np.concatenate([self.nats, np.full(more, np.nan)])
@@ -230,10 +227,16 @@ class Causality:
     must be the same bits.
     """
 
-    def __init__(self, model: LanguageModel, *, window: int, stride: int) -> None:
+    def __init__(
+        self,
+        model: LanguageModel,
+        *,
+        length: int,
+        scored: Callable[[int], int] = lambda targets: targets,
+    ) -> None:
+        """Groups have up to `length` targets, of which the scorer scores the first `scored`."""
         self.vocab, self.bos_id = model.head.shape.vocab_size, model.head.shape.bos_id
-        # With documents alone, a second window has something to look back at.
-        self.limit = window + max(1, min(stride, window // 8))
+        self.limit, self.scored = length, scored
         self.random = random.Random(0)
         self.group: list[Ids] = []
         self.room = self.limit
@@ -280,7 +283,8 @@ class Causality:
 
     def _probe_group(self, score: Scorer, group: list[Ids]) -> None:
         ends = np.cumsum([len(ids) + 1 for ids in group])
-        places = np.setdiff1d(np.arange(ends[-1]), ends - 1)  # of tokens; a closing BOS stays
+        # Of tokens: a closing BOS stays.
+        places = np.setdiff1d(np.arange(self.scored(int(ends[-1]))), ends - 1)
         if not len(places):
             return
         half = (len(places) + 1) // 2

@@ -23,6 +23,7 @@ from tokgolf.artifact.load import Artifact, decode_artifact, load_artifact
 from tokgolf.corpora import Corpus, check_disjoint, read_digests
 from tokgolf.errors import ConfigError, ScoreError
 from tokgolf.eval.invariants import Results, Scorer
+from tokgolf.eval.official_score import official_documents, official_scorer
 from tokgolf.eval.protocol import Clock, Protocol
 from tokgolf.eval.scorer import BATCH_TOKENS, Encoder, Nats, Observer, document_nats
 from tokgolf.eval.witness import Witness
@@ -48,6 +49,7 @@ class Score:
     document_tokens: list[int]
     corpus_sha256: str
     tokenizer: str
+    lossless: bool
     artifact_sha256: str | None
     ledger: Ledger | None
     seconds: float
@@ -102,6 +104,7 @@ class Score:
             "stride": self.stride,
             "protocol": self.protocol.as_dict(),
             "estimate": self.protocol.estimate,
+            "lossless": self.lossless,
             "corpus_sha256": self.corpus_sha256,
             "tokenizer": self.tokenizer,
             "artifact_sha256": self.artifact_sha256,
@@ -111,6 +114,8 @@ class Score:
             "invariants": self.invariants,
             "evidence": self.evidence,
         }
+        if self.mode == "official":
+            result |= {"val_loss": self.nats_per_token, "val_bpb": self.bpb}
         if documents:
             result["document_bits"] = [nats / math.log(2) for nats in self.nats]
             result["document_bytes"] = self.document_bytes
@@ -142,6 +147,11 @@ def score(
     if protocol is not None and stride is not None:
         raise ConfigError(f"stride {stride} beside a protocol; give Protocol(stride={stride})")
     protocol = (protocol or Protocol(stride=stride or 0)).of(source.trunk)
+    if protocol.mode == "raw" and not source.tokenizer.lossless:
+        raise ScoreError(
+            f"the tokenizer {source.tokenizer.fingerprint[:12]} does not give every text back, and "
+            "raw mode scores documents as they are; score it with --mode official"
+        )
     clock = Clock(began, protocol.time_budget, corpus.name)
     if train_digests is not None:
         check_disjoint(train_digests, corpus, held_out_name=corpus.name)
@@ -161,15 +171,17 @@ def score(
     tokens: list[int] = []
     with exact_products():
         try:
-            scorer = scorer_of(protocol, model.to(device), clock, batch_tokens)
-            documents = (document.data for document in corpus)
-            for data, values in scorer(witness, documents, witness.observe):
+            model.to(device)
+            scorer = scorer_of(protocol, model, clock, batch_tokens)
+            for size, values in scored_documents(
+                source, corpus, protocol, scorer, witness, clock, batch_tokens
+            ):
                 check_finite(values, len(nats), corpus.name)
-                witness.scored(data, values)
                 nats.append(math.fsum(values.tolist()))
-                sizes.append(len(data))
+                sizes.append(size)
                 tokens.append(len(values))
-                on_progress(len(data))
+                witness.true_bytes.scored += size
+                on_progress(size)
             result = Score(
                 corpus=corpus.name,
                 protocol=protocol,
@@ -178,6 +190,7 @@ def score(
                 document_tokens=tokens,
                 corpus_sha256=summary.sha256,
                 tokenizer=source.tokenizer.fingerprint,
+                lossless=source.tokenizer.lossless,
                 artifact_sha256=artifact.sha256 if artifact else None,
                 ledger=ledger_of(artifact) if artifact else None,
                 seconds=0.0,
@@ -201,32 +214,66 @@ def check_invariants(score: Score, witness: Witness) -> tuple[Results, dict[str,
     return invariants, evidence
 
 
+def scored_documents(
+    source: Artifact | FloatModel,
+    corpus: Corpus,
+    protocol: Protocol,
+    scorer: Scorer,
+    witness: Witness,
+    clock: Clock,
+    batch_tokens: int,
+) -> Iterator[tuple[int, Nats]]:
+    """Of each document the bytes and nats that are scored; the witness sees it all."""
+    documents = (document.data for document in corpus)
+    if protocol.mode == "official":
+        yield from official_documents(
+            source.model,
+            source.tokenizer,
+            documents,
+            protocol,
+            witness,
+            in_time(clock, witness.observe),
+            batch_tokens,
+        )
+        return
+    for data, values in scorer(witness, documents, witness.observe):
+        witness.scored(data, values)
+        yield len(data), values
+
+
 def scorer_of(
     protocol: Protocol, model: LanguageModel, clock: Clock, batch_tokens: int = BATCH_TOKENS
 ) -> Scorer:
-    """What takes a score by this protocol, whose window and stride are settled, in time."""
+    """What takes nats by this protocol, whose window and stride are settled, in time."""
+    if protocol.mode == "official":
+        return official_scorer(model, protocol, batch_tokens)
 
     def nats(
         encoder: Encoder, documents: Iterable[bytes], observe: Observer
     ) -> Iterator[tuple[bytes, Nats]]:
-        def in_time(numbers: NDArray[np.int64], log_probs: torch.Tensor) -> None:
-            clock.check()
-            observe(numbers, log_probs)
-
-        assert protocol.window is not None
         return document_nats(
             model,
             encoder,
             documents,
-            window=protocol.window,
+            window=protocol.window or 0,
             stride=protocol.stride,
             context=protocol.context,
             precision=protocol.precision,
             batch_tokens=batch_tokens,
-            observe=in_time,
+            observe=in_time(clock, observe),
         )
 
     return nats
+
+
+def in_time(clock: Clock, observe: Observer) -> Observer:
+    """`observe`, with a look at the clock before."""
+
+    def both(numbers: NDArray[np.int64], log_probs: torch.Tensor) -> None:
+        clock.check()
+        observe(numbers, log_probs)
+
+    return both
 
 
 def check_finite(nats: Nats, number: int, corpus: str) -> None:

@@ -94,29 +94,38 @@ def document_nats(
     length = window or model.trunk.config.sequence_length
     if not 0 <= stride <= length:
         raise ScoreError(f"stride is {stride}; it must be 1 to the window of {length}, or 0")
-    waiting: deque[tuple[bytes, int]] = deque()
+    waiting: deque[bytes] = deque()
+    sizes: deque[int] = deque()
 
     def targets() -> Iterator[Ids]:
         for batch in _batches(documents, batch_tokens):
             for data, ids in zip(batch, tokenizer.encode_batch(batch), strict=True):
-                waiting.append((data, len(ids) + 1))
+                waiting.append(data)
+                sizes.append(len(ids) + 1)
                 yield np.append(ids, ids.dtype.type(tokenizer.bos_id))
 
     cut = _stream_rows if context == "stream" else _document_rows
     rows = cut(targets(), tokenizer.bos_id, length, stride or length)
     scored = row_nats(widened(model, length), rows, precision, batch_tokens, observe)
+    for nats in regrouped(scored, sizes):
+        yield waiting.popleft(), nats
+
+
+def regrouped(values: Iterable[Nats], sizes: deque[int]) -> Iterator[Nats]:
+    """The same values in arrays of the sizes in a queue, which may grow while values are made.
+
+    [1, 2], [3, 4, 5]; 1, 0, 3 -> [1], [], [2, 3, 4]
+    """
     parts: list[Nats] = []
     held = 0
-    for values in scored:
-        parts.append(values)
-        held += len(values)
-        if waiting and held >= waiting[0][1]:
-            values = np.concatenate(parts)
-            while waiting and len(values) >= waiting[0][1]:
-                data, count = waiting.popleft()
-                yield data, values[:count]
-                values = values[count:]
-            parts, held = [values], len(values)
+    for more in values:
+        parts.append(more)
+        held += len(more)
+        while sizes and held >= sizes[0]:
+            joined = parts[0] if len(parts) == 1 else np.concatenate(parts)
+            size = sizes.popleft()
+            yield joined[:size]
+            parts, held = [joined[size:]], held - size
 
 
 def _batches(documents: Iterable[bytes], size: int) -> Iterator[list[bytes]]:

@@ -22,6 +22,7 @@ from tokgolf.eval.invariants import (
     TrueBytes,
     Unchanged,
 )
+from tokgolf.eval.official import scored_targets
 from tokgolf.eval.protocol import Protocol
 from tokgolf.eval.scorer import Nats
 from tokgolf.model import LanguageModel
@@ -44,12 +45,12 @@ class Witness:
     ) -> None:
         assert protocol.window is not None
         self.tokenizer = tokenizer
-        self.true_bytes = TrueBytes(tokenizer)
-        self.decoding = ExactDecoding(tokenizer)
+        self.true_bytes = TrueBytes()
+        self.decoding = ExactDecoding()
         self.same = SameDocuments(corpus, trained_on)
         self.sums = SumsToOne()
-        self.causality = Causality(model, window=protocol.window, stride=protocol.stride)
-        self.once = OnceEach(tokenizer.bos_id)
+        self.causality = causality(model, protocol)
+        self.once = OnceEach()
         self.unchanged = Unchanged(model, decoded)
 
     @property
@@ -61,10 +62,11 @@ class Witness:
         """As `Encoder.encode_batch`."""
         encoded = self.tokenizer.encode_batch(batch)
         for data, ids in zip(batch, encoded, strict=True):
-            self.true_bytes.encoded(data, ids)
-            self.decoding.encoded(data, ids)
+            self.true_bytes.counted(len(data), int(self.tokenizer.byte_lengths(ids).sum()))
+            self.decoding.compared(self.tokenizer.decode(ids) == data)
             self.causality.encoded(ids)
-        self.once.encoded(encoded)
+        bos = np.array([self.bos_id], self.tokenizer.dtype)
+        self.once.expect([np.concatenate([ids, bos]) for ids in encoded])
         return encoded
 
     def observe(self, numbers: NDArray[np.int64], log_probs: torch.Tensor) -> None:
@@ -74,8 +76,7 @@ class Witness:
 
     def scored(self, data: bytes, nats: Nats) -> None:
         """A document as the scorer gives it back."""
-        self.true_bytes.scored += len(data)
-        self.same.scored(data)
+        self.same.seen(data)
         self.once.scored(nats)
 
     def results(
@@ -101,3 +102,13 @@ class Witness:
             letter: {"checks": list(results), **seen} for letter, (results, seen) in found.items()
         }
         return invariants, evidence
+
+
+def causality(model: LanguageModel, protocol: Protocol) -> Causality:
+    """A probe of text that takes two windows at least."""
+    window = protocol.window or 0
+    if protocol.mode == "official":
+        return Causality(
+            model, length=2 * window + 1, scored=lambda targets: scored_targets(targets, window)
+        )
+    return Causality(model, length=window + max(1, min(protocol.stride, window // 8)))

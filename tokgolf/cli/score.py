@@ -1,23 +1,39 @@
 """`tokgolf score`."""
 
 from pathlib import Path
+from typing import Literal
 
 import click
 
-from tokgolf.cli.options import (
-    check_folder,
-    device_option,
-    json_option,
-    open_corpus,
-    print_json,
-    print_rows,
-)
+from tokgolf.cli.evidence import print_score
+from tokgolf.cli.options import check_folder, device_option, json_option, open_corpus, print_json
 
 
 @click.command(short_help="Bits per byte of an artifact, with evidence.")
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--corpus", "spec", default="stdlib", show_default=True, help="Name or path[:split].")
+@click.option(
+    "--mode",
+    type=click.Choice(["raw", "official"]),
+    default="raw",
+    show_default=True,
+    help="Documents as they are, or the challenge's text and windows.",
+)
+@click.option(
+    "--context",
+    type=click.Choice(["document", "stream"]),
+    help="What a token may be predicted from: its own document (default), or all before it.",
+)
+@click.option("--window", type=int, help="Most tokens seen at once; default: as in training.")
 @click.option("--stride", default=0, help="Start a window every N tokens; 0: disjoint windows.")
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "bf16"]),
+    default="fp32",
+    show_default=True,
+    help="bf16 is faster on a GPU, and an estimate.",
+)
+@click.option("--time-budget", type=float, help="Refuse a score that takes more seconds.")
 @click.option("--train-corpus", help="Check that this text shares no document with --corpus.")
 @click.option(
     "--save",
@@ -29,7 +45,12 @@ from tokgolf.cli.options import (
 def score(
     path: Path,
     spec: str,
+    mode: Literal["raw", "official"],
+    context: Literal["document", "stream"] | None,
+    window: int | None,
     stride: int,
+    precision: Literal["fp32", "bf16"],
+    time_budget: float | None,
     train_corpus: str | None,
     save: Path | None,
     device: str,
@@ -37,8 +58,10 @@ def score(
 ) -> None:
     """Score an artifact (or a run's float model) in bits per byte, with evidence.
 
-    A corpus by name is scored on its val split. Documents are scored one by one, losslessly; each
-    token and each document's end is paid for.
+    A corpus by name is scored on its val split. In raw mode documents are scored one by one,
+    losslessly; each token and each document's end is paid for. In official mode the text is
+    normalised and scored as one stream, as the challenge does. Numbers of the two modes are of
+    different text: never compare them. Six invariants are checked; one that fails is an error.
 
     Example: tokgolf score runs/golf/model.golf --corpus stdlib --stride 64
     """
@@ -46,9 +69,18 @@ def score(
 
     from tokgolf.corpora import document_digests
     from tokgolf.device import resolve_device
+    from tokgolf.eval.protocol import Protocol
     from tokgolf.eval.score import open_source, read_train_digests, save_score
     from tokgolf.eval.score import score as run_score
 
+    protocol = Protocol(
+        mode=mode,
+        context=context or ("stream" if mode == "official" else "document"),
+        window=window,
+        stride=stride,
+        precision=precision,
+        time_budget=time_budget,
+    )
     if save is not None:
         check_folder(save)
     source, run = open_source(path)
@@ -59,7 +91,7 @@ def score(
     result = run_score(
         source,
         open_corpus(spec, "val"),
-        stride=stride,
+        protocol,
         device=resolve_device(device),
         train_digests=digests,
     )
