@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokgolf.errors import ScoreError
+from tokgolf.eval.contexts import widened
 from tokgolf.eval.invariants import Scorer
 from tokgolf.eval.official import Stream, official_windows, scored_targets, token_stream
 from tokgolf.eval.protocol import Protocol
@@ -22,7 +23,6 @@ from tokgolf.eval.scorer import (
     Row,
     regrouped,
     row_nats,
-    widened,
 )
 from tokgolf.eval.witness import Witness
 from tokgolf.model import LanguageModel

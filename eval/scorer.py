@@ -17,15 +17,14 @@ tokens and nats.
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from tokgolf.errors import ScoreError
-from tokgolf.model import LanguageModel, Trunk, rotary_tables
+from tokgolf.model import LanguageModel
 from tokgolf.tokenizers.base import Ids
 
 BATCH_TOKENS = 8192
@@ -104,9 +103,18 @@ def document_nats(
                 sizes.append(len(ids) + 1)
                 yield np.append(ids, ids.dtype.type(tokenizer.bos_id))
 
-    cut = _stream_rows if context == "stream" else _document_rows
+    cut: Any = _document_rows
+    # Here, because the score of an artifact by its own window does without their code.
+    if context == "stream":
+        from tokgolf.eval.contexts import stream_rows
+
+        cut = stream_rows
+    if length > model.trunk.config.sequence_length:
+        from tokgolf.eval.contexts import widened
+
+        model = widened(model, length)
     rows = cut(targets(), tokenizer.bos_id, length, stride or length)
-    scored = row_nats(widened(model, length), rows, precision, batch_tokens, observe)
+    scored = row_nats(model, rows, precision, batch_tokens, observe)
     for nats in regrouped(scored, sizes):
         yield waiting.popleft(), nats
 
@@ -148,24 +156,6 @@ def _document_rows(targets: Iterable[Ids], bos: int, length: int, stride: int) -
         for start, first, end in windows(len(ids), length, stride):
             yield Row(tokens[start : end + 1], first - start, number + first)
         number += len(ids)
-
-
-def _stream_rows(targets: Iterable[Ids], bos: int, length: int, stride: int) -> Iterator[Row]:
-    """The windows of all targets as one text, whose length is not known before its end."""
-    tokens: Ids | None = None  # from input `base` on
-    base = first = 0
-    for ids in targets:
-        tokens = np.insert(ids, 0, bos) if tokens is None else np.concatenate([tokens, ids])
-        count = base + len(tokens) - 1
-        while (end := length if first == 0 else first + stride) <= count:
-            start = max(0, end - length)
-            yield Row(tokens[start - base : end + 1 - base], first - start, first)
-            first = end
-        if (drop := max(0, first + 1 - length) - base) > 0:
-            tokens, base = tokens[drop:], base + drop
-    if tokens is not None and (end := base + len(tokens) - 1) > first:
-        start = max(0, end - length)
-        yield Row(tokens[start - base :], first - start, first)
 
 
 def row_nats(
@@ -246,17 +236,3 @@ def _batch_nats(
         observe(numbers[part], log_probs)
         picked.append(log_probs.gather(1, target[part, None])[:, 0])
     nats[numbers - base] = -torch.cat(picked).double().cpu().numpy()
-
-
-def widened(model: LanguageModel, window: int) -> LanguageModel:
-    """The same model for windows up to `window`: its weights, with longer rotary tables."""
-    if window <= model.trunk.config.sequence_length:
-        return model
-    config = replace(model.trunk.config, sequence_length=window)
-    with torch.device("meta"):
-        trunk = Trunk(config)
-    trunk.load_state_dict(model.trunk.state_dict(), assign=True)
-    trunk.cos, trunk.sin = (
-        table[:, None, :].to(model.trunk.cos) for table in rotary_tables(config, window)
-    )
-    return LanguageModel(trunk, model.head).eval().requires_grad_(False)

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from tokgolf.config import TrunkConfig
 from tokgolf.errors import ScoreError
-from tokgolf.eval.scorer import CHUNK, Row, document_nats, row_nats, widened, windows
+from tokgolf.eval.contexts import widened
+from tokgolf.eval.scorer import CHUNK, Row, document_nats, row_nats, windows
 from tokgolf.heads import HeadShape, head_config
 from tokgolf.model import LanguageModel, build_model
 from tokgolf.tokenizers import Tokenizer, build_tokenizer

@@ -1,0 +1,139 @@
+"""How fast the scorer is, beside a plain forward pass of the same model over the same windows.
+
+The plain pass is model.hidden, head.logits and F.cross_entropy of one batch after the other, from
+token tensors that are made already. The scorer encodes text, cuts windows, batches them, and gives
+each document its nats; with its witness it also checks invariants (a) to (d) and (f) on all of it.
+Medians of rounds in which all take turns. The ratio is of tokens that are paid for in a second; a
+sliding window runs over window / stride as many, and its ratio says what the stride costs.
+
+    python benchmarks/score.py --case 1024,256,256 --case 16384,256,1024
+"""
+
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+# A script's folder is searched last, or the benchmark tokenizers.py would pass for a library.
+HERE = Path(__file__).resolve().parent
+sys.path = [p for p in sys.path if Path(p or ".").resolve() != HERE] + [str(HERE)]
+
+import click  # noqa: E402
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
+
+from tokgolf.config import TrunkConfig  # noqa: E402
+from tokgolf.corpora import Corpus, Document, open_corpus  # noqa: E402
+from tokgolf.device import resolve_device  # noqa: E402
+from tokgolf.eval.protocol import Protocol  # noqa: E402
+from tokgolf.eval.scorer import BATCH_TOKENS, document_nats  # noqa: E402
+from tokgolf.eval.witness import Witness  # noqa: E402
+from tokgolf.heads import head_config  # noqa: E402
+from tokgolf.model import LanguageModel, build_model, head_shape  # noqa: E402
+from tokgolf.tokenizers import Tokenizer, build_tokenizer  # noqa: E402
+
+
+def plain_pass(model: LanguageModel, tokens: torch.Tensor, targets: torch.Tensor) -> float:
+    """The nats of all windows, (windows, window) each; batches of the scorer's size."""
+    rows = max(1, BATCH_TOKENS // tokens.size(1))
+    total = 0.0
+    with torch.inference_mode():
+        for start in range(0, len(tokens), rows):
+            x, y = tokens[start : start + rows], targets[start : start + rows]
+            logits = model.head.logits(model.hidden(x).flatten(0, 1), x.flatten())
+            total += float(F.cross_entropy(logits, y.flatten(), reduction="none").sum())
+    return total
+
+
+def scored(
+    model: LanguageModel, tokenizer: Tokenizer, corpus: Corpus, protocol: Protocol, *, checks: bool
+) -> int:
+    """Score all of it; the number of targets."""
+    protocol = protocol.of(model.trunk.config)
+    documents = (document.data for document in corpus)
+    options = {"window": protocol.window, "stride": protocol.stride}
+    count = 0
+    if not checks:
+        for _, nats in document_nats(model, tokenizer, documents, **options):
+            count += len(nats)
+        return count
+    witness = Witness(model, tokenizer, protocol, corpus.summary(), trained_on=None, decoded=None)
+    for data, nats in document_nats(model, witness, documents, **options, observe=witness.observe):
+        witness.scored(data, nats)
+        count += len(nats)
+    return count
+
+
+def timed(job: Callable[[], object], device: str) -> float:
+    """Seconds of one call."""
+    began = time.perf_counter()
+    job()
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+@click.command()
+@click.option("--case", "cases", multiple=True, help="vocabulary,d_model,window")
+@click.option("--windows", default=64, help="Windows of text.")
+@click.option("--stride", default=4, help="Sliding windows start every window / N.")
+@click.option("--rounds", default=5)
+@click.option("--layers", default=4)
+@click.option("--head", default="tied")
+@click.option("--device", default="cpu")
+def main(
+    cases: tuple[str, ...],
+    windows: int,
+    stride: int,
+    rounds: int,
+    layers: int,
+    head: str,
+    device: str,
+) -> None:
+    """Print a line for each case."""
+    device = resolve_device(device)
+    text = b"\n".join(document.data for document in open_corpus("stdlib", "train"))
+    click.echo(f"{device}, {torch.get_num_threads()} threads, head {head}, {layers} layers")
+    names = ("plain tok/s", "scorer", "with checks", "sliding", "with checks")
+    click.echo(f"{'V':>6}{'d':>6}{'window':>8}" + "".join(f"{name:>13}" for name in names))
+    for case in cases or ("1024,128,256", "1024,512,1024", "4096,256,512", "16384,256,1024"):
+        vocab, width, window = map(int, case.split(","))
+        tokenizer = build_tokenizer("bpe", [text], vocab)
+        trunk = TrunkConfig(
+            layers=layers, d_model=width, heads=width // 32, kv_heads=width // 64,
+            mlp_hidden=2 * width, sequence_length=window,
+        )  # fmt: skip
+        torch.manual_seed(0)
+        model = build_model(trunk, head_config({"name": head}), head_shape(tokenizer, trunk))
+        model.to(device).eval().requires_grad_(False)
+        # A document of exactly so many windows of targets.
+        ids = tokenizer.encode(text)[: windows * window - 1]
+        data = tokenizer.decode(ids)
+        corpus = Corpus(name="bench", split=None, source=partial(iter, [Document("", data)]))
+        bos = np.array([tokenizer.bos_id])
+        stream = np.concatenate([bos, tokenizer.encode(data), bos]).astype(np.int64)
+        count = (len(stream) - 1) // window * window
+        pieces = torch.from_numpy(stream).to(device)
+        x, y = pieces[:count].view(-1, window), pieces[1 : count + 1].view(-1, window)
+        sliding = Protocol(stride=window // stride)
+        jobs: list[Callable[[], object]] = [partial(plain_pass, model, x, y)]
+        for protocol in (Protocol(), sliding):
+            for checks in (False, True):
+                jobs.append(partial(scored, model, tokenizer, corpus, protocol, checks=checks))
+        times: list[list[float]] = [[] for _ in jobs]
+        for _ in range(rounds + 1):
+            for job, found in zip(jobs, times, strict=True):
+                found.append(timed(job, device))
+        plain, *others = (statistics.median(found[1:]) for found in times)
+        rates = [len(stream[1:]) / seconds * plain / count for seconds in others]
+        click.echo(
+            f"{vocab:>6}{width:>6}{window:>8}{count / plain:>13,.0f}"
+            + "".join(f"{rate:>13.3f}" for rate in rates)
+        )
+
+
+if __name__ == "__main__":
+    main()

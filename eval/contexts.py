@@ -1,0 +1,46 @@
+"""What else a score can be predicted from: the stream of all documents, and longer windows.
+
+Apart from `scorer.py`, because an artifact pays for the code that scores it, and is not scored so.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from tokgolf.eval.scorer import Row
+from tokgolf.model import LanguageModel, Trunk, rotary_tables
+from tokgolf.tokenizers.base import Ids
+
+
+def stream_rows(targets: Iterable[Ids], bos: int, length: int, stride: int) -> Iterator[Row]:
+    """The windows of all targets as one text, whose length is not known before its end."""
+    tokens: Ids | None = None  # from input `base` on
+    base = first = 0
+    for ids in targets:
+        tokens = np.insert(ids, 0, bos) if tokens is None else np.concatenate([tokens, ids])
+        count = base + len(tokens) - 1
+        while (end := length if first == 0 else first + stride) <= count:
+            start = max(0, end - length)
+            yield Row(tokens[start - base : end + 1 - base], first - start, first)
+            first = end
+        if (drop := max(0, first + 1 - length) - base) > 0:
+            tokens, base = tokens[drop:], base + drop
+    if tokens is not None and (end := base + len(tokens) - 1) > first:
+        start = max(0, end - length)
+        yield Row(tokens[start - base :], first - start, first)
+
+
+def widened(model: LanguageModel, window: int) -> LanguageModel:
+    """The same model for windows up to `window`: its weights, with longer rotary tables."""
+    if window <= model.trunk.config.sequence_length:
+        return model
+    config = replace(model.trunk.config, sequence_length=window)
+    with torch.device("meta"):
+        trunk = Trunk(config)
+    trunk.load_state_dict(model.trunk.state_dict(), assign=True)
+    trunk.cos, trunk.sin = (
+        table[:, None, :].to(model.trunk.cos) for table in rotary_tables(config, window)
+    )
+    return LanguageModel(trunk, model.head).eval().requires_grad_(False)
