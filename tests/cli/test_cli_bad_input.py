@@ -409,6 +409,25 @@ def test_a_stride_that_cannot_be(stride: int, refused: Refused, made: Path) -> N
     assert f"stride is {stride}" in refused(*command)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--window", "0"], "window is 0; it must be greater than 0"),
+        (["--window", "9999999"], "as their product; use at most"),
+        (["--mode", "official", "--context", "document"], "it has no context 'document'"),
+        (["--mode", "official", "--window", "4096"], "official mode scores whole windows of 4,096"),
+        (["--time-budget", "1e-6"], "its time budget is 1e-06 s"),
+        (["--time-budget", "0"], "time_budget is 0.0; it must be greater than 0"),
+    ],
+)
+def test_a_protocol_that_cannot_be(
+    arguments: list[str], message: str, refused: Refused, made: Path, tmp_path: Path
+) -> None:
+    command = ["score", made / "m.golf", "--corpus", made / "val.txt", "--save", tmp_path / "s"]
+    assert message in refused(*command, *arguments)
+    assert not (tmp_path / "s").exists()
+
+
 # --- usage
 
 

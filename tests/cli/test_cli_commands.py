@@ -316,7 +316,44 @@ def test_score_prints_the_published_keys(
     details = json.loads(saved.read_text())
     assert len(details["document_bits"]) == values["documents"] == 5
     assert sum(details["document_bits"]) / values["bytes"] == pytest.approx(values["bpb"])
-    assert "invariant causal" in call("score", path, "--corpus", f"{data}:val")[0]
+    assert len(details["document_tokens"]) == 5
+    assert {"protocol", "estimate", "lossless", "evidence"} <= set(values)
+
+
+def test_score_prints_its_protocol_and_the_evidence_by_letter(
+    call: Call, data: Path, made: Path
+) -> None:
+    command = ["score", made / "run" / "model.golf", "--corpus", f"{data}:val"]
+    lines = call(*command)[0].splitlines()
+    assert (
+        "protocol         mode raw, context document, window 32, stride 32, precision fp32" in lines
+    )
+    letters = [line[:3] for line in lines if line.startswith("(")]
+    assert letters == ["(a)", "(b)", "(c)", "(d)", "(e)", "(f)"]
+    checks = json.loads(call(*command, "--json")[0])["invariants"]
+    assert len(checks) > 12
+    for name in checks:
+        assert any(line.split() == [name, "yes"] for line in lines), name
+
+
+def test_score_has_modes_contexts_windows_and_estimates(call: Call, data: Path, made: Path) -> None:
+    command = ["score", made / "run" / "model.golf", "--corpus", f"{data}:val"]
+
+    def of(*more: object) -> dict[str, Any]:
+        return dict(json.loads(call(*command, "--json", *more)[0]))
+
+    stream = of("--context", "stream", "--window", 48, "--stride", 16, "--time-budget", 600)
+    assert stream["protocol"] == {
+        "mode": "raw", "context": "stream", "window": 48, "stride": 16, "precision": "fp32",
+        "time_budget": 600,
+    }  # fmt: skip
+    official = of("--mode", "official", "--window", 16)
+    assert official["val_bpb"] == official["bpb"] and "val_bpb" not in stream
+    assert official["protocol"]["context"] == "stream"
+    assert of("--precision", "bf16")["estimate"] is True
+    printed = call(*command, "--precision", "bf16")[0]
+    assert "an estimate" in printed and "bpb (estimate)" in printed
+    assert "estimate" not in call(*command)[0]
 
 
 def test_a_run_is_scored_before_export(call: Call, data: Path, made: Path) -> None:

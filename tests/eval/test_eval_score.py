@@ -1,5 +1,6 @@
 """A score: what it says, stores and refuses. `test_eval_invariants.py` has its evidence."""
 
+import copy
 import json
 import math
 from hashlib import sha256
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from score_support import CORPUS, TEXTS, corpus_of, source_of
 from torch import Tensor
 
@@ -17,7 +19,7 @@ from tokgolf.corpora import Document, document_digests, write_digests
 from tokgolf.errors import ArtifactError, ConfigError, CorpusError, ScoreError
 from tokgolf.eval.protocol import Clock, Protocol
 from tokgolf.eval.score import Score, open_source, read_train_digests, save_score, score
-from tokgolf.eval.scorer import document_nats
+from tokgolf.eval.scorer import CHUNK, document_nats
 from tokgolf.heads.tied import TiedHead
 from tokgolf.quantize.rows import QuantConfig
 from tokgolf.tokenizers import build_tokenizer
@@ -226,3 +228,51 @@ def test_train_digests_are_read_from_the_run(source: FloatModel, tmp_path: Path)
         path.write_bytes(damaged)
         with pytest.raises(CorpusError, match="train_documents.npy is damaged"):
             read_train_digests(source, tmp_path)
+
+
+def fp64_twin(source: FloatModel, texts: list[bytes]) -> float:
+    """Bits per byte by an fp64 model, one document and window at a time, nothing shared."""
+    model = copy.deepcopy(source.model).double()
+    bos, window, bits = source.tokenizer.bos_id, source.trunk.sequence_length, 0.0
+    for data in texts:
+        tokens = torch.tensor([bos, *source.tokenizer.encode(data).tolist(), bos])
+        done = 0
+        while done < len(tokens) - 1:
+            end = min(len(tokens) - 1, done + window)
+            start = max(0, end - window)
+            x = tokens[None, start:end]
+            z = model.head.logits(model.hidden(x)[0], x[0])
+            nats = -z.log_softmax(-1).gather(1, tokens[start + 1 : end + 1, None])[:, 0]
+            bits += float(nats[done - start :].sum()) / math.log(2)
+            done = end
+    return bits / sum(map(len, texts))
+
+
+def test_the_score_is_an_fp64_models_one_window_at_a_time(
+    source: FloatModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [*TEXTS, b"return x + import os\n" * 40, b"", b"def " * 20]
+    found = [score(source, corpus_of(texts), batch_tokens=n).bpb for n in (1, 64, 8192)]
+    assert max(found) - min(found) < 2e-6
+    # The eps of a norm is that of its type.
+    monkeypatch.setattr(
+        "tokgolf.model.rms_norm", lambda x: F.rms_norm(x, (x.size(-1),), None, 2.0**-23)
+    )
+    assert found[0] == pytest.approx(fp64_twin(source, texts), abs=2e-6)
+
+
+def test_the_same_flags_give_the_same_bits(source: FloatModel) -> None:
+    for protocol in (Protocol(stride=3), Protocol(context="stream", window=40)):
+        one, other = (score(source, CORPUS, protocol) for _ in range(2))
+        assert (one.nats, one.bpb) == (other.nats, other.bpb)
+
+
+def test_a_document_of_a_thousand_windows_is_held_as_tokens_only(source: FloatModel) -> None:
+    long = bytes(range(97, 123)) * (16 * 1000 // 26)
+    seen: list[int] = []
+    document_nats_of = document_nats(
+        source.model, source.tokenizer, [b"", long], observe=lambda n, p: seen.append(p.numel())
+    )
+    sizes = [len(nats) for _, nats in document_nats_of]
+    assert sizes == [1, len(source.tokenizer.encode(long)) + 1]
+    assert sum(sizes) > 900 * 16 and max(seen) <= CHUNK["cpu"]
