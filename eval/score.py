@@ -132,13 +132,13 @@ def score(
     device: str = "cpu",
     train_digests: NDArray[np.uint64] | None = None,
     batch_tokens: int = BATCH_TOKENS,
-    on_progress: Callable[[int], None] = lambda size: None,
+    on_progress: Callable[[int, int], None] = lambda size, total: None,
 ) -> Score:
     """Score a corpus by a protocol; without one in raw mode, in disjoint windows, in fp32.
 
     `stride` is short for a protocol that has nothing else. `train_digests` are the training
     documents' digests, if known. `batch_tokens` bounds memory, and moves the score by less than
-    2e-6 bits per byte. `on_progress` is told the bytes of each document done.
+    2e-6 bits per byte. `on_progress` is told the bytes of each document done, and those of all.
 
     Raises `ScoreError` when an invariant fails, the model gives a token no probability or the time
     is up, `CorpusError` for an empty corpus or one that shares documents with training.
@@ -181,7 +181,7 @@ def score(
                 sizes.append(size)
                 tokens.append(len(values))
                 witness.true_bytes.scored += size
-                on_progress(size)
+                on_progress(size, summary.bytes)
             result = Score(
                 corpus=corpus.name,
                 protocol=protocol,

@@ -356,6 +356,15 @@ def test_score_has_modes_contexts_windows_and_estimates(call: Call, data: Path, 
     assert "estimate" not in call(*command)[0]
 
 
+def test_a_long_score_says_how_far_it_is(
+    call: Call, data: Path, made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tokgolf.cli.progress.LINE_SECONDS", 0.0)
+    _, err = call("score", made / "run" / "model.golf", "--corpus", f"{data}:val")
+    lines = err.splitlines()
+    assert len(lines) == 5 and lines[-1] == "scoring: 160 of 160 bytes  0:00 left"
+
+
 def test_a_run_is_scored_before_export(call: Call, data: Path, made: Path) -> None:
     values = json.loads(call("score", made / "run", "--corpus", f"{data}:val", "--json")[0])
     assert values["artifact_bytes"] is None

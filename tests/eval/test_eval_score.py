@@ -32,7 +32,14 @@ def source() -> FloatModel:
 
 def test_a_score_is_the_scorers_nats_over_the_documents_bytes(source: FloatModel) -> None:
     done: list[int] = []
-    result = score(source, CORPUS, stride=5, on_progress=done.append)
+    totals: set[int] = set()
+
+    def note(size: int, total: int) -> None:
+        done.append(size)
+        totals.add(total)
+
+    result = score(source, CORPUS, stride=5, on_progress=note)
+    assert totals == {result.bytes}
     nats = [n for _, n in document_nats(source.model, source.tokenizer, TEXTS, stride=5)]
     assert result.nats == pytest.approx([float(n.sum()) for n in nats], abs=1e-9)
     assert result.document_bytes == done == [len(data) for data in TEXTS]

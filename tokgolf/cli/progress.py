@@ -56,3 +56,39 @@ def _line(report: "StepReport") -> str:
         f"step {report.step:,}  loss {report.loss:.4f} nats  "
         f"{report.tokens_per_second:,.0f} tokens/s  {minutes}:{seconds:02d} left"
     )
+
+
+@contextmanager
+def scoring_progress() -> Iterator[Callable[[int, int], None]]:
+    """Show how much of the corpus is scored, as `score(on_progress=...)` reports it."""
+    began = last = time.monotonic()
+    done = 0
+
+    def line(total: int) -> str:
+        left = (time.monotonic() - began) * max(0, total - done) / max(1, done)
+        minutes, seconds = divmod(round(left), 60)
+        return f"{done:,} of {total:,} bytes  {minutes}:{seconds:02d} left"
+
+    def plain(size: int, total: int) -> None:
+        nonlocal done, last
+        done += size
+        if time.monotonic() - last >= LINE_SECONDS:
+            last = time.monotonic()
+            say(f"scoring: {line(total)}")
+
+    if not sys.stderr.isatty():
+        yield plain
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    columns = (TextColumn("scoring"), BarColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("starting", total=1.0)
+
+        def show(size: int, total: int) -> None:
+            nonlocal done
+            done += size
+            bar.update(task, completed=done / max(1, total), description=line(total))
+
+        yield show

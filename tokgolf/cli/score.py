@@ -7,6 +7,7 @@ import click
 
 from tokgolf.cli.evidence import print_score
 from tokgolf.cli.options import check_folder, device_option, json_option, open_corpus, print_json
+from tokgolf.cli.progress import scoring_progress
 
 
 @click.command(short_help="Bits per byte of an artifact, with evidence.")
@@ -88,13 +89,15 @@ def score(
     if train_corpus is not None:  # more evidence never replaces the run's own record
         given = document_digests(open_corpus(train_corpus, "train"))
         digests = given if digests is None else np.union1d(digests, given)
-    result = run_score(
-        source,
-        open_corpus(spec, "val"),
-        protocol,
-        device=resolve_device(device),
-        train_digests=digests,
-    )
+    with scoring_progress() as progress:
+        result = run_score(
+            source,
+            open_corpus(spec, "val"),
+            protocol,
+            device=resolve_device(device),
+            train_digests=digests,
+            on_progress=progress,
+        )
     values = result.as_dict()
     if as_json:
         print_json({**values, "cap": None})
