@@ -7,14 +7,24 @@ Medians of rounds in which all take turns. The ratio is of tokens that are paid 
 sliding window runs over window / stride as many, and its ratio says what the stride costs.
 
     python benchmarks/score.py --case 1024,256,256 --case 16384,256,1024
+
+With an artifact it measures instead how far the score moves with what it must not depend on: batch
+size, threads, the compiler, and an fp64 model that sees one window at a time. (With bf16 too, which
+is an estimate.)
+
+    python benchmarks/score.py --artifact runs/golf/model.golf --corpus stdlib:test
 """
 
+import copy
+import math
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 # A script's folder is searched last, or the benchmark tokenizers.py would pass for a library.
 HERE = Path(__file__).resolve().parent
@@ -25,11 +35,12 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 
+from tokgolf.artifact.load import Artifact, load_artifact  # noqa: E402
 from tokgolf.config import TrunkConfig  # noqa: E402
 from tokgolf.corpora import Corpus, Document, open_corpus  # noqa: E402
 from tokgolf.device import resolve_device  # noqa: E402
 from tokgolf.eval.protocol import Protocol  # noqa: E402
-from tokgolf.eval.scorer import BATCH_TOKENS, document_nats  # noqa: E402
+from tokgolf.eval.scorer import BATCH_TOKENS, document_nats, windows  # noqa: E402
 from tokgolf.eval.witness import Witness  # noqa: E402
 from tokgolf.heads import head_config  # noqa: E402
 from tokgolf.model import LanguageModel, build_model, head_shape  # noqa: E402
@@ -76,6 +87,52 @@ def timed(job: Callable[[], object], device: str) -> float:
     return time.perf_counter() - began
 
 
+def agreement(path: str, spec: str) -> None:
+    """Print the score of an artifact on the CPU, and the differences from it, in bits per byte."""
+    artifact = load_artifact(path)
+    documents = [document.data for document in open_corpus(spec)]
+    size = sum(map(len, documents))
+
+    def bpb(model: LanguageModel, **options: Any) -> float:
+        scored = document_nats(model, artifact.tokenizer, documents, **options)
+        return math.fsum(n for _, nats in scored for n in nats.tolist()) / math.log(2) / size
+
+    def say(what: str, found: float) -> None:
+        click.echo(f"{what:<40}{found - score:>+12.2e}")
+
+    score = bpb(artifact.model)
+    click.echo(f"{spec}, {size:,} bytes: {score:.7f} bits per byte")
+    for threads in (1, torch.get_num_threads()):
+        torch.set_num_threads(threads)
+        for batch in (1, 512, 2048, 8192, 65536):
+            say(
+                f"{threads} threads, batches of {batch} tokens",
+                bpb(artifact.model, batch_tokens=batch),
+            )
+    say("fp64, one window at a time", fp64_nats(artifact, documents) / math.log(2) / size)
+    say("bf16", bpb(artifact.model, precision="bf16"))
+    compiled = copy.deepcopy(artifact.model)
+    compiled.trunk.compile(dynamic=True)
+    say("compiled", bpb(compiled))
+
+
+@torch.inference_mode()
+def fp64_nats(artifact: Artifact, documents: list[bytes]) -> float:
+    """The nats of documents in disjoint windows; a norm's eps stays that of fp32."""
+    model = copy.deepcopy(artifact.model).double()
+    eps = torch.finfo(torch.float32).eps
+    norm = lambda x: F.rms_norm(x, (x.size(-1),), None, eps)  # noqa: E731
+    bos, window, total = artifact.tokenizer.bos_id, artifact.trunk.sequence_length, 0.0
+    with patch("tokgolf.model.rms_norm", norm):
+        for data in documents:
+            tokens = torch.tensor([bos, *artifact.tokenizer.encode(data).tolist(), bos])
+            for start, first, end in windows(len(tokens) - 1, window, window):
+                x, y = tokens[None, start:end], tokens[start + 1 : end + 1, None]
+                z = model.head.logits(model.hidden(x)[0], x[0])
+                total -= float(z.log_softmax(-1).gather(1, y)[first - start :].sum())
+    return total
+
+
 @click.command()
 @click.option("--case", "cases", multiple=True, help="vocabulary,d_model,window")
 @click.option("--windows", default=64, help="Windows of text.")
@@ -84,6 +141,8 @@ def timed(job: Callable[[], object], device: str) -> float:
 @click.option("--layers", default=4)
 @click.option("--head", default="tied")
 @click.option("--device", default="cpu")
+@click.option("--artifact", help="Measure agreement with this one instead.")
+@click.option("--corpus", default="stdlib:val", show_default=True, help="For --artifact.")
 def main(
     cases: tuple[str, ...],
     windows: int,
@@ -92,8 +151,13 @@ def main(
     layers: int,
     head: str,
     device: str,
+    artifact: str | None,
+    corpus: str,
 ) -> None:
     """Print a line for each case."""
+    if artifact is not None:
+        agreement(artifact, corpus)
+        return
     device = resolve_device(device)
     text = b"\n".join(document.data for document in open_corpus("stdlib", "train"))
     click.echo(f"{device}, {torch.get_num_threads()} threads, head {head}, {layers} layers")
@@ -112,7 +176,7 @@ def main(
         # A document of exactly so many windows of targets.
         ids = tokenizer.encode(text)[: windows * window - 1]
         data = tokenizer.decode(ids)
-        corpus = Corpus(name="bench", split=None, source=partial(iter, [Document("", data)]))
+        one = Corpus(name="bench", split=None, source=partial(iter, [Document("", data)]))
         bos = np.array([tokenizer.bos_id])
         stream = np.concatenate([bos, tokenizer.encode(data), bos]).astype(np.int64)
         count = (len(stream) - 1) // window * window
@@ -122,7 +186,7 @@ def main(
         jobs: list[Callable[[], object]] = [partial(plain_pass, model, x, y)]
         for protocol in (Protocol(), sliding):
             for checks in (False, True):
-                jobs.append(partial(scored, model, tokenizer, corpus, protocol, checks=checks))
+                jobs.append(partial(scored, model, tokenizer, one, protocol, checks=checks))
         times: list[list[float]] = [[] for _ in jobs]
         for _ in range(rounds + 1):
             for job, found in zip(jobs, times, strict=True):

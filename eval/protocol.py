@@ -29,7 +29,7 @@ class Protocol:
 
     `window` is the most tokens that a prediction sees; None: as many as in training. A longer one
     needs no weights, as rotary tables can be computed to any length. `stride` is how far windows
-    are apart; 0: disjoint. `precision` "bf16" is an estimate, biased upwards, and never the score.
+    are apart; 0: disjoint. `precision` "bf16" is an estimate, and never the score.
     `time_budget` is in seconds, for all that scoring takes once the model is read, checks included;
     a score that takes longer is refused.
     """
