@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from tokgolf.eval.scorer import Row
-from tokgolf.model import LanguageModel, Trunk, rotary_tables
+from tokgolf.model import LanguageModel, Trunk
 from tokgolf.tokenizers.base import Ids
 
 
@@ -37,10 +37,8 @@ def widened(model: LanguageModel, window: int) -> LanguageModel:
     if window <= model.trunk.config.sequence_length:
         return model
     config = replace(model.trunk.config, sequence_length=window)
-    with torch.device("meta"):
+    with torch.random.fork_rng(devices=[]):  # the weights that it begins with are not used
         trunk = Trunk(config)
     trunk.load_state_dict(model.trunk.state_dict(), assign=True)
-    trunk.cos, trunk.sin = (
-        table[:, None, :].to(model.trunk.cos) for table in rotary_tables(config, window)
-    )
+    trunk.cos, trunk.sin = (table.to(model.trunk.cos) for table in (trunk.cos, trunk.sin))
     return LanguageModel(trunk, model.head).eval().requires_grad_(False)
