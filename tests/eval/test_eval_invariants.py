@@ -244,6 +244,15 @@ class PeeksLate(Peeks):
         return super().hidden(tokens) if self.seen > 3 else honest
 
 
+class PeeksTwo(LanguageModel):
+    """Knows the token after the next: a changed target shows in the nats before it alone."""
+
+    def hidden(self, tokens: Tensor, rows: Tensor | None = None) -> Tensor:
+        hidden = super().hidden(tokens).clone()
+        hidden[:, :-2] += self.head.embed(tokens[:, 2:], tokens[:, 1:-1])
+        return hidden
+
+
 class SeesTheEnd(LanguageModel):
     """Looks at the last token of the window, from everywhere in it."""
 
@@ -303,6 +312,12 @@ def test_a_model_that_looks_ahead_is_an_error(
 ) -> None:
     named = failing(source_of(cheat), LONG, protocol)
     assert "causal" in named and named <= {"causal", "causal_target_flips", "causal_future_flips"}
+
+
+def test_a_changed_target_is_looked_for_in_the_nats_before_it() -> None:
+    assert failing(source_of(PeeksTwo), LONG) == {
+        "causal", "causal_target_flips", "causal_future_flips"
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("cheat", [Learns, Turns])
