@@ -166,6 +166,7 @@ def score(
         trained_on=None if train_digests is None else len(train_digests),
         decoded=decode_artifact(artifact.data).model if artifact else None,
     )
+    clock.check()
     nats: list[float] = []
     sizes: list[int] = []
     tokens: list[int] = []

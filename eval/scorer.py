@@ -31,6 +31,9 @@ BATCH_TOKENS = 8192
 LOOKAHEAD = 8  # batches
 CHUNK = {"cpu": 1 << 21, "cuda": 1 << 26}
 """Values of ln p that are made at a time."""
+LEAST = 256
+"""Positions that are given ln p at a time, if CHUNK is fewer: some heads make their matrix anew for
+each chunk."""
 
 
 class Encoder(Protocol):
@@ -228,7 +231,7 @@ def _batch_nats(
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
         hidden = model.hidden(tokens[:, :-1])[paid]  # (n, d_model)
     prev, target = tokens[:, :-1][paid], tokens[:, 1:][paid]
-    size = max(1, CHUNK.get(device.type, CHUNK["cuda"]) // model.head.shape.vocab_size)
+    size = max(LEAST, CHUNK.get(device.type, CHUNK["cuda"]) // model.head.shape.vocab_size)
     picked = []
     for start in range(0, len(numbers), size):
         part = slice(start, start + size)
