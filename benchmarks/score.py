@@ -3,7 +3,8 @@
 The plain pass is model.hidden, head.logits and F.cross_entropy of one batch after the other, from
 token tensors that are made already. The scorer encodes text, cuts windows, batches them, and gives
 each document its nats; with its witness it also checks invariants (a) to (d) and (f) on all of it.
-Medians of rounds in which all take turns. The ratio is of tokens that are paid for in a second; a
+Medians of rounds in which all take turns; on a CPU of CPU time, which other work does not change as
+much (with one thread: OMP_NUM_THREADS=1). The ratio is of tokens that are paid for in a second: a
 sliding window runs over window / stride as many, and its ratio says what the stride costs.
 
     python benchmarks/score.py --case 1024,256,256 --case 16384,256,1024
@@ -79,12 +80,13 @@ def scored(
 
 
 def timed(job: Callable[[], object], device: str) -> float:
-    """Seconds of one call."""
-    began = time.perf_counter()
+    """Seconds of one call; on a CPU its own, as other work may run beside."""
+    clock = time.process_time if device == "cpu" else time.perf_counter
+    began = clock()
     job()
     if device != "cpu":
         torch.cuda.synchronize()
-    return time.perf_counter() - began
+    return clock() - began
 
 
 def agreement(path: str, spec: str) -> None:
