@@ -94,16 +94,18 @@ def _shown(
 def official_scorer(
     model: LanguageModel, protocol: Protocol, batch_tokens: int = BATCH_TOKENS
 ) -> Scorer:
-    """The same windows over any documents' tokens, for a probe: nats of all of it at once."""
+    """The same windows over any documents' tokens, for a probe: nats of all of it at once.
+
+    The model must take the protocol's window.
+    """
 
     def nats(
         encoder: Encoder, documents: Iterable[bytes], observe: Observer
     ) -> Iterator[tuple[bytes, Nats]]:
         encoded = encoder.encode_batch(list(documents))
         tokens = np.concatenate([np.insert(ids, 0, encoder.bos_id) for ids in encoded])
-        wide = widened(model, protocol.window or 0)
         rows = official_rows(tokens, protocol.window or 0, protocol.stride)
-        for values in row_nats(wide, rows, protocol.precision, batch_tokens, observe):
+        for values in row_nats(model, rows, protocol.precision, batch_tokens, observe):
             yield b"", values
 
     return nats

@@ -22,6 +22,7 @@ from tokgolf.artifact.checkpoint import FloatModel, exported, load_run
 from tokgolf.artifact.load import Artifact, decode_artifact, load_artifact
 from tokgolf.corpora import Corpus, check_disjoint, read_digests
 from tokgolf.errors import ConfigError, ScoreError
+from tokgolf.eval.contexts import widened
 from tokgolf.eval.invariants import Results, Scorer
 from tokgolf.eval.official_score import official_documents, official_scorer
 from tokgolf.eval.protocol import Clock, Protocol
@@ -246,6 +247,7 @@ def scorer_of(
     protocol: Protocol, model: LanguageModel, clock: Clock, batch_tokens: int = BATCH_TOKENS
 ) -> Scorer:
     """What takes nats by this protocol, whose window and stride are settled, in time."""
+    model = widened(model, protocol.window or 0)  # once, and not for each call
     if protocol.mode == "official":
         return official_scorer(model, protocol, batch_tokens)
 

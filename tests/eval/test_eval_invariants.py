@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import pytest
 import torch
-from score_support import CORPUS, corpus_of, source_of
+from score_support import CORPUS, TEXTS, corpus_of, source_of
 from torch import Tensor
 
 from tokgolf.artifact.export import encode_artifact
@@ -90,6 +90,20 @@ def test_a_tokenizer_that_counts_more_bytes_than_there_are_is_an_error() -> None
     assert failing(source_of(tokenizer=Inflated.from_asset(b""))) == {
         "bytes_are_the_documents", "bytes_per_token_agree"
     }  # fmt: skip
+
+
+def test_each_document_is_encoded_once() -> None:
+    encoded: list[bytes] = []
+
+    class Counting(Lossy):
+        change: ClassVar[Callable[[bytes], bytes]] = staticmethod(lambda data: data)
+
+        def _encode_batch(self, batch: Any) -> list[Ids]:
+            encoded.extend(batch)
+            return super()._encode_batch(batch)
+
+    score(source_of(tokenizer=Counting.from_asset(b"")), CORPUS)
+    assert encoded == TEXTS
 
 
 def test_bytes_that_only_agree_in_sum_are_an_error() -> None:
