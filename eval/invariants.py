@@ -44,6 +44,7 @@ class TrueBytes:
     def __init__(self) -> None:
         self.of_documents = self.of_tokens = self.scored = 0
         self.tail = 0  # bytes that a protocol leaves out and says so
+        self.unnormalised: int | None = None  # of documents whose text is changed first
         self.equal = True
 
     def counted(self, of_document: int, of_tokens: int) -> None:
@@ -68,6 +69,7 @@ class TrueBytes:
             "token_bytes": self.of_tokens,
             "scored_bytes": self.scored,
             "tail_bytes": self.tail,
+            "unnormalised_bytes": self.unnormalised,
         }
 
 

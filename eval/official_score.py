@@ -62,6 +62,7 @@ def official_documents(
         witness.true_bytes.counted(text_bytes, token_bytes)
         witness.decoding.compared(equal)
     witness.true_bytes.tail = int(stream.target_bytes[count:].sum())
+    witness.true_bytes.unnormalised = int(stream.raw_bytes.sum())
     # Where each document's targets begin, and the last one's end.
     bounds = np.minimum(np.append(stream.starts, len(stream.tokens) - 1), count)
     rows = _shown(

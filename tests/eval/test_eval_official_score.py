@@ -66,6 +66,7 @@ def test_it_is_the_challenges_number(name: str, stride: int) -> None:
     seen = result.evidence["a"]
     assert seen["document_bytes"] == int(stream.text_bytes.sum())
     assert seen["scored_bytes"] + seen["tail_bytes"] == seen["document_bytes"]
+    assert seen["unnormalised_bytes"] == sum(map(len, TEXTS)) > seen["document_bytes"]
 
 
 def test_documents_in_the_tail_have_nothing_and_are_counted(
