@@ -121,6 +121,13 @@ def foreign_asset(data: bytes, pattern: str | None = None) -> bytes:
     return _from_sentencepiece(data)
 
 
+def checked_asset(data: bytes, pattern: str | None = None) -> bytes:
+    """What `foreign_asset` makes, its engine made once: where it may crash, if this is a child."""
+    asset = foreign_asset(data, pattern)
+    from_asset(asset)
+    return asset
+
+
 def _from_sentencepiece(data: bytes) -> bytes:
     model = read_model(data)
     import sentencepiece

@@ -2,23 +2,24 @@
 
 The libraries that look into such a file can do more than raise: one panics past `except
 Exception`, a C++ parser can crash, an expression can take for ever. Here that ends a child, not
-the caller, who gets one error. The child is given the file's bytes on stdin and answers with the
-asset or the reason on stdout; it writes no file.
+the caller, who gets one error. The child is given the file's bytes on stdin and answers with what
+a function of ours makes of them, or the reason, on stdout; it writes no file.
 """
 
 import os
 import signal
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import tokgolf
-from tokgolf.errors import TokenizerError
+from tokgolf.errors import TokenizerError, TokgolfError
 
 CPU_SECONDS = 120
 WALL_SECONDS = 240
 MEMORY_BYTES = 4 << 30
-_REFUSED = 3  # the child's exit code when stdout is a reason, not an asset
+_REFUSED = 3  # the child's exit code when stdout is a reason, not a result
 
 _CHILD = (
     "import sys; sys.path.insert(0, sys.argv[1]); "
@@ -32,11 +33,21 @@ def foreign_asset_isolated(data: bytes, pattern: str | None) -> bytes:
     Raises `TokenizerError` with the same words, or for a child that crashed, ran out of memory
     or of time.
     """
+    arguments = [] if pattern is None else [pattern]
+    return call_isolated("tokgolf.tokenizers.foreign:checked_asset", data, *arguments)
+
+
+def call_isolated(function: str, data: bytes, *arguments: str) -> bytes:
+    """What a function of this package, "module:name", makes of a file's bytes, in a child process.
+
+    It takes the bytes and the arguments and returns bytes. Raises `TokenizerError` with the words
+    of the `TokgolfError` that it raises, or for a child that crashed, ran out of memory or of time.
+    """
     root = str(Path(tokgolf.__file__).resolve().parent.parent)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     try:
         done = subprocess.run(
-            [sys.executable, "-c", _CHILD, root, *([] if pattern is None else [pattern])],
+            [sys.executable, "-c", _CHILD, root, function, *arguments],
             input=data,
             capture_output=True,
             timeout=WALL_SECONDS,
@@ -63,19 +74,16 @@ def _how_it_ended(done: "subprocess.CompletedProcess[bytes]") -> str:
 
 def child() -> None:
     """What the child process does."""
-    from tokgolf.tokenizers import from_asset
-    from tokgolf.tokenizers.foreign import foreign_asset
-
+    module, _, name = sys.argv[2].partition(":")
+    function = getattr(import_module(module), name)
     limit()
-    pattern = sys.argv[2] if len(sys.argv) > 2 else None
     try:
-        asset = foreign_asset(sys.stdin.buffer.read(), pattern)
-        from_asset(asset)  # the engine is made here first, where it may crash
-    except TokenizerError as error:
+        result = function(sys.stdin.buffer.read(), *sys.argv[3:])
+    except TokgolfError as error:
         sys.stdout.buffer.write(str(error).encode("utf-8", "replace"))
         sys.stdout.buffer.flush()
         os._exit(_REFUSED)
-    sys.stdout.buffer.write(asset)
+    sys.stdout.buffer.write(result)
 
 
 def limit() -> None:

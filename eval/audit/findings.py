@@ -1,0 +1,93 @@
+"""What an audit says: findings by name, each with evidence and a factor, and one verdict.
+
+An error means that a number rests on wrong bytes, on text that is not the corpus', or does not
+follow from its own parts. A warning means that the text is changed, but only by what nmt_nfkc
+changes too (white space, compatibility forms), and the bytes counted are those of the changed
+text; or that something wrong is there and was not used. A sound subject has no error.
+"""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+ERROR, WARNING = "error", "warning"
+
+# Every name that a finding can have, and what it means.
+NAMES = {
+    "space-counted-twice": "the table counts a piece's space in its bytes and once more as a flag",
+    "no-space-piece": "a lone space has no piece and is written as three byte pieces",
+    "space-inside-piece": "spaces inside pieces are counted as the three bytes of U+2581",
+    "space-at-piece-end": "spaces at the ends of pieces are counted as the three bytes of U+2581",
+    "byte-piece-sized-by-name": "a byte piece is counted as the six characters of its name",
+    "unknown-counts-zero": "characters without a token are scored as one that stands for no byte",
+    "replacement-character-length": "a token that is no UTF-8 alone is counted as U+FFFD, 3 bytes",
+    "case-marks-counted": "marks that stand for no byte of the text are counted",
+    "start-space-not-counted": "a space at the start of a document is not counted",
+    "bytes-miscounted": "counted bytes are not the text's, for none of the known reasons",
+    "lower-cased-text": "capitals are lost, so an easier text is scored",
+    "text-normalised": "text is changed by what nmt_nfkc changes too",
+    "text-changed": "text is changed by more than nmt_nfkc changes",
+    "val-documents-in-train": "documents to be scored are among those trained on",
+    "documents-repeated": "a document is there more than once",
+    "documents-missing": "the shards do not hold the documents of the corpus, in order",
+    "sidecar-does-not-match": "the byte counts beside the tokens are not those of the tokens",
+    "not-the-tokenizer's": "shards hold what the tokenizer never writes",
+    "scored-twice": "more targets are paid for than there are",
+    "scored-in-part": "fewer targets or bytes are scored than there are",
+    "ln2-twice": "bits per byte were divided by ln 2 once more",
+    "nats-called-bits": "bits per byte were never divided by ln 2",
+    "tokens-and-bytes-swapped": "bits per byte were multiplied by bytes a token",
+    "bits-a-token": "what is called bits per byte is bits per token",
+    "bytes-inflated": "the claim counts more bytes a token than the text has",
+    "bytes-deflated": "the claim counts fewer bytes a token than the text has",
+    "claim-contradicts-itself": "numbers of one claim give different bytes a token",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing that is wrong. `factor` is counted bytes over true bytes, where it is known:
+    reported bits per byte times `factor` are the true ones."""
+
+    name: str
+    severity: str
+    evidence: str
+    factor: float | None
+    advice: str
+
+
+@dataclass(kw_only=True)
+class Report:
+    """All that an audit found; `facts` are what was looked at, by subject."""
+
+    facts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def errors(self) -> list[Finding]:
+        """The findings that make the accounting or the claim wrong."""
+        return [finding for finding in self.findings if finding.severity == ERROR]
+
+    @property
+    def verdict(self) -> str:
+        """"wrong", "sound with warnings" or "sound"."""
+        if self.errors:
+            return "wrong"
+        return "sound with warnings" if self.findings else "sound"
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as plain values for JSON."""
+        findings = [
+            {**asdict(finding), "means": NAMES[finding.name]} for finding in self.findings
+        ]
+        return {
+            "verdict": self.verdict,
+            "errors": [finding.name for finding in self.errors],
+            "findings": findings,
+            **self.facts,
+        }
+
+
+def shown(text: bytes, place: int = 0) -> str:
+    """A short quotation of bytes around a place, for evidence."""
+    part = text[max(0, place - 12) : place + 20]
+    return repr(part.decode("utf-8", "backslashreplace"))

@@ -1,0 +1,116 @@
+"""What a tokenizer gives back of the text it was given: all, all but what nmt_nfkc erases, or less.
+
+Two texts are alike if nmt_nfkc makes the same of both. What is lost beyond that is an error with
+a name: capitals, or more.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from tokgolf.eval.audit.findings import ERROR, WARNING, Finding, shown
+from tokgolf.eval.audit.stress import CASE, stress_documents
+from tokgolf.eval.audit.subject import Subject
+from tokgolf.eval.official import normalise
+from tokgolf.tokenizers.base import is_text, text_runs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Losses:
+    """How many documents came back exactly, and how many alike; an example of each kind of loss."""
+
+    documents: int
+    exact: int
+    alike: int
+    examples: dict[str, str]
+
+    def facts(self, where: str) -> dict[str, Any]:
+        """Counts by name, for a report."""
+        return {
+            f"{where}_documents": self.documents,
+            f"{where}_exact": self.exact,
+            f"{where}_exact_or_normalised": self.alike,
+        }
+
+
+def check_text(subject: Subject, documents: Iterable[tuple[str, bytes]]) -> Losses:
+    """Encode and decode each named document."""
+    total = exact = alike = 0
+    examples: dict[str, str] = {}
+    for name, data in documents:
+        (ids,) = subject.encode([data])
+        back = subject.decode(ids)
+        total += 1
+        loss = _loss(data, back)
+        exact += loss is None
+        alike += loss in (None, "text-normalised")
+        if loss is not None and loss not in examples:
+            place = next(
+                (n for n, (a, b) in enumerate(zip(data, back, strict=False)) if a != b),
+                min(len(data), len(back)),
+            )
+            examples[loss] = f"{name}: {shown(data, place)} comes back as {shown(back, place)}"
+    return Losses(documents=total, exact=exact, alike=alike, examples=examples)
+
+
+def stress(subject: Subject) -> Losses:
+    """`check_text` on the built-in documents, the one with capitals first."""
+    documents = stress_documents()
+    return check_text(subject, [(CASE, documents.pop(CASE)), *documents.items()])
+
+
+def text_findings(subject: Subject, losses: Losses, where: str) -> list[Finding]:
+    """One finding for each kind of loss; characters that are unknown are told elsewhere."""
+    found = []
+    for name, example in losses.examples.items():
+        if name == "text-changed" and subject.unknown >= 0:
+            continue
+        warning = name == "text-normalised"
+        same = losses.exact if warning else losses.alike
+        found.append(
+            Finding(
+                name=name,
+                severity=WARNING if warning else ERROR,
+                evidence=f"{same} of {losses.documents} documents of {where} come back "
+                f"{'exactly' if warning else 'but for normalisation'}; {example}",
+                factor=None,
+                advice="name the text that is scored: its bytes are of the normalised text"
+                if warning
+                else "score text that keeps what was lost, or its bytes buy an easier text",
+            )
+        )
+    return found
+
+
+def _loss(data: bytes, back: bytes) -> str | None:
+    """The kind of loss by which one became the other; None if they are the same.
+
+    b"a  b", b"a b" -> "text-normalised"; b"A", b"a" -> "lower-cased-text"
+    """
+    if data == back:
+        return None
+    before, after = _settled(data), _settled(back)
+    if before == after:
+        return "text-normalised"
+    if _settled(_folded(before)) == _settled(_folded(after)):
+        return "lower-cased-text"
+    return "text-changed"
+
+
+def _settled(data: bytes) -> bytes:
+    """What nmt_nfkc leaves of the text, once it changes nothing more; other bytes stay."""
+    parts = []
+    for run in text_runs(data):
+        if not is_text(run):
+            parts.append(run.encode("utf-8", "surrogateescape"))
+            continue
+        text, again = run.encode(), normalise(run.encode())
+        while text != again:
+            text, again = again, normalise(again)
+        parts.append(text)
+    return b"".join(parts)
+
+
+def _folded(data: bytes) -> bytes:
+    text = data.decode("utf-8", "surrogateescape").casefold()
+    return text.encode("utf-8", "surrogateescape")
