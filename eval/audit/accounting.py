@@ -42,7 +42,7 @@ class Usage:
     counted: int = 0
     true: int = 0
     raw: int = 0
-    escaped_spaces: int = 0
+    escaped_bytes: int = 0
     start_spaces: int = 0
     examples: dict[int, bytes] = field(default_factory=dict)
 
@@ -75,7 +75,7 @@ def measure(subject: Subject, documents: Iterable[bytes]) -> Usage:
             usage.true += len(text)
             usage.counts += np.bincount(ids, minlength=len(subject.pieces))
             usage.counted += _counted(subject, ids)
-            usage.escaped_spaces += _runs(ids, subject.escaped_space)
+            usage.escaped_bytes += _escaped(ids, subject.escaped_space, text)
             usage.start_spaces += _start_space(subject, ids, text)
             if subject.unknown >= 0 and subject.unknown not in usage.examples:
                 if (ids == subject.unknown).any():
@@ -100,10 +100,12 @@ def accounting_findings(subject: Subject, usage: Usage, where: str) -> list[Find
         )
         found.append(_finding(name, evidence, extra, usage))
     if subject.escaped_space:
-        extra = 2 * usage.escaped_spaces
-        explained += extra
-        evidence = f"U+2581 is no piece; {usage.escaped_spaces:,} spaces of {where} are 3 tokens"
-        found.append(_finding("no-space-piece", evidence, extra, usage, always=True))
+        explained += usage.escaped_bytes
+        evidence = (
+            f"U+2581 is no piece: a space without one is 3 tokens, for {usage.escaped_bytes:,} "
+            f"bytes too many in {where}"
+        )
+        found.append(_finding("no-space-piece", evidence, usage.escaped_bytes, usage, always=True))
     if usage.start_spaces:
         explained -= usage.start_spaces
         evidence = f"{usage.start_spaces:,} documents of {where} start with a space after BOS"
@@ -121,7 +123,9 @@ def accounting_findings(subject: Subject, usage: Usage, where: str) -> list[Find
         found.append(_finding("unknown-counts-zero", evidence, extra, usage, always=True))
         rest -= extra
     if rest:
-        evidence = f"{usage.counted:,} bytes counted in {where}, {usage.true:,} true; {rest:+,} left"
+        evidence = (
+            f"{usage.counted:,} bytes counted in {where}, {usage.true:,} true; {rest:+,} left"
+        )
         found.append(_finding("bytes-miscounted", evidence, rest, usage))
     return found
 
@@ -153,7 +157,7 @@ def _reason(subject: Subject, token: int, delta: int) -> str:
     piece, table = subject.pieces[token], subject.table
     inside = piece.removeprefix(SPACE).count(SPACE)
     marks = sum(map(piece.count, MARKS.values())) if subject.marked else 0
-    if token in subject.bytes:
+    if token in subject.byte_pieces:
         return "byte-piece-sized-by-name" if table.base[token] == len(piece) else "bytes-miscounted"
     if marks and delta == 3 * marks:
         return "case-marks-counted"
@@ -180,15 +184,19 @@ def _counted(subject: Subject, ids: NDArray[np.int64]) -> int:
     return int(table.base[ids[:1]].sum() + table.target_bytes(ids).sum()) if len(ids) else 0
 
 
-def _runs(ids: NDArray[np.int64], wanted: tuple[int, ...]) -> int:
-    """How often `wanted` is in `ids`: ids=[5, 1, 2, 3, 9], wanted=(1, 2, 3) -> 1."""
-    if not wanted or len(ids) < len(wanted):
+def _escaped(ids: NDArray[np.int64], space: tuple[int, ...], text: bytes) -> int:
+    """The bytes too many of spaces written as the bytes in `space`: 2 each.
+
+    One that was only put before the text stands for nothing, so it is 3.
+    ids=[5, 1, 2, 3, 9], space=(1, 2, 3) -> 2
+    """
+    if not space or len(ids) < len(space):
         return 0
-    last = len(ids) - len(wanted) + 1
+    last = len(ids) - len(space) + 1
     hits = np.ones(last, bool)
-    for place, token in enumerate(wanted):
+    for place, token in enumerate(space):
         hits &= ids[place : place + last] == token
-    return int(hits.sum())
+    return 2 * int(hits.sum()) + int(hits[0] and not text.startswith(b" "))
 
 
 def _start_space(subject: Subject, ids: NDArray[np.int64], text: bytes) -> int:

@@ -3,7 +3,7 @@
 An error means that a number rests on wrong bytes, on text that is not the corpus', or does not
 follow from its own parts. A warning means that the text is changed, but only by what nmt_nfkc
 changes too (white space, compatibility forms), and the bytes counted are those of the changed
-text; or that something wrong is there and was not used. A sound subject has no error.
+text; or that something wrong is there and was not met. A sound subject has no error.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -69,16 +69,14 @@ class Report:
 
     @property
     def verdict(self) -> str:
-        """"wrong", "sound with warnings" or "sound"."""
+        """ "wrong", "sound with warnings" or "sound"."""
         if self.errors:
             return "wrong"
         return "sound with warnings" if self.findings else "sound"
 
     def as_dict(self) -> dict[str, Any]:
         """The report as plain values for JSON."""
-        findings = [
-            {**asdict(finding), "means": NAMES[finding.name]} for finding in self.findings
-        ]
+        findings = [{**asdict(finding), "means": NAMES[finding.name]} for finding in self.findings]
         return {
             "verdict": self.verdict,
             "errors": [finding.name for finding in self.errors],

@@ -4,6 +4,8 @@ Two texts are alike if nmt_nfkc makes the same of both. What is lost beyond that
 a name: capitals, or more.
 """
 
+import os.path
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +15,9 @@ from tokgolf.eval.audit.stress import CASE, stress_documents
 from tokgolf.eval.audit.subject import Subject
 from tokgolf.eval.official import normalise
 from tokgolf.tokenizers.base import is_text, text_runs
+
+FOLDED = 100  # so many pieces of words, all in lower case, are no chance
+_OTHER = re.compile(rb"[^A-Za-z]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,14 +46,11 @@ def check_text(subject: Subject, documents: Iterable[tuple[str, bytes]]) -> Loss
         (ids,) = subject.encode([data])
         back = subject.decode(ids)
         total += 1
-        loss = _loss(data, back)
+        loss = loss_of(data, back)
         exact += loss is None
         alike += loss in (None, "text-normalised")
         if loss is not None and loss not in examples:
-            place = next(
-                (n for n, (a, b) in enumerate(zip(data, back, strict=False)) if a != b),
-                min(len(data), len(back)),
-            )
+            place = len(os.path.commonprefix([data, back]))
             examples[loss] = f"{name}: {shown(data, place)} comes back as {shown(back, place)}"
     return Losses(documents=total, exact=exact, alike=alike, examples=examples)
 
@@ -59,9 +61,13 @@ def stress(subject: Subject) -> Losses:
     return check_text(subject, [(CASE, documents.pop(CASE)), *documents.items()])
 
 
-def text_findings(subject: Subject, losses: Losses, where: str) -> list[Finding]:
-    """One finding for each kind of loss; characters that are unknown are told elsewhere."""
+def text_findings(subject: Subject, losses: Losses, where: str, *, few: int = 0) -> list[Finding]:
+    """One finding for each kind of loss; characters that are unknown are told elsewhere.
+
+    If no more than `few` documents lose more than normalising does, it is a warning.
+    """
     found = []
+    rare = losses.documents - losses.alike <= few
     for name, example in losses.examples.items():
         if name == "text-changed" and subject.unknown >= 0:
             continue
@@ -70,7 +76,7 @@ def text_findings(subject: Subject, losses: Losses, where: str) -> list[Finding]
         found.append(
             Finding(
                 name=name,
-                severity=WARNING if warning else ERROR,
+                severity=WARNING if warning or rare else ERROR,
                 evidence=f"{same} of {losses.documents} documents of {where} come back "
                 f"{'exactly' if warning else 'but for normalisation'}; {example}",
                 factor=None,
@@ -82,7 +88,26 @@ def text_findings(subject: Subject, losses: Losses, where: str) -> list[Finding]
     return found
 
 
-def _loss(data: bytes, back: bytes) -> str | None:
+def folded_findings(subject: Subject) -> list[Finding]:
+    """A warning if no piece of two letters has a capital: then the text was folded before."""
+    own = (piece for token, piece in enumerate(subject.pieces) if token not in subject.byte_pieces)
+    words = [piece for piece in own if len(_OTHER.sub(b"", piece)) > 1]
+    lower = sum(piece.islower() for piece in words)
+    if subject.marked or lower < max(FOLDED, len(words)):
+        return []
+    return [
+        Finding(
+            name="lower-cased-text",
+            severity=WARNING,
+            evidence=f"none of {len(words):,} pieces with two letters or more has a capital: the "
+            "vocabulary was learned from text in lower case",
+            factor=None,
+            advice="audit the shards too: text that was folded before shows in them",
+        )
+    ]
+
+
+def loss_of(data: bytes, back: bytes) -> str | None:
     """The kind of loss by which one became the other; None if they are the same.
 
     b"a  b", b"a b" -> "text-normalised"; b"A", b"a" -> "lower-cased-text"

@@ -18,7 +18,7 @@ TEXTS = {
     "nothing": "",
     "one letter": "A",
     "digits": "0 1 12 123 1234567890 3.14159 1,000,000 \u0661\u0662\u0663 \u4e00\u4e8c",
-    "compatibility forms": "\ufb01 \ufb03 \u00bd \u2460 \u2122 \u210c \u00aa x\u00b2 \uff26\uff35\uff2c\uff2c",
+    "compatibility forms": "\ufb01 \ufb03 \u00bd \u2460 \u2122 \u210c \u00aa x\u00b2 \uff26\uff35",
     "combining marks": "e\u0301 a\u030a\u0323 o\u0308 Z\u0361\u0323\u0354 \ufb01\u0301",
     "composed and decomposed": "caf\u00e9 cafe\u0301 \u212b \u00c5 A\u030a",
     "jamo": "\ud55c\uae00 \u1112\u1161\u11ab \u3131",
@@ -40,7 +40,7 @@ TEXTS = {
     "private and last": "\ue000 \uf8ff \ufdd0 \uffff \U0010ffff",
     "no spaces": "Donaudampfschifffahrtsgesellschaftskapit\u00e4n" * 8,
     "repeats": "a" * 300 + "!" * 200 + " -" * 100,
-    "code": "def f(x):\n    if x > 0:\n        return {\"a\": [1, 2]}\n\n\n#\tend\n",
+    "code": 'def f(x):\n    if x > 0:\n        return {"a": [1, 2]}\n\n\n#\tend\n',
     "address": "https://example.com/a_b-c?d=%20e&f=g#h user@example.com C:\\dir\\file",
 }
 

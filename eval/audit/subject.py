@@ -47,7 +47,7 @@ class Subject:
     table: ByteTable
     bos_id: int
     unknown: int = -1
-    bytes: frozenset[int] = frozenset()
+    byte_pieces: frozenset[int] = frozenset()
     """The ids of byte pieces, of a model that has such."""
     escaped_space: tuple[int, ...] = ()
     """The byte pieces that a lone space is written as, where it has no piece."""
@@ -104,8 +104,8 @@ def _sentencepiece(tokenizer: SentencePieceBpeTokenizer, facts: dict[str, Any]) 
             sizes[token] = 1
         elif sort not in (CONTROL, UNKNOWN, UNUSED):
             text = piece.replace(SPACE, b" ") if escapes else piece
-            for mark in MARKS.values() if marked else ():
-                text = text.replace(mark, b"")
+            for character in MARKS.values() if marked else ():
+                text = text.replace(character, b"")
             sizes[token] = len(text)
     byte_ids = [token for token, sort in enumerate(sorts) if sort == BYTE]
     lone = escapes and bool(byte_ids) and SPACE not in words
@@ -133,7 +133,7 @@ def _sentencepiece(tokenizer: SentencePieceBpeTokenizer, facts: dict[str, Any]) 
         table=byte_table(tokenizer),
         bos_id=tokenizer.bos_id,
         unknown=sorts.index(UNKNOWN) if not byte_ids else -1,
-        bytes=frozenset(byte_ids),
+        byte_pieces=frozenset(byte_ids),
         escaped_space=tuple(byte_ids[byte] for byte in SPACE) if lone else (),
         marked=marked,
         encode=lambda batch: tokenizer.encode_batch([mark(d) for d in batch] if marked else batch),

@@ -1,9 +1,10 @@
 """TokenMonster vocabularies in their public text form (YAML), as far as bytes are concerned.
 
 Read: charset, normalization, capcode, and each token's bytes and id. Unlike TokenMonster, which
-looks ahead along several branches, text is cut here by the longest match; so the tokens' bytes are
-exact and the uses of each are near. The binary `.vocab` form has no public description and is not
-read; TokenMonster exports it as YAML. The parser knows the lines that TokenMonster writes, not YAML.
+looks ahead along several branches, text is cut here by the longest match; so the tokens' bytes
+are exact and the uses of each are near. The binary `.vocab` form is meant for TokenMonster's own
+loader and is not read: export it as YAML. The parser knows the lines that TokenMonster writes,
+not all of YAML.
 """
 
 import json
@@ -140,7 +141,7 @@ def pack_vocabulary(data: bytes) -> bytes:
 
 
 def _token(text: str, line: int) -> bytes:
-    """"\\"a\\\\n\\"" -> b"a\\n"; the hexadecimal form of what is no UTF-8; plain text."""
+    """ "\\"a\\\\n\\"" -> b"a\\n"; the hexadecimal form of what is no UTF-8; plain text."""
     try:
         name = str(json.loads(text)) if text.startswith('"') else text.strip("'")
     except ValueError as error:

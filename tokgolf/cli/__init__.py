@@ -10,7 +10,19 @@ import sys
 import click
 
 from tokgolf import __version__
-from tokgolf.cli import convert, corpus, cost, export, golf, heads, inspect, score, tokenizer, train
+from tokgolf.cli import (
+    audit,
+    convert,
+    corpus,
+    cost,
+    export,
+    golf,
+    heads,
+    inspect,
+    score,
+    tokenizer,
+    train,
+)
 from tokgolf.errors import TokgolfError
 
 
@@ -37,6 +49,7 @@ for command in (
     train.train,
     export.export,
     score.score,
+    audit.audit,
     inspect.inspect,
 ):
     cli.add_command(command)
