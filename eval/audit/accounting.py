@@ -89,7 +89,8 @@ def accounting_findings(subject: Subject, usage: Usage, where: str) -> list[Find
     delta = mid - subject.sizes
     found = []
     explained = 0
-    for name, tokens in _reasons(subject, delta).items():
+    reasons = {} if subject.counted is not None else _reasons(subject, delta)
+    for name, tokens in reasons.items():
         extra = int((usage.counts[tokens] * delta[tokens]).sum())
         explained += extra
         token = max(tokens, key=lambda each: (int(usage.counts[each]), -each))
@@ -156,7 +157,7 @@ def _reasons(subject: Subject, delta: NDArray[np.int64]) -> dict[str, list[int]]
 def _reason(subject: Subject, token: int, delta: int) -> str:
     piece, table = subject.pieces[token], subject.table
     inside = piece.removeprefix(SPACE).count(SPACE)
-    marks = sum(map(piece.count, MARKS.values())) if subject.marked else 0
+    marks = sum(map(piece.count, MARKS.values())) if subject.case_marks else 0
     if token in subject.byte_pieces:
         return "byte-piece-sized-by-name" if table.base[token] == len(piece) else "bytes-miscounted"
     if marks and delta == 3 * marks:

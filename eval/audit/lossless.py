@@ -93,7 +93,7 @@ def folded_findings(subject: Subject) -> list[Finding]:
     own = (piece for token, piece in enumerate(subject.pieces) if token not in subject.byte_pieces)
     words = [piece for piece in own if len(_OTHER.sub(b"", piece)) > 1]
     lower = sum(piece.islower() for piece in words)
-    if subject.marked or lower < max(FOLDED, len(words)):
+    if subject.case_marks or lower < max(FOLDED, len(words)):
         return []
     return [
         Finding(

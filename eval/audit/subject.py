@@ -51,8 +51,8 @@ class Subject:
     """The ids of byte pieces, of a model that has such."""
     escaped_space: tuple[int, ...] = ()
     """The byte pieces that a lone space is written as, where it has no piece."""
-    marked: bool = False
-    """Whether case marks (CaseOps) are in the vocabulary, so that text goes through them."""
+    case_marks: bool = False
+    """Whether the vocabulary is of text with case marks."""
     encode: Callable[[Sequence[bytes]], list[Any]]
     decode: Callable[[Any], bytes]
     text: Callable[[bytes], bytes]
@@ -83,6 +83,7 @@ def subject_of(tokenizer: Tokenizer) -> Subject:
         encode=tokenizer.encode_batch,
         decode=tokenizer.decode,
         text=lambda data: data,
+        case_marks=tokenizer.transform is not None,
         counted=lambda ids: int(tokenizer.byte_lengths(ids).sum()),
         facts=facts,
     )
@@ -135,7 +136,7 @@ def _sentencepiece(tokenizer: SentencePieceBpeTokenizer, facts: dict[str, Any]) 
         unknown=sorts.index(UNKNOWN) if not byte_ids else -1,
         byte_pieces=frozenset(byte_ids),
         escaped_space=tuple(byte_ids[byte] for byte in SPACE) if lone else (),
-        marked=marked,
+        case_marks=marked,
         encode=lambda batch: tokenizer.encode_batch([mark(d) for d in batch] if marked else batch),
         decode=lambda ids: (
             unmark(tokenizer.decode(ids)) if marked else without_dummy(tokenizer.decode(ids))
