@@ -118,16 +118,15 @@ def _from_json(path: Path, text: str) -> Claim:
 
 
 def _pairs(values: dict[str, Any], label: str) -> Iterator[Pair]:
-    """Every loss whose bits a byte stand beside it, at any depth."""
-    names = {"nats_per_token": "bpb"} | {
-        key: key[:-4] + "bpb" for key in values if key[-4:] == "loss"
-    }
-    for loss, bpb in names.items():
-        if _is_number(values.get(loss)) and _is_number(values.get(bpb)):
-            yield pair(f"{label}{bpb}", values[loss], values[bpb])
+    """Every loss whose bits a byte stand beside it, at any depth; the outermost val_loss last."""
     for key, value in values.items():
         if isinstance(value, dict):
             yield from _pairs(value, f"{label}{key}.")
+    names = {key: f"{key[:-4]}bpb" for key in values if key.endswith("loss")}
+    names["nats_per_token"] = "bpb"
+    for loss, bpb in sorted(names.items(), key=lambda each: each[0] == "val_loss"):
+        if _is_number(values.get(loss)) and _is_number(values.get(bpb)):
+            yield pair(f"{label}{bpb}", values[loss], values[bpb])
 
 
 def _from_log(text: str) -> Claim:

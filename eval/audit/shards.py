@@ -85,15 +85,15 @@ def audit_shards(
         facts[f"{name}_documents"], facts[f"{name}_tokens"] = digests.documents, digests.tokens
     found += _repeated(val, "val") + _repeated(train, "train") + _overlap(val, train)
     if subject and shards.val:
-        outside = _outside(shards, subject)
-        found += outside
-        if not outside:
-            found += _encoded_again(shards.val, bos_id, subject)
-            if documents is not None:
-                found += _against_corpus(shards.val, bos_id, subject, documents)
+        wrong = _outside(shards, subject)
+        if not wrong:
+            wrong = _encoded_again(shards.val, bos_id, subject)
+            if documents is not None and not wrong:
+                wrong = _against_corpus(shards.val, bos_id, subject, documents)
             if shards.sizes:
                 facts["val_bytes"], more = _sizes(shards, bos_id, subject)
                 found += more
+        found += wrong
     return facts, found
 
 
