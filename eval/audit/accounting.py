@@ -131,6 +131,22 @@ def accounting_findings(subject: Subject, usage: Usage, where: str) -> list[Find
     return found
 
 
+def table_findings(subject: Subject) -> list[Finding]:
+    """What the table gets wrong of a tokenizer that no text can be encoded with here."""
+    mid = subject.table.base + subject.table.lead
+    found = []
+    for name, tokens in _reasons(subject, mid - subject.sizes).items():
+        token = tokens[0]
+        evidence = (
+            f"{len(tokens):,} pieces, e.g. {shown(subject.pieces[token])} (id {token}): "
+            f"{int(mid[token])} bytes counted, {int(subject.sizes[token])} true"
+        )
+        found.append(
+            Finding(name=name, severity=ERROR, evidence=evidence, factor=None, advice=_ADVICE[name])
+        )
+    return found
+
+
 def _finding(
     name: str, evidence: str, extra: int, usage: Usage, *, always: bool = False
 ) -> Finding:

@@ -7,7 +7,7 @@ from typing import Any
 
 from tokgolf.corpora import Corpus
 from tokgolf.errors import ConfigError, TokgolfError
-from tokgolf.eval.audit.accounting import Usage, accounting_findings, measure
+from tokgolf.eval.audit.accounting import Usage, accounting_findings, measure, table_findings
 from tokgolf.eval.audit.claims import (
     CHALLENGE_BYTES,
     OTHER_TEXT,
@@ -127,8 +127,15 @@ def _sorted(paths: Sequence[Path]) -> _Given:
     return given
 
 
-def _tokenizer(report: Report, name: str, subject: Subject, corpus: Corpus) -> Usage:
-    """Add what is to be said of one tokenizer and its table; how the corpus used it."""
+def _tokenizer(report: Report, name: str, subject: Subject, corpus: Corpus) -> Usage | None:
+    """Add what is to be said of one tokenizer and its table; how the corpus used it, if it can."""
+    several = "tokenizers" in report.facts
+    facts = report.facts.setdefault("tokenizers", {})
+    if not subject.exact:
+        facts[name] = subject.facts
+        found = vocabulary_findings(subject) + table_findings(subject)
+        report.findings += _said_of(name, found, several)
+        return None
     usage = measure(subject, (document.data for document in corpus))
     texts = (
         (document.id, document.data)
@@ -142,8 +149,8 @@ def _tokenizer(report: Report, name: str, subject: Subject, corpus: Corpus) -> U
     if subject.kind == "tokenmonster":
         more = vocabulary_findings(subject) + more
     found += [finding for finding in more if finding.name not in names]
-    report.findings += _said_of(name, found, "tokenizers" in report.facts)
-    report.facts.setdefault("tokenizers", {})[name] = {
+    report.findings += _said_of(name, found, several)
+    facts[name] = {
         **subject.facts,
         **built_in.facts("stress"),
         **own.facts("corpus"),

@@ -58,6 +58,8 @@ class Subject:
     text: Callable[[bytes], bytes]
     counted: Callable[[Any], int] | None = None
     """Bytes of a document's ids, where they depend on more than two tokens."""
+    exact: bool = True
+    """Whether `encode` is what the tokenizer does, or near it; else nothing can be measured."""
     facts: dict[str, Any] = field(default_factory=dict)
 
 

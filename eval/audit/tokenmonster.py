@@ -2,9 +2,11 @@
 
 Read: charset, normalization, capcode, and each token's bytes and id. Unlike TokenMonster, which
 looks ahead along several branches, text is cut here by the longest match; so the tokens' bytes
-are exact and the uses of each are near. The binary `.vocab` form is meant for TokenMonster's own
-loader and is not read: export it as YAML. The parser knows the lines that TokenMonster writes,
-not all of YAML.
+are exact and the uses of each are near. With capcode text is in lower case, and the letters C, W
+and D in a token are marks (capital, capitals, no space), which stand for no byte; such text is
+not made here, so that only the table is looked at. The binary `.vocab` form is meant for
+TokenMonster's own loader and is not read: export it as YAML. The parser knows the lines that
+TokenMonster writes, not all of YAML.
 """
 
 import json
@@ -23,6 +25,8 @@ from tokgolf.tokenizers.isolated import call_isolated
 
 MAX_TOKENS = 1 << 18
 SETTINGS = ("charset", "normalization", "capcode")
+NO_CAPCODE = ("", "0", "none")
+_MARKS = re.compile(rb"[CDW]")
 _SETTING = re.compile(r"([a-z][a-z-]*): *(.*)")
 _HEX = re.compile(r"TokenMonsterHexEncode\{((?:[0-9a-f]{2})+)\}")
 
@@ -36,13 +40,17 @@ def is_vocabulary(data: bytes) -> bool:
 def read_vocabulary(data: bytes) -> Subject:
     """The vocabulary in the bytes of a YAML file, with each token's own bytes as its table."""
     values = json.loads(call_isolated(f"{__name__}:pack_vocabulary", data))
-    ids = {bytes.fromhex(token): number for token, number in values.pop("tokens")}
-    size = max(ids.values()) + 1
+    tokens = values.pop("tokens")
+    # A vocabulary may have the same bytes twice; then the later id is written, the other never.
+    ids = {bytes.fromhex(token): number for token, number in tokens}
+    size = max(number for _, number in tokens) + 1
     pieces = [b""] * (size + 1)  # the last stands for what has no token
     for token, number in ids.items():
         pieces[number] = token
     longest = max(map(len, ids))
-    lengths = np.array([*map(len, pieces)], np.int64)
+    capcode = values["capcode"] not in NO_CAPCODE
+    plain = (_MARKS.sub(b"", piece) if capcode else piece for piece in pieces)
+    lengths = np.array([*map(len, plain)], np.int64)
     complete = all(bytes([byte]) in ids for byte in range(256))
 
     def encode(batch: Sequence[bytes]) -> list[Any]:
@@ -54,11 +62,13 @@ def read_vocabulary(data: bytes) -> Subject:
         sizes=lengths,
         table=ByteTable(base=lengths, lead=lengths < 0, boundary=lengths == 0),
         bos_id=-1,
-        unknown=-1 if complete else size,
+        unknown=-1 if complete or capcode else size,
+        case_marks=capcode,
+        exact=not capcode,
         encode=encode,
         decode=lambda ids: b"".join(pieces[token] for token in ids),
         text=lambda data: data,
-        facts={"kind": "tokenmonster", "vocab_size": len(ids), **values, "cut": "longest match"},
+        facts={"kind": "tokenmonster", "vocab_size": len(tokens), **values, "cut": "longest match"},
     )
 
 
@@ -66,7 +76,7 @@ def vocabulary_findings(subject: Subject) -> list[Finding]:
     """What the settings of a vocabulary say about its bytes."""
     found = []
     capcode, rules = subject.facts["capcode"], subject.facts["normalization"]
-    if capcode not in ("0", "none"):
+    if capcode not in NO_CAPCODE:
         found.append(
             Finding(
                 name="case-marks-counted",

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from official_support import built, documents, imported
 
 from tokgolf.errors import TokenizerError
-from tokgolf.eval.audit.accounting import Usage, accounting_findings, measure
+from tokgolf.eval.audit.accounting import Usage, accounting_findings, measure, table_findings
 from tokgolf.eval.audit.findings import NAMES, WARNING, Finding, Report
 from tokgolf.eval.audit.lossless import (
     check_text,
@@ -276,6 +276,27 @@ def test_a_vocabulary_of_all_bytes_is_sound_and_greedy() -> None:
     subject = read_vocabulary(data)
     assert subject.encode([b"x the the \n\n"])[0] == [ord("x"), 257, 257, ord(" "), 261]
     assert not audited(subject, UNICODE).findings and not vocabulary_findings(subject)
+
+
+def test_of_two_tokens_with_the_same_bytes_the_later_is_written() -> None:
+    subject = read_vocabulary(yaml([*ALL, b"ab", b"\x80", b" "], **WHOLE))
+    assert subject.encode([b"ab \x80"])[0] == [256, 258, 257]
+    base = subject.table.base.copy()
+    assert base[128] == base[32] == 0 and subject.facts["vocab_size"] == 259
+    assert not audited(with_table(subject, replace(subject.table, base=base))).findings
+
+
+def test_marks_of_a_capcode_vocabulary_are_counted_by_a_plain_table() -> None:
+    subject = read_vocabulary(yaml([*ALL, b"the", b" D", b".CD"], **WHOLE | {"capcode": "2"}))
+    assert not subject.exact and not table_findings(subject)
+    table = ByteTable(
+        base=np.array([len(piece) for piece in subject.pieces]),
+        lead=subject.table.lead,
+        boundary=subject.table.boundary,
+    )
+    assert [f.name for f in table_findings(with_table(subject, table))] == ["case-marks-counted"]
+    wrong = with_table(subject, changed(subject, "replacement"))
+    assert "replacement-character-length" in [f.name for f in table_findings(wrong)]
 
 
 def test_lengths_of_the_replacement_character_are_found_in_its_table() -> None:
