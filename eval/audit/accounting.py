@@ -85,6 +85,8 @@ def measure(subject: Subject, documents: Iterable[bytes]) -> Usage:
 
 def accounting_findings(subject: Subject, usage: Usage, where: str) -> list[Finding]:
     """What the table gets wrong; `where` names the corpus in the evidence."""
+    if not subject.stretches:
+        return []
     mid = subject.table.base + subject.table.lead
     delta = mid - subject.sizes
     found = []

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tokgolf.corpora import Corpus
-from tokgolf.errors import ConfigError, TokgolfError
+from tokgolf.errors import ConfigError, TokenizerError, TokgolfError
 from tokgolf.eval.audit.accounting import Usage, accounting_findings, measure, table_findings
 from tokgolf.eval.audit.claims import (
     CHALLENGE_BYTES,
@@ -18,15 +18,17 @@ from tokgolf.eval.audit.claims import (
     corrected,
 )
 from tokgolf.eval.audit.findings import WARNING, Finding, Report
+from tokgolf.eval.audit.library import library_subject
 from tokgolf.eval.audit.lossless import check_text, folded_findings, stress, text_findings
 from tokgolf.eval.audit.shards import ShardSet, audit_shards
 from tokgolf.eval.audit.subject import Subject, subject_of
 from tokgolf.eval.audit.tables import read_table, with_table
 from tokgolf.eval.audit.tokenmonster import is_vocabulary, read_vocabulary, vocabulary_findings
 from tokgolf.eval.official import ByteTable
-from tokgolf.tokenizers import load_tokenizer
+from tokgolf.tokenizers import from_asset, load_tokenizer
 from tokgolf.tokenizers.asset import MAGIC
-from tokgolf.tokenizers.foreign import MAX_FILE_BYTES, import_tokenizer
+from tokgolf.tokenizers.foreign import MAX_FILE_BYTES
+from tokgolf.tokenizers.isolated import foreign_asset_isolated
 
 _CORPUS_TEXT = 2000  # documents of the corpus that are decoded again
 
@@ -104,12 +106,23 @@ def open_subject(path: Path) -> Subject:
         from tokgolf.artifact.load import load_artifact
 
         return subject_of(load_artifact(path).tokenizer)
-    if not is_vocabulary(data):
-        return subject_of(import_tokenizer(path))
     try:
-        return read_vocabulary(data)
+        return _foreign(data)
     except TokgolfError as error:
         raise type(error)(f"{path}: {error}") from error
+
+
+def _foreign(data: bytes) -> Subject:
+    if len(data) > MAX_FILE_BYTES:
+        raise TokenizerError(f"over {MAX_FILE_BYTES} bytes is no tokenizer file; check the path")
+    if is_vocabulary(data):
+        return read_vocabulary(data)
+    try:
+        return subject_of(from_asset(foreign_asset_isolated(data, None)))
+    except TokenizerError:
+        if data.lstrip()[:1] != b"{":
+            raise
+        return library_subject(data)
 
 
 def _sorted(paths: Sequence[Path]) -> _Given:
@@ -157,9 +170,9 @@ def _tokenizer(report: Report, name: str, subject: Subject, corpus: Corpus) -> U
         "corpus": corpus.name,
         "bytes": usage.raw,
         "text_bytes": usage.true,
-        "counted_bytes": usage.counted,
-        "factor": usage.factor,
-        "factor_of_raw": usage.counted / usage.raw,
+        "counted_bytes": usage.counted if subject.stretches else None,
+        "factor": usage.factor if subject.stretches else None,
+        "factor_of_raw": usage.counted / usage.raw if subject.stretches else None,
         "tokens": usage.tokens,
         "bytes_per_token": usage.bytes_per_token,
     }

@@ -60,6 +60,10 @@ class Subject:
     """Bytes of a document's ids, where they depend on more than two tokens."""
     exact: bool = True
     """Whether `encode` is what the tokenizer does, or near it; else nothing can be measured."""
+    stretches: bool = True
+    """Whether its pieces are stretches of the text, so that their bytes can be counted."""
+    text_only: bool = False
+    """Whether it takes nothing but UTF-8."""
     facts: dict[str, Any] = field(default_factory=dict)
 
 
