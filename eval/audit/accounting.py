@@ -19,6 +19,7 @@ from tokgolf.tokenizers.statistics import batches
 
 _ADVICE = {
     "space-counted-twice": "strip U+2581 from the piece before counting, or drop the flag",
+    "space-counted-as-marker": "compare with U+2581 itself, and strip it before counting",
     "no-space-piece": "put U+2581 into the vocabulary, or count bytes on the text",
     "space-inside-piece": "count each U+2581 as one byte, or train with split_by_whitespace",
     "space-at-piece-end": "count each U+2581 as one byte, or train without "
@@ -184,6 +185,8 @@ def _reason(subject: Subject, token: int, delta: int) -> str:
         return "case-marks-counted"  # bytes of the piece that are none of the text
     if delta == 1 and table.lead[token]:
         return "space-counted-twice"
+    if piece.startswith(SPACE) and table.base[token] == len(piece):
+        return "space-counted-as-marker"
     if inside and delta == 2 * inside:
         at_end = piece.endswith(SPACE) and piece.strip(SPACE) == piece.removesuffix(SPACE)
         return "space-at-piece-end" if at_end else "space-inside-piece"

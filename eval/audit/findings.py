@@ -14,6 +14,7 @@ ERROR, WARNING = "error", "warning"
 # Every name that a finding can have, and what it means.
 NAMES = {
     "space-counted-twice": "the table counts a piece's space in its bytes and once more as a flag",
+    "space-counted-as-marker": "the table counts a piece's space as the three bytes of U+2581",
     "no-space-piece": "a lone space has no piece and is written as three byte pieces",
     "space-inside-piece": "spaces inside pieces are counted as the three bytes of U+2581",
     "space-at-piece-end": "spaces at the ends of pieces are counted as the three bytes of U+2581",

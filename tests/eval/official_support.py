@@ -55,8 +55,8 @@ def documents() -> tuple[bytes, ...]:
 @functools.cache
 def model(variant: str = "official") -> bytes:
     """The `.model` file of a variant."""
-    if variant == "no space":  # nothing can make the trainer leave U+2581 out
-        original = read_model(model())
+    if variant.startswith("no space"):  # nothing can make the trainer leave U+2581 out
+        original = read_model(model(variant.partition(", ")[2] or "official"))
         pieces = [
             (sort, b"\xee\x80\x90" if piece == SPACE else piece, score)
             for sort, piece, score in original.pieces
