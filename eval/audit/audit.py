@@ -239,7 +239,8 @@ def _reference(
 
 def _claim(report: Report, claim: Claim, reference: Reference | None) -> None:
     """Add what is to be said of a claim."""
-    report.findings += claim_findings(claim, reference)
+    found = claim_findings(claim, reference)
+    report.findings += found
     facts: dict[str, Any] = {"pairs": len(claim.pairs), "targets": claim.targets}
     if claim.pairs:
         final = claim.pairs[-1]
@@ -249,11 +250,12 @@ def _claim(report: Report, claim: Claim, reference: Reference | None) -> None:
             "bytes_per_token": final.bytes_per_token,
         }
         if reference is not None:
+            off = any(finding.factor is not None for finding in found)
             facts |= {
                 "held_against": reference.name,
                 "true_bytes_per_token": reference.bytes_per_token,
                 "tolerance": reference.tolerance,
                 "factor": final.bytes_per_token / reference.bytes_per_token,
-                "corrected_bpb": corrected(final, reference),
+                "corrected_bpb": corrected(final, reference) if off else final.bpb,
             }
     report.facts["claim"] = facts

@@ -128,6 +128,7 @@ def test_a_vocabulary_of_lower_case_is_a_warning() -> None:
 def test_a_space_that_bos_swallows_is_a_warning() -> None:
     subject = subject_of(imported("identity"))
     report = audited(subject, (b" one space first", b"none"))
+    assert named(report) == ["start-space-not-counted", "text-normalised"]
     (finding,) = [f for f in report.findings if f.name == "start-space-not-counted"]
     assert finding.severity == WARNING and finding.factor == pytest.approx(19 / 20)
 
