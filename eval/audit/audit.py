@@ -132,7 +132,8 @@ def _sorted(paths: Sequence[Path]) -> _Given:
             given.shards.add(path)
         elif path.suffix == ".npz":
             try:
-                given.tables.append((path.name, read_table(path.read_bytes())))
+                with open(path, "rb") as file:
+                    given.tables.append((path.name, read_table(file.read(MAX_FILE_BYTES))))
             except TokgolfError as error:
                 raise type(error)(f"{path}: {error}") from error
         else:

@@ -73,7 +73,7 @@ def pair(label: str, loss: float | str, bpb: float | str) -> Pair:
     """A pair of numbers as they are written. Raises `ConfigError` if they can be no scores."""
     try:
         values = float(loss), float(bpb)
-    except ValueError:
+    except (ValueError, OverflowError):
         values = math.nan, math.nan
     if not all(math.isfinite(value) and value > 0 for value in values):
         raise ConfigError(f"{label} is val_loss {loss}, val_bpb {bpb}; both are numbers above 0")
@@ -107,7 +107,7 @@ def _from_json(path: Path, text: str) -> Claim:
     windows = values.get("windows") or []
     try:
         spans = [(int(first), int(end)) for first, end in windows]
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ConfigError(f"{path}: windows are pairs of a first target and an end") from error
     return Claim(
         pairs=[*_pairs(values, "")],
@@ -271,7 +271,8 @@ def _schedule(claim: Claim) -> list[Finding]:
 
 
 def _count(values: dict[str, Any], keys: tuple[str, ...]) -> int | None:
-    return next((int(values[key]) for key in keys if _is_number(values.get(key))), None)
+    found = (values[key] for key in keys if _is_number(values.get(key)))
+    return next((int(value) for value in found if value <= MAX_TARGETS), None)
 
 
 def _is_number(value: Any) -> bool:

@@ -28,6 +28,7 @@ SETTINGS = ("charset", "normalization", "capcode")
 NO_CAPCODE = ("", "0", "none")
 _MARKS = re.compile(rb"[CDW]")
 _SETTING = re.compile(r"([a-z][a-z-]*): *(.*)")
+_ID = re.compile(r"id: *([0-9]{1,9})")
 _HEX = re.compile(r"TokenMonsterHexEncode\{((?:[0-9a-f]{2})+)\}")
 
 
@@ -136,9 +137,9 @@ def pack_vocabulary(data: bytes) -> bytes:
         elif content.startswith("- token:"):
             waiting = _token(content[8:].strip(), number).hex()
         elif content.startswith("id:") and waiting:
-            if not content[3:].strip().isdigit():
+            if not (match := _ID.fullmatch(content)):
                 raise TokenizerError(f"line {number} is {content!r:.40}, no id of a token")
-            tokens.append((waiting, int(content[3:])))
+            tokens.append((waiting, int(match[1])))
             waiting = ""
     ids = {number for _, number in tokens}
     if not tokens or len(ids) < len(tokens) or max(ids) >= MAX_TOKENS:

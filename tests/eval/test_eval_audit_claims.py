@@ -188,6 +188,12 @@ def test_a_score_of_ours_is_a_claim(tmp_path: Path) -> None:
     assert names(claim) == []
 
 
+def test_a_count_beyond_reason_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "claim.json"
+    path.write_text('{"val_loss": 2.0, "val_bpb": 1.0, "tokens": 1e999, "val_bytes": true}')
+    assert (read_claim(path).targets, read_claim(path).bytes) == (None, None)
+
+
 def test_a_log_is_read_to_its_last_numbers(tmp_path: Path) -> None:
     path = tmp_path / "train.log"
     path.write_text(
@@ -212,6 +218,8 @@ def test_a_log_is_read_to_its_last_numbers(tmp_path: Path) -> None:
         ('{"val_loss": 2.0, "val_bpb": 0}', "has no val_loss"),
         ('{"val_loss": 2.0, "val_bpb": 1.0, "windows": [1]}', "windows are pairs"),
         ('{"val_loss": 1e999, "val_bpb": 1.0}', "both are numbers above 0"),
+        ('{"val_loss": 2.0, "val_bpb": 1.0, "windows": [[0, 1e999]]}', "windows are pairs"),
+        ('{"val_loss": 1' + "0" * 400 + ', "val_bpb": 1.0}', "both are numbers above 0"),
         ("val_loss:1.2.3 val_bpb:1", "both are numbers above 0"),
     ],
 )
