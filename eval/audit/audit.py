@@ -107,6 +107,10 @@ def open_subject(path: Path) -> Subject:
 
         return subject_of(load_artifact(path).tokenizer)
     try:
+        if path.suffix == ".vocab" and not is_vocabulary(data):
+            raise TokenizerError(
+                "a binary .vocab is not read; take TokenMonster's YAML, or SentencePiece's .model"
+            )
         return _foreign(data)
     except TokgolfError as error:
         raise type(error)(f"{path}: {error}") from error
@@ -249,6 +253,7 @@ def _claim(report: Report, claim: Claim, reference: Reference | None) -> None:
             "val_loss": final.loss,
             "val_bpb": final.bpb,
             "bytes_per_token": final.bytes_per_token,
+            "held_against": "itself alone",
         }
         if reference is not None:
             off = any(finding.factor is not None for finding in found)

@@ -41,7 +41,10 @@ class ShardSet:
 
     def add(self, path: Path) -> None:
         """Add a shard, or all shards of a folder. Raises `CorpusError` if a name has no role."""
-        for file in sorted(path.glob("*.bin")) if path.is_dir() else [path]:
+        files = sorted(path.glob("*.bin")) if path.is_dir() else [path]
+        if not files:
+            raise CorpusError(f"{path} holds no token shards (.bin); give a folder that does")
+        for file in files:
             name = file.name
             if "bytes" in name:
                 self.sizes.append(file)

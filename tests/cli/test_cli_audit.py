@@ -51,6 +51,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("audit")
     lines = [json.dumps({"text": text}) + "\n" for text in TEXTS]
     (place / "text.jsonl").write_text("".join(lines))
+    (place / "empty.d").mkdir()
     train(place / "good.model")
     train(place / "suffix.model", treat_whitespace_as_suffix=True)
     save_tokenizer(build_tokenizer("bpe", [t.encode() for t in TEXTS], 280), place / "ours.tok")
@@ -132,7 +133,8 @@ def test_shards_and_their_claim_are_audited_together(
 def test_a_claim_alone_is_held_against_itself_and_the_challenge(call: Call, tmp_path: Path) -> None:
     path = tmp_path / "submission.json"
     path.write_text(json.dumps({"val_loss": 2.07269931, "val_bpb": 1.2276, "val_tokens": 62021632}))
-    assert call("--claim", path)[0] == 0
+    code, out, _ = call("--claim", path)
+    assert code == 0 and "held_against     itself alone" in out
     code, out, _ = call("--claim", path, "--challenge", "--json")
     assert code == 0 and json.loads(out)["claim"]["factor"] == pytest.approx(1, abs=1e-3)
     path.write_text(json.dumps({"val_loss": 2.07269931, "val_bpb": 1.0519, "val_tokens": 62021632}))
@@ -158,6 +160,7 @@ def test_a_claim_is_held_against_a_corpus_only_if_one_is_given(call: Call, folde
         (["--val-loss", "2", "--val-bpb", "1", "--challenge"], "add --tokens"),
         (["good.model", "ours.tok", "--val-loss", "2", "--val-bpb", "1"], "give its own alone"),
         (["missing.model"], "No such file"),
+        (["empty.d"], "holds no token shards"),
         (["text.jsonl"], "text.jsonl: no"),
     ],
 )
@@ -174,6 +177,7 @@ def test_what_cannot_be_audited_is_one_line(
         ("x.npz", b"PK\x03\x04"),
         ("x.yaml", b"charset: none\ntokens:\n"),
         ("x.bin", b"123"),
+        ("x.vocab", b"\x02\x01\x01"),
         ("x.model", b"\x0a\x03abc"),
         ("x.golf", b"GOLF"),
         ("x.tok", b""),

@@ -172,6 +172,25 @@ def test_counts_of_other_tokens_are_named(spoil: Any, says: str, tmp_path: Path)
     assert finding.name == "sidecar-does-not-match" and says in finding.evidence
 
 
+@pytest.mark.parametrize("moved", [True, False])
+def test_counts_are_held_against_each_document_and_the_whole(moved: bool, tmp_path: Path) -> None:
+    """Bytes moved from one document to another, or 2 % more in every one."""
+    write(tmp_path, "val", VAL)
+    stream = token_stream(imported(), VAL)
+    sizes = np.append([0], stream.target_bytes).astype(int)
+    second = stream.starts + 1
+    if moved:
+        sizes[second[3]] += sizes[second[7] : second[8] - 1].sum()
+        sizes[second[7] : second[8] - 1] = 0
+    else:
+        sizes[second] += stream.text_bytes // 50
+    raw_shard(tmp_path / "fineweb_val_bytes_000000.bin", sizes)
+    (finding,) = audited(tmp_path, OFFICIAL)[1]
+    assert finding.name == "sidecar-does-not-match"
+    assert finding.factor == pytest.approx(1 if moved else 1.02, abs=5e-3)
+    assert f"document {3 if moved else 0} has" in finding.evidence
+
+
 def test_counts_of_documents_in_another_order_are_named(tmp_path: Path) -> None:
     texts = sorted(VAL, key=len)
     texts = [text.decode()[: 50 + 12 * n].encode() for n, text in enumerate(texts)]
