@@ -3,16 +3,12 @@
 import functools
 import io
 import pydoc_data.topics
-from dataclasses import replace
 from typing import Any
 
 import sentencepiece
 
-from tokgolf.eval.audit.subject import mark
 from tokgolf.tokenizers import Tokenizer, build_tokenizer, from_asset
 from tokgolf.tokenizers.foreign import foreign_asset
-from tokgolf.tokenizers.pack_sentencepiece import read_model
-from tokgolf.tokenizers.sentencepiece_bpe import SPACE, model_file
 
 # The challenge's trainer, then what each variant changes of it.
 _OFFICIAL: dict[str, Any] = {
@@ -41,7 +37,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "dummy prefix": {"add_dummy_prefix": True},
     "unigram": {"model_type": "unigram"},
     "casefold": {"normalization_rule_name": "nmt_nfkc_cf"},
-    "caseops": {"user_defined_symbols": ["\ue001", "\ue002", "\ue003", "\ue004"]},
 }
 
 
@@ -55,16 +50,8 @@ def documents() -> tuple[bytes, ...]:
 @functools.cache
 def model(variant: str = "official") -> bytes:
     """The `.model` file of a variant."""
-    if variant.startswith("no space"):  # nothing can make the trainer leave U+2581 out
-        original = read_model(model(variant.partition(", ")[2] or "official"))
-        pieces = [
-            (sort, b"\xee\x80\x90" if piece == SPACE else piece, score)
-            for sort, piece, score in original.pieces
-        ]
-        return model_file(replace(original, pieces=pieces))
     file = io.BytesIO()
-    texts = [mark(text) if variant == "caseops" else text for text in documents()]
-    lines = [line for text in texts for line in text.decode().splitlines() if line]
+    lines = [line for text in documents() for line in text.decode().splitlines() if line]
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(lines), model_writer=file, **(_OFFICIAL | VARIANTS[variant])
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from official_support import documents
+from audit_support import documents
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from tokgolf.errors import TokenizerError

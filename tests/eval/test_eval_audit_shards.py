@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from audit_support import built, documents, imported
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from official_support import built, documents, imported
 
 from tokgolf.corpora import write_shard
 from tokgolf.errors import CorpusError

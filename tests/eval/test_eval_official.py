@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import sentencepiece
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from official_support import built, documents, imported, model
 
@@ -143,7 +143,6 @@ def test_raw_and_normalised_documents_give_one_stream(every: Any, name: str) -> 
 
 @pytest.mark.parametrize("variant", ["official", "dummy prefix"])
 @given(texts=st.lists(TEXT, max_size=4))
-@example(texts=["\ufb01\u0301"])
 @settings(deadline=None)
 def test_a_normalising_model_gets_the_text_as_it_is(variant: str, texts: list[str]) -> None:
     engine = sentencepiece.SentencePieceProcessor(model_proto=model(variant))
