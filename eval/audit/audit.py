@@ -1,5 +1,6 @@
 """The audit: files in, a report out. What a file is shows in its name and first bytes."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -232,12 +233,13 @@ def _reference(
         )
     if not usage or not own_corpus:
         return None
-    same = claim.targets is not None and abs(claim.targets / usage.targets - 1) < OTHER_TEXT
+    # Far more targets than the corpus has are those of a longer text that it is a sample of.
+    scored = (claim.targets or math.inf) / usage.targets
     return Reference(
         name=corpus.name,
         bytes_per_token=usage.bytes_per_token,
-        targets=usage.targets if same else None,
-        tolerance=SAME_TEXT if same else OTHER_TEXT,
+        targets=usage.targets if scored < 1.5 else None,
+        tolerance=min(OTHER_TEXT, SAME_TEXT + abs(scored - 1)),
         counted=counted,
     )
 

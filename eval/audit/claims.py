@@ -22,6 +22,7 @@ from tokgolf.eval.audit.findings import ERROR, Finding
 # #1314, #1804, #2086 agree).
 CHALLENGE_BYTES = 151_080_891
 SAME_TEXT = 1e-3  # windows cut at the end differ by less
+WINDOW = 4096  # up to so many targets may be cut off at the end
 OTHER_TEXT = 0.02  # 2.5 MB of the validation text differ from all of it by 1.2 % (SP1024)
 MAX_BYTES = 1 << 26
 MAX_TARGETS = 1 << 30
@@ -221,7 +222,7 @@ def _contradictions(claim: Claim) -> list[Finding]:
 def _how_many(targets: int, reference: Reference) -> list[Finding]:
     """Whether as many targets are scored as there are; the end may be cut to whole windows."""
     there = reference.targets or 0
-    if there * (1 - SAME_TEXT) <= targets <= there + 1:
+    if there - max(WINDOW, SAME_TEXT * there) <= targets <= there + 1:
         return []
     more = targets > there
     return [

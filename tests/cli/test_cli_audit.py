@@ -152,6 +152,22 @@ def test_a_claim_is_held_against_a_corpus_only_if_one_is_given(call: Call, folde
 
 
 @pytest.mark.parametrize(
+    ("targets", "names"),
+    [(5_999, []), (6_001, ["scored-twice"]), (600, ["scored-in-part"]), (60_000, [])],
+)
+def test_a_count_of_targets_is_held_against_the_corpus(
+    targets: int, names: list[str], folder: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "text.txt"
+    path.write_bytes(b"x" * 5_999)
+    save_tokenizer(build_tokenizer("byte", [], None), tmp_path / "byte.tok")
+    bpb = 2.0 / np.log(2)
+    claim = Claim(pairs=[pair("final", "2.0000000", f"{bpb:.7f}")], targets=targets)
+    report = run_audit([tmp_path / "byte.tok"], corpus=open_corpus(str(path)), claim=claim)
+    assert [finding.name for finding in report.findings] == names
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([], "there is nothing to audit"),

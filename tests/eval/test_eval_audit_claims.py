@@ -116,7 +116,8 @@ def test_bytes_that_are_not_the_pair_s_contradict_it() -> None:
     [
         (100_000, []),
         (100_001, []),  # the tokens, of which the first is no target
-        (99_950, []),  # cut to whole windows
+        (96_256, []),  # cut to whole windows
+        (95_000, ["scored-in-part"]),
         (102_000, ["scored-twice"]),
         (30_000, ["scored-in-part"]),
     ],
@@ -165,14 +166,16 @@ def test_a_submission_is_read_with_its_seeds(tmp_path: Path) -> None:
             "42": {"val_loss": 2.31944212, "val_bpb": 1.05989454, "steps": 4945},
             "0": {"val_loss": 2.32239991, "val_bpb": 1.06124613},
         },
-        "pre_quant_val_loss": "not a number",
+        "pre_quant_val_loss": 2.3,
+        "pre_quant_val_bpb": 1.05101,
+        "other_loss": "not a number",
         "name": "x",
     }
     path = tmp_path / "submission.json"
     path.write_text(json.dumps(values))
     claim = read_claim(path)
     assert [p.label for p in claim.pairs] == [
-        "seed_results.42.val_bpb", "seed_results.0.val_bpb", "val_bpb",
+        "seed_results.42.val_bpb", "seed_results.0.val_bpb", "pre_quant_val_bpb", "val_bpb",
     ]  # fmt: skip
     assert claim.pairs[-1].bytes_per_token == pytest.approx(3.1572, abs=1e-4)
     assert names(claim) == []
