@@ -8,7 +8,13 @@ from typing import Any
 
 from tokgolf.corpora import Corpus
 from tokgolf.errors import ConfigError, TokenizerError, TokgolfError
-from tokgolf.eval.audit.accounting import Usage, accounting_findings, measure, table_findings
+from tokgolf.eval.audit.accounting import (
+    TABLE_NAMES,
+    Usage,
+    accounting_findings,
+    measure,
+    table_findings,
+)
 from tokgolf.eval.audit.claims import (
     CHALLENGE_BYTES,
     OTHER_TEXT,
@@ -88,9 +94,12 @@ def audit(
         report.facts["shards"] = facts
         report.findings += found
         if "val_bytes" in facts and not any(f.name == "sidecar-does-not-match" for f in found):
-            report.findings = [_beside_a_sidecar(finding) for finding in report.findings]
+            _not_used(report, 0, "the byte counts beside the shards are right")
     if claim is not None:
-        _claim(report, claim, _reference(corpus, own_corpus, challenge, claim, usage, report))
+        reference = _reference(corpus, own_corpus, challenge, claim, usage, report)
+        right = _claim(report, claim, reference)
+        if reference is not None and right and not given.tables:
+            _not_used(report, reference.tolerance, "the claim counts the bytes of the text")
     return report
 
 
@@ -185,12 +194,17 @@ def _tokenizer(report: Report, name: str, subject: Subject, corpus: Corpus) -> U
     return usage
 
 
-def _beside_a_sidecar(finding: Finding) -> Finding:
-    """Marks that a table counts do no harm where the bytes come from a sidecar that is right."""
-    if finding.name != "case-marks-counted":
-        return finding
-    evidence = f"{finding.evidence}; but the byte counts beside the shards are right"
-    return replace(finding, severity=WARNING, evidence=evidence)
+def _not_used(report: Report, slack: float, why: str) -> None:
+    """What the plain table would count wrong does no harm where the bytes are right without it.
+
+    That shows only of a factor further from 1 than `slack`.
+    """
+    report.findings = [
+        replace(each, severity=WARNING, evidence=f"{each.evidence}; but {why}")
+        if each.name in TABLE_NAMES and each.factor is not None and abs(each.factor - 1) > slack
+        else each
+        for each in report.findings
+    ]
 
 
 def _said_of(name: str, findings: list[Finding], several: bool) -> list[Finding]:
@@ -244,8 +258,8 @@ def _reference(
     )
 
 
-def _claim(report: Report, claim: Claim, reference: Reference | None) -> None:
-    """Add what is to be said of a claim."""
+def _claim(report: Report, claim: Claim, reference: Reference | None) -> bool:
+    """Add what is to be said of a claim; whether nothing is."""
     found = claim_findings(claim, reference)
     report.findings += found
     facts: dict[str, Any] = {"pairs": len(claim.pairs), "targets": claim.targets}
@@ -267,3 +281,4 @@ def _claim(report: Report, claim: Claim, reference: Reference | None) -> None:
                 "corrected_bpb": corrected(final, reference) if off else final.bpb,
             }
     report.facts["claim"] = facts
+    return not found

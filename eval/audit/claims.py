@@ -23,7 +23,7 @@ from tokgolf.eval.audit.findings import ERROR, Finding
 CHALLENGE_BYTES = 151_080_891
 SAME_TEXT = 1e-3  # windows cut at the end differ by less
 WINDOW = 4096  # up to so many targets may be cut off at the end
-OTHER_TEXT = 0.02  # 2.5 MB of the validation text differ from all of it by 1.2 % (SP1024)
+OTHER_TEXT = 0.025  # 2.5 MB of the validation text differ from all of it by 1.0 to 1.9 %
 MAX_BYTES = 1 << 26
 MAX_TARGETS = 1 << 30
 _PAIR = re.compile(r"val_loss:\s*([0-9.]+)\s+val_bpb:\s*([0-9.]+)")

@@ -151,6 +151,21 @@ def test_a_claim_is_held_against_a_corpus_only_if_one_is_given(call: Call, folde
     assert code == 1 and "bytes counted / true bytes" in out
 
 
+def test_a_right_claim_shows_that_a_wrong_table_was_not_used(call: Call, folder: Path) -> None:
+    given = folder / "suffix.model", "--corpus", folder / "text.jsonl"
+    _, out, _ = call(*given, "--json")
+    facts = json.loads(out)["tokenizers"]["suffix.model"]
+    true = 2.0 / np.log(2) / facts["bytes_per_token"]
+    for bpb, right in ((true, True), (true / facts["factor"], False)):
+        claim = "--val-loss", "2.000000", "--val-bpb", f"{bpb:.6f}"
+        code, out, _ = call(*given, *claim, "--json")
+        assert (code == 0) is right
+        assert json.loads(out)["errors"] == (
+            [] if right else ["space-at-piece-end", "bytes-inflated"]
+        )
+    assert "as the table counts" in out
+
+
 @pytest.mark.parametrize(
     ("targets", "names"),
     [(5_999, []), (6_001, ["scored-twice"]), (600, ["scored-in-part"]), (60_000, [])],
