@@ -235,6 +235,7 @@ def _reference(
             targets=None,
             tolerance=SAME_TEXT,
             counted=counted,
+            whole=True,
         )
     if shards.get("val_bytes"):
         targets = shards["val_tokens"] - 1

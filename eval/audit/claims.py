@@ -22,6 +22,8 @@ from tokgolf.eval.audit.findings import ERROR, Finding
 # #1314, #1804, #2086 agree).
 CHALLENGE_BYTES = 151_080_891
 SAME_TEXT = 1e-3  # windows cut at the end differ by less
+MAX_BYTES_A_TOKEN = 16
+PART = 0.9  # with fewer bytes than that of the whole text, it is rather not all there
 WINDOW = 4096  # up to so many targets may be cut off at the end
 OTHER_TEXT = 0.025  # 2.5 MB of the validation text differ from all of it by 1.0 to 1.9 %
 MAX_BYTES = 1 << 26
@@ -68,6 +70,8 @@ class Reference:
     tolerance: float
     counted: float = 1.0
     """The factor of the tokenizer's table on that text."""
+    whole: bool = False
+    """Whether its bytes a token are those of the whole text over the claim's own targets."""
 
 
 def pair(label: str, loss: float | str, bpb: float | str) -> Pair:
@@ -165,12 +169,21 @@ def _explained(final: Pair, ratio: float, reference: Reference) -> Finding:
         "bits-a-token": 1 / per_token,
     }
     name = min(known, key=lambda each: abs(math.log(ratio / known[each])))
-    if abs(ratio / known[name] - 1) > reference.tolerance + final.slack:
+    small = reference.whole and per_token > MAX_BYTES_A_TOKEN  # so is any ratio
+    if small or abs(ratio / known[name] - 1) > reference.tolerance + final.slack:
         name = "bytes-inflated" if ratio > 1 else "bytes-deflated"
     evidence = (
         f"{final.label}: {final.loss:g} nats a token and {final.bpb:g} bpb make "
         f"{final.bytes_per_token:.4f} bytes a token; {reference.name} has {per_token:.4f}"
     )
+    if reference.whole and name == "bytes-deflated" and ratio < PART:
+        return Finding(
+            name="scored-in-part",
+            severity=ERROR,
+            evidence=f"{evidence}: the targets make {100 * ratio:.3g} % of it",
+            factor=None,
+            advice="score the whole text",
+        )
     if reference.counted != 1 and abs(ratio / reference.counted - 1) <= reference.tolerance:
         evidence += f", times {reference.counted:.4f} as the table counts"
     return Finding(

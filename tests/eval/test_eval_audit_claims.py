@@ -127,6 +127,16 @@ def test_a_count_of_targets_is_held_against_the_text(targets: int, expected: lis
     assert names(claim, reference(targets=100_000)) == expected
 
 
+def test_a_part_of_the_whole_text_is_no_slip_in_counting() -> None:
+    claim = claimed(2.0, 2.0 / LN2 / 2.4359, targets=9_662_464)
+    whole = reference(151_080_891 / 9_662_464, tolerance=SAME_TEXT, whole=True)
+    (finding,) = claim_findings(claim, whole)
+    assert finding.name == "scored-in-part" and "15.6 % of it" in finding.evidence
+    of_bytes = claimed(1.0, 1.0 / LN2, targets=100_000)
+    whole = reference(1510.8, tolerance=SAME_TEXT, whole=True)
+    assert names(of_bytes, whole) == ["scored-in-part"]
+
+
 def naive_windows(targets: int, length: int, stride: int) -> list[tuple[int, int]]:
     """Sliding windows without the rule for the tail: each pays for its last `stride` targets."""
     spans = []

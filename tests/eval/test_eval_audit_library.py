@@ -111,6 +111,12 @@ def test_what_a_file_does_to_a_text_is_named(make: Callable[[], Tokenizer], name
     assert errors(library_subject(make().to_str().encode())) == names
 
 
+def test_a_space_that_is_only_put_first_is_not_missed() -> None:
+    subject = library_subject(llama().to_str().encode())
+    texts = [text.encode() for text in TEXTS]
+    assert accounting_findings(subject, measure(subject, texts), "text") == []
+
+
 def test_a_byte_level_file_is_the_same_read_either_way(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     path.write_text(plain().to_str())
