@@ -28,8 +28,8 @@ WINDOW = 4096  # up to so many targets may be cut off at the end
 OTHER_TEXT = 0.025  # 2.5 MB of the validation text differ from all of it by 1.0 to 1.9 %
 MAX_BYTES = 1 << 26
 MAX_TARGETS = 1 << 30
-_PAIR = re.compile(r"val_loss:\s*([0-9.]+)\s+val_bpb:\s*([0-9.]+)")
-_TOKENS = re.compile(r"(?:val_tokens:\s*|val_loader\b.*?\btokens:)(\d+)")
+_PAIR = re.compile(r"val_loss:\s*([0-9.]{1,40})\s+val_bpb:\s*([0-9.]{1,40})")
+_TOKENS = re.compile(r"(?:val_tokens:\s*|val_loader\b.{0,400}?\btokens:)(\d+)")
 _TOKEN_KEYS = ("scored_tokens", "targets", "val_tokens", "tokens")
 _BYTE_KEYS = ("scored_bytes", "val_bytes", "bytes")
 
@@ -81,7 +81,7 @@ def pair(label: str, loss: float | str, bpb: float | str) -> Pair:
     except (ValueError, OverflowError):
         values = math.nan, math.nan
     if not all(math.isfinite(value) and value > 0 for value in values):
-        raise ConfigError(f"{label} is val_loss {loss}, val_bpb {bpb}; both are numbers above 0")
+        raise ConfigError(f"{label} is val_loss {loss!s:.40}, val_bpb {bpb!s:.40}; both are numbers above 0")
     slack = sum(
         _rounding(str(text)) / value for text, value in zip((loss, bpb), values, strict=True)
     )

@@ -22,8 +22,9 @@ from tokgolf.eval.audit.findings import ERROR, WARNING, Finding, shown
 from tokgolf.eval.audit.lossless import loss_of
 from tokgolf.eval.audit.subject import Subject
 
-# Web text holds some documents twice. Up to this share of the documents is only a warning.
-OWN_DUPLICATES = 0.001
+# Web text holds some documents twice. Up to this share of the documents is only a warning, unless
+# they are in the same order too.
+OWN_DUPLICATES = 0.01
 RUN = 3  # so many documents in the same order are no chance
 _SAMPLE = 256  # documents that are encoded again
 _LETTERS = 2000  # so many in lower case without a capital are no chance
@@ -124,16 +125,24 @@ class Digests:
 
 
 def _repeated(digests: Digests, role: str) -> list[Finding]:
-    values = digests.values[digests.values != digests.empty]
-    again = len(values) - len(np.unique(values))
+    """Documents that were there before; in the same order they were written more than once."""
+    first: dict[int, int] = {}
+    places = []
+    for number, value in enumerate(digests.values.tolist()):
+        seen = value in first and value != digests.empty
+        places.append(first[value] if seen else -1)
+        first.setdefault(value, number)
+    again = sum(place >= 0 for place in places)
     if not again:
         return []
-    share = again / len(values)
+    run, _, number = longest_run(places)
+    order = f"; {run:,} of them in order, from document {number - run + 1:,}" if run >= RUN else ""
+    severe = run >= RUN or again > OWN_DUPLICATES * len(places)
     return [
         Finding(
             name="documents-repeated",
-            severity=ERROR if share > OWN_DUPLICATES else WARNING,
-            evidence=f"{again:,} of {len(values):,} documents of {role} were there before",
+            severity=ERROR if severe else WARNING,
+            evidence=f"{again:,} of {len(places):,} documents of {role} were there before{order}",
             factor=None,
             advice="write each document once; web text has few of its own",
         )
@@ -143,27 +152,18 @@ def _repeated(digests: Digests, role: str) -> list[Finding]:
 def _overlap(val: Digests, train: Digests) -> list[Finding]:
     """Documents of val among those of train; in the same order they were never held out."""
     place = {value: n for n, value in enumerate(val.values.tolist()) if value != val.empty}
-    shared: set[int] = set()
-    best = run = 0
-    best_end, before = (0, 0), -2
-    for number, value in enumerate(train.values.tolist()):
-        at = place.get(value, -2)
-        if at >= 0:
-            shared.add(at)
-        run = run + 1 if at == before + 1 and at > 0 and run else int(at >= 0)
-        if run > best:
-            best, best_end = run, (at, number)
-        before = at
+    places = [place.get(value, -1) for value in train.values.tolist()]
+    shared = {*places} - {-1}
     if not shared:
         return []
-    last, number = best_end
+    run, last, number = longest_run(places)
     order = (
-        f"; documents {last - best + 1:,} to {last:,} of val follow each other in train from "
-        f"document {number - best + 1:,}"
-        if best >= RUN
+        f"; documents {last - run + 1:,} to {last:,} of val follow each other in train from "
+        f"document {number - run + 1:,}"
+        if run >= RUN
         else f"; the first is document {min(shared):,}"
     )
-    severe = best >= RUN or len(shared) > OWN_DUPLICATES * val.documents
+    severe = run >= RUN or len(shared) > OWN_DUPLICATES * val.documents
     return [
         Finding(
             name="val-documents-in-train",
@@ -173,6 +173,20 @@ def _overlap(val: Digests, train: Digests) -> list[Finding]:
             advice="hold out the same documents when tokenizing train as when tokenizing val",
         )
     ]
+
+
+def longest_run(places: list[int]) -> tuple[int, int, int]:
+    """The longest run of places that count up by one: its length, last place, and where it ends.
+
+    -1 is no place. [7, 4, 5, 6, -1] -> (3, 6, 3)
+    """
+    best = (0, 0, 0)
+    run, before = 0, -1
+    for number, place in enumerate(places):
+        run = run + 1 if run and place == before + 1 else int(place >= 0)
+        best = max(best, (run, place, number), key=lambda each: each[0])
+        before = place
+    return best
 
 
 def _outside(shards: ShardSet, subject: Subject) -> list[Finding]:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tokgolf.corpora import write_shard
 from tokgolf.errors import CorpusError
 from tokgolf.eval.audit.findings import ERROR, WARNING, Finding
-from tokgolf.eval.audit.shards import ShardSet, audit_shards, documents_of
+from tokgolf.eval.audit.shards import ShardSet, audit_shards, documents_of, longest_run
 from tokgolf.eval.audit.subject import MARKS, Subject, mark, subject_of
 from tokgolf.eval.official import token_stream
 from tokgolf.tokenizers import Tokenizer
@@ -119,6 +119,27 @@ def test_jobs_that_each_wrote_the_first_documents_are_named(tmp_path: Path) -> N
     (finding,) = audited(tmp_path)[1]
     assert (finding.name, finding.severity) == ("documents-repeated", ERROR)
     assert "90 of 120 documents of val" in finding.evidence
+
+
+def test_a_few_repeated_documents_are_a_warning_and_a_few_in_order_are_not(tmp_path: Path) -> None:
+    texts = [b"document number %d" % n for n in range(600)]
+    write(tmp_path, "val", [*texts, texts[9], texts[5], texts[7]])
+    (finding,) = audited(tmp_path)[1]
+    assert (finding.name, finding.severity) == ("documents-repeated", WARNING)
+    write(tmp_path, "val", [*texts, *texts[5:9]])
+    (finding,) = audited(tmp_path)[1]
+    assert (finding.name, finding.severity) == ("documents-repeated", ERROR)
+    assert "4 of them in order, from document 600" in finding.evidence
+
+
+@given(st.lists(st.integers(-1, 4), max_size=12))
+def test_the_longest_run_is_the_longest_of_all(places: list[int]) -> None:
+    spans = [places[a:b] for a in range(len(places)) for b in range(a + 1, len(places) + 1)]
+    runs = [span for span in spans if span[0] >= 0 and span == [*range(span[0], span[-1] + 1)]]
+    length, last, number = longest_run(places)
+    assert length == max(map(len, runs), default=0)
+    if length:
+        assert places[number - length + 1 : number + 1] == [*range(last - length + 1, last + 1)]
 
 
 # --- against the tokenizer and the corpus
