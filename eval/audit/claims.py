@@ -81,7 +81,9 @@ def pair(label: str, loss: float | str, bpb: float | str) -> Pair:
     except (ValueError, OverflowError):
         values = math.nan, math.nan
     if not all(math.isfinite(value) and value > 0 for value in values):
-        raise ConfigError(f"{label} is val_loss {loss!s:.40}, val_bpb {bpb!s:.40}; both are numbers above 0")
+        raise ConfigError(
+            f"{label} is val_loss {loss!s:.40}, val_bpb {bpb!s:.40}; both are numbers above 0"
+        )
     slack = sum(
         _rounding(str(text)) / value for text, value in zip((loss, bpb), values, strict=True)
     )
