@@ -32,6 +32,7 @@ LAYERS: list[set[str]] = [
         "pipeline",
         "inspection",
         "treemap",
+        "comparisonplot",
         "cost",
         "headtable",
         "__main__",

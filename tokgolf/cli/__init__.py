@@ -12,6 +12,7 @@ import click
 from tokgolf import __version__
 from tokgolf.cli import (
     audit,
+    compare,
     convert,
     corpus,
     cost,
@@ -50,6 +51,7 @@ for command in (
     export.export,
     score.score,
     audit.audit,
+    compare.compare,
     inspect.inspect,
 ):
     cli.add_command(command)
