@@ -86,18 +86,20 @@ def golf(
     before, after = scores
     save_score(after, run / "score.json")
     say(f"score     {after.bpb:.4f} bits per byte ({before.bpb:.4f} before export)")
-    others = baselines(held_out)
+    others = baselines(held_out, tokenizer, compress=True).as_dict()
     say(
-        f"compare   xz -9e {others.xz_bpb:.4f}, PPMd order {others.ppmd_order} "
-        f"{others.ppmd_bpb:.4f} bits per byte"
+        f"compare   xz -9e {others['xz_bpb']:.4f}, zstd -19 {others['zstd_bpb']:.4f}, brotli -11 "
+        f"{others['brotli_bpb']:.4f}, PPMd order {others['ppmd_order']} {others['ppmd_bpb']:.4f}, "
+        f"unigram tokens {others['unigram_token_bpb']:.4f} bits per byte"
     )
     return merged(
         after.as_dict(),
         {
             "bpb_before_export": before.bpb,
             "cap": cap,
-            "xz_bpb": others.xz_bpb,
-            "ppmd_bpb": others.ppmd_bpb,
+            "xz_bpb": others["xz_bpb"],
+            "ppmd_bpb": others["ppmd_bpb"],
+            "baselines": others,
             "seconds": time.perf_counter() - began,
             "head": config.head["name"],
             "vocab_size": tokenizer.vocab_size,

@@ -467,6 +467,9 @@ def test_golf_ends_with_one_json_line(call: Call, data: Path, tmp_path: Path) ->
     assert 0 < values["artifact_bytes"] <= values["cap"]
     for key in ("bpb", "bpb_before_export", "xz_bpb", "ppmd_bpb", "seconds"):
         assert values[key] > 0
+    assert (
+        values["baselines"]["xz_bpb"] == values["xz_bpb"] and min(values["baselines"].values()) > 0
+    )
     assert values["bpb"] == pytest.approx(values["bpb_before_export"], rel=0.1)
     assert all(values["invariants"].values())
     stages = ["corpus", "tokenizer", "training", "export", "score", "compare"]
