@@ -8,7 +8,7 @@ Differences are candidate less reference, in bits per byte: below zero, the cand
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
@@ -25,6 +25,8 @@ from tokgolf.eval.statistics import TTest, paired, ratio_interval, welch
 RULE_NATS = 0.005
 RULE_P = 0.01
 FEW_DOCUMENTS = 30  # below, a 95 % interval covers the truth in some 90 %: see ratio_interval
+
+NO_PART = {"time_budget"}  # of a protocol: a score that was in time is the same without it
 
 Test = Literal["auto", "paired", "welch"]
 
@@ -309,8 +311,15 @@ def _check_comparable(scores: Sequence[SavedScore], across_protocols: bool) -> N
 
 
 def protocol_differences(a: SavedScore, b: SavedScore) -> Iterator[str]:
-    """What differs between two scores' protocols: "stride 64 and 128"."""
-    for key in sorted(a.protocol.keys() | b.protocol.keys()):
-        one, other = a.protocol.get(key), b.protocol.get(key)
-        if one != other:
-            yield f"{key} {one} and {other}"
+    """What differs between two scores' protocols: "stride 64 and 128", "adapt.lr 0.1 and 0.2"."""
+    yield from _differences(a.protocol, b.protocol, "")
+
+
+def _differences(a: Mapping[str, Any], b: Mapping[str, Any], where: str) -> Iterator[str]:
+    for key in sorted((a.keys() | b.keys()) - NO_PART):
+        one, other = a.get(key), b.get(key)
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            yield from _differences(one, other, f"{where}{key}.")
+        elif one != other:
+            names = (x.get("kind", x) if isinstance(x, Mapping) else x for x in (one, other))
+            yield where + key + " " + " and ".join(map(str, names))

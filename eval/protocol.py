@@ -10,6 +10,7 @@ from typing import Any, Literal
 from tokgolf.artifact.load import MAX_ROTARY
 from tokgolf.config import TrunkConfig, check_positive
 from tokgolf.errors import ConfigError, ScoreError
+from tokgolf.eval.adapt import AdaptConfig
 
 Mode = Literal["raw", "official"]
 Context = Literal["document", "stream"]
@@ -31,7 +32,8 @@ class Protocol:
     needs no weights, as rotary tables can be computed to any length. `stride` is how far windows
     are apart; 0: disjoint. `precision` "bf16" is an estimate, and never the score.
     `time_budget` is in seconds, for all that scoring takes once the model is read, checks included;
-    a score that takes longer is refused.
+    a score that takes longer is refused. `adapt` is how the model learns from what is scored, if
+    it does: in fp32, from documents as they are.
     """
 
     mode: Mode = "raw"
@@ -40,12 +42,18 @@ class Protocol:
     stride: int = 0
     precision: Precision = "fp32"
     time_budget: float | None = None
+    adapt: AdaptConfig | None = None
 
     def __post_init__(self) -> None:
         if self.mode == "official" and self.context != "stream":
             raise ConfigError(
                 "the official mode scores one stream of all documents; it has no context "
                 f"{self.context!r}"
+            )
+        if self.adapt is not None and (self.context, self.precision) != ("document", "fp32"):
+            raise ConfigError(
+                f"adaptation is of documents, each with its own context, in fp32; this is of the "
+                f"context {self.context!r} in {self.precision}"
             )
         if self.window is not None:
             check_positive(self, "window")

@@ -23,6 +23,7 @@ from tokgolf.artifact.load import Artifact, decode_artifact, load_artifact
 from tokgolf.corpora import Corpus, check_disjoint, read_digests
 from tokgolf.errors import ConfigError, ScoreError
 from tokgolf.eval.contexts import widened
+from tokgolf.eval.adapt import adapted_nats
 from tokgolf.eval.invariants import Results, Scorer
 from tokgolf.eval.official_score import official_documents, official_scorer
 from tokgolf.eval.protocol import Clock, Protocol
@@ -254,6 +255,17 @@ def scorer_of(
     def nats(
         encoder: Encoder, documents: Iterable[bytes], observe: Observer
     ) -> Iterator[tuple[bytes, Nats]]:
+        if protocol.adapt is not None:
+            return adapted_nats(
+                model,
+                encoder,
+                documents,
+                config=protocol.adapt,
+                window=protocol.window or 0,
+                stride=protocol.stride,
+                batch_tokens=batch_tokens,
+                observe=in_time(clock, observe),
+            )
         return document_nats(
             model,
             encoder,

@@ -105,10 +105,11 @@ class Witness:
 
 
 def causality(model: LanguageModel, protocol: Protocol) -> Causality:
-    """A probe of text that takes two windows at least."""
+    """A probe of text that takes two windows at least, and of what adapts two chunks."""
     window = protocol.window or 0
     if protocol.mode == "official":
         return Causality(
             model, length=2 * window + 1, scored=lambda targets: scored_targets(targets, window)
         )
-    return Causality(model, length=window + max(1, min(protocol.stride, window // 8)))
+    reach = max(window, protocol.adapt.chunk if protocol.adapt else 0)
+    return Causality(model, length=reach + max(1, min(protocol.stride, window // 8)))

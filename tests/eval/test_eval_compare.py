@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokgolf.errors import ConfigError, ScoreError
-from tokgolf.eval.compare import Comparison, compare
+from tokgolf.eval.compare import Comparison, compare, protocol_differences
 from tokgolf.eval.exchange import Exchange, falling_hull, read_exchange
 from tokgolf.eval.saved import SavedScore, read_score
 
@@ -154,6 +154,10 @@ def test_runs_with_the_same_seeds_are_paired_in_whatever_order() -> None:
         ({"sizes": SIZES[::-1]}, "different document_bytes"),
         ({"tokens": TOKENS + 1}, "one tokenizer but 1,620 and 1,621 tokens"),
         ({"protocol": {"stride": 128}}, "different protocols: stride 64 and 128; .*--across-prot"),
+        (
+            {"protocol": {"stride": 64, "adapt": {"kind": "lora", "lr": 0.1}}},
+            "protocols: adapt None and lora;",
+        ),
         ({"protocol": {}}, "different protocols: stride 64 and None"),
     ],
 )
@@ -162,6 +166,14 @@ def test_scores_that_are_not_of_the_same_thing_are_refused(
 ) -> None:
     with pytest.raises(ScoreError, match=message):
         compare([A, [scored("odd", 1.19, 4, **change)]])
+
+
+def test_what_differs_within_a_part_of_the_protocol_is_named() -> None:
+    one, other = (
+        scored("x", 1.2, 1, protocol={"adapt": {"kind": "lora", "lr": lr}, "time_budget": lr})
+        for lr in (0.1, 0.2)
+    )
+    assert list(protocol_differences(one, other)) == ["adapt.lr 0.1 and 0.2"]
 
 
 def test_protocols_may_differ_where_that_is_asked_for() -> None:

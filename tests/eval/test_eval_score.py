@@ -214,7 +214,7 @@ def test_a_saved_score_is_json_with_these_keys(source: FloatModel, tmp_path: Pat
     assert found["document_tokens"] == [len(source.tokenizer.encode(data)) + 1 for data in TEXTS]
     assert found["protocol"] == {
         "mode": "raw", "context": "document", "window": 16, "stride": 16, "precision": "fp32",
-        "time_budget": None,
+        "time_budget": None, "adapt": None,
     }  # fmt: skip
     assert found["nats_per_token"] == result.total_nats / result.tokens
     assert (found["documents"], found["artifact_bytes"]) == (4, None)
