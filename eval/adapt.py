@@ -34,7 +34,8 @@ from tokgolf.eval.adapters import (
     own_tensors,
     padded,
 )
-from tokgolf.eval.scorer import BATCH_TOKENS, Encoder, Nats, Observer, widened
+from tokgolf.eval.contexts import widened
+from tokgolf.eval.scorer import BATCH_TOKENS, Encoder, Nats, Observer
 from tokgolf.model import LanguageModel
 
 Kind = Literal["lora", "online"]
