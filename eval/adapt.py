@@ -7,8 +7,8 @@ order, and an adapter is handed copies of tokens whose nats are written, never t
                Nothing is learned from a document's last chunk, as nothing of it is left to score.
     "online"   one adapter goes through the corpus in order and learns from all that is scored.
 
-A chunk's windows are those of the plain scorer, but none reaches over a chunk's end, so that with
-`chunk` below the stride it is the chunk that says how far windows are apart.
+The windows are those of the plain scorer. With "lora" none reaches over a chunk's end, so that with
+a chunk shorter than the stride it is the chunk that says how far windows are apart.
 """
 
 import math
@@ -39,6 +39,7 @@ from tokgolf.eval.scorer import BATCH_TOKENS, Encoder, Nats, Observer
 from tokgolf.model import LanguageModel
 
 Kind = Literal["lora", "online"]
+ADAPT_MODULES = ("tokgolf.eval.adapt",)  # what an adapted score needs, and its artifact pays for
 MOST_LOGITS = 1 << 25  # values of ln p in one batch: 128 MB
 LOOKAHEAD = 8  # documents for each that is being scored, so that short ones fill the slots
 
@@ -47,7 +48,8 @@ LOOKAHEAD = 8  # documents for each that is being scored, so that short ones fil
 class AdaptConfig:
     """How a model adapts while it is scored.
 
-    `chunk` is how many tokens are scored between two updates. With `rank` above 0 the adapter is a
+    `chunk` is how many tokens are scored between two updates; with kind "online" at least so many,
+    in whole windows. With `rank` above 0 the adapter is a
     low-rank delta of the trunk's linear maps named in `targets` by the end of their name ("query",
     "mlp.up"), and of the logits' bias if "bias" is among them; with 0 it is the model's own tensors
     of the kinds in `targets` ("table", "matrix", "vector"), for kind "online" alone. `steps` are
@@ -235,6 +237,20 @@ def _records(
     yield from flushed()
 
 
+Span = tuple[int, WriteOnce, int, int]
+"""A slot, its document, and targets of it: from, to."""
+
+
+def _merged(spans: Sequence[Span]) -> list[Span]:
+    """Spans that follow on each other in one document as one, so that it is learned from once."""
+    found: list[Span] = []
+    for slot, record, begin, stop in spans:
+        if found and found[-1][1] is record and found[-1][3] == begin:
+            begin = found.pop()[2]
+        found.append((slot, record, begin, stop))
+    return found
+
+
 @dataclass(frozen=True)
 class _Scorer:
     """The two orders of scoring and learning."""
@@ -280,28 +296,25 @@ class _Scorer:
     def running(
         self, adapter: Adapter, records: Iterator[tuple[bytes, WriteOnce]]
     ) -> Iterator[tuple[bytes, Nats]]:
-        """Documents in order; a chunk may be part of one or several of them."""
-        spans: list[tuple[int, WriteOnce, int, int]] = []
+        """Documents in order; a chunk is of whole windows, of one document or several."""
+        spans: list[Span] = []
         whole: list[tuple[bytes, WriteOnce]] = []  # end in the present chunk
-        room = self.config.chunk
+        paid = 0
         for data, record in records:
-            begin = 0
-            while begin < len(record):
-                stop = min(len(record), begin + room)
-                spans.append((0, record, begin, stop))
-                room -= stop - begin
-                begin = stop
-                if begin == len(record):
+            for _, first, end in pieces(0, len(record), self.length, self.stride):
+                spans.append((0, record, first, end))
+                paid += end - first
+                if end == len(record):
                     whole.append((data, record))
-                if not room:
+                if paid >= self.config.chunk:
                     self._score(adapter, spans)
                     yield from ((done, each.nats) for done, each in whole)
-                    self._learn(adapter, spans)
-                    spans, whole, room = [], [], self.config.chunk
+                    self._learn(adapter, _merged(spans))
+                    spans, whole, paid = [], [], 0
         self._score(adapter, spans)
         yield from ((done, each.nats) for done, each in whole)
 
-    def _score(self, adapter: Adapter, spans: Sequence[tuple[int, WriteOnce, int, int]]) -> None:
+    def _score(self, adapter: Adapter, spans: Sequence[Span]) -> None:
         """Fix the nats of spans of documents with the adapter as it is."""
         windows = [
             (slot, record, *window)
@@ -341,7 +354,7 @@ class _Scorer:
         for row, part in zip(rows, np.split(values, ends[:-1]), strict=True):
             nats[row] = part
 
-    def _learn(self, adapter: Adapter, spans: Sequence[tuple[int, WriteOnce, int, int]]) -> None:
+    def _learn(self, adapter: Adapter, spans: Sequence[Span]) -> None:
         """Hand an adapter copies of what is scored, in windows as long as can be."""
         lessons = [
             (slot, record.lesson(*window))

@@ -10,15 +10,19 @@ import lzma
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tokgolf.corpora import Corpus
+from tokgolf.corpora import Corpus, Document
+from tokgolf.eval.official import normalise
 from tokgolf.tokenizers import Tokenizer
 from tokgolf.tokenizers.statistics import batches
+
+if TYPE_CHECKING:
+    from tokgolf.eval.score import Score
 
 PPMD_ORDERS = (4, 6, 8, 10, 12, 16)
 PPMD_MEMORY = 192 << 20
@@ -80,6 +84,21 @@ def baselines(corpus: Corpus, tokenizer: Tokenizer, *, compress: bool | None = N
     return Baselines(
         counted=counted(corpus, tokenizer), compressed=compressed(corpus) if compress else None
     )
+
+
+def with_baselines(
+    score: "Score", corpus: Corpus, tokenizer: Tokenizer, *, compress: bool | None = None
+) -> "Score":
+    """A score of that corpus with baselines of the text that it is of; `compress` as above.
+
+    In official mode that is the normalised text, its cut-off tail included.
+    """
+    if score.mode == "official":
+        as_is = corpus.source
+        corpus = replace(
+            corpus, source=lambda: (Document(d.id, normalise(d.data)) for d in as_is())
+        )
+    return replace(score, baselines=baselines(corpus, tokenizer, compress=compress).as_dict())
 
 
 def counted(corpus: Corpus, tokenizer: Tokenizer) -> Counted:

@@ -22,8 +22,8 @@ from tokgolf.artifact.checkpoint import FloatModel, exported, load_run
 from tokgolf.artifact.load import Artifact, decode_artifact, load_artifact
 from tokgolf.corpora import Corpus, check_disjoint, read_digests
 from tokgolf.errors import ConfigError, ScoreError
+from tokgolf.eval.adapt import ADAPT_MODULES, adapted_nats
 from tokgolf.eval.contexts import widened
-from tokgolf.eval.adapt import adapted_nats
 from tokgolf.eval.invariants import Results, Scorer
 from tokgolf.eval.official_score import official_documents, official_scorer
 from tokgolf.eval.protocol import Clock, Protocol
@@ -40,8 +40,9 @@ class Score:
 
     `nats` are of each document, in order; `invariants` name what was checked: True means it
     holds, None that it could not be checked; `evidence` has the numbers behind them. `protocol` has
-    the model's window and stride filled in. Lists with one entry a document are left out of
-    `as_dict`'s summary form.
+    the model's window and stride filled in. `ledger` pays for the code of adaptation, if there is
+    any. `baselines` are None until `compressors.with_baselines` puts them there. Lists with one
+    entry a document are left out of `as_dict`'s summary form.
     """
 
     corpus: str
@@ -57,6 +58,7 @@ class Score:
     seconds: float
     invariants: Results = field(default_factory=dict)
     evidence: dict[str, Any] = field(default_factory=dict)
+    baselines: dict[str, Any] | None = None
 
     @property
     def mode(self) -> str:
@@ -115,6 +117,7 @@ class Score:
             "seconds": self.seconds,
             "invariants": self.invariants,
             "evidence": self.evidence,
+            "baselines": self.baselines,
         }
         if self.mode == "official":
             result |= {"val_loss": self.nats_per_token, "val_bpb": self.bpb}
@@ -169,6 +172,7 @@ def score(
         decoded=decode_artifact(artifact.data).model if artifact else None,
     )
     clock.check()
+    beside = ADAPT_MODULES if protocol.adapt else ()
     nats: list[float] = []
     sizes: list[int] = []
     tokens: list[int] = []
@@ -195,7 +199,7 @@ def score(
                 tokenizer=source.tokenizer.fingerprint,
                 lossless=source.tokenizer.lossless,
                 artifact_sha256=artifact.sha256 if artifact else None,
-                ledger=ledger_of(artifact) if artifact else None,
+                ledger=ledger_of(artifact, beside) if artifact else None,
                 seconds=0.0,
             )
             check_invariants(result, witness)  # what fails here would only confuse the probe

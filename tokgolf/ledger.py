@@ -94,8 +94,11 @@ class Ledger:
             )
 
 
-def ledger_of(artifact: "Artifact") -> Ledger:
-    """The ledger of an artifact; the rows but for the code sum to the file's length."""
+def ledger_of(artifact: "Artifact", beside: Iterable[str] = ()) -> Ledger:
+    """The ledger of an artifact; the rows but for the code sum to the file's length.
+
+    `beside` are modules that a way of scoring needs beside those of the plain one.
+    """
     from tokgolf.artifact.sizes import sizes_of
 
     header, sections = container.unpack(artifact.data)
@@ -117,7 +120,8 @@ def ledger_of(artifact: "Artifact") -> Ledger:
         for stored, size in zip(artifact.model.stored(), sizes.tensors, strict=True)
     )
     frame = len(artifact.data) - len(asset) - sum(map(len, sections.values()))
-    modules = scoring_modules(artifact.model, artifact.tokenizer)
+    own = scoring_modules(artifact.model, artifact.tokenizer)
+    modules = closure([*own, *beside])
     ledger = ledger_from(
         tensors,
         {

@@ -1,8 +1,12 @@
 """Adapted scores against slow twins, and every way of looking ahead that adaptation could open."""
 
 import copy
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +18,7 @@ from score_support import CORPUS, TRUNK, corpus_of, source_of
 from torch import Tensor, nn
 
 from tokgolf.artifact.checkpoint import FloatModel
+from tokgolf.artifact.export import encode_artifact
 from tokgolf.errors import ConfigError, ScoreError
 from tokgolf.eval.adapt import (
     AdaptConfig,
@@ -29,7 +34,9 @@ from tokgolf.eval.protocol import Protocol
 from tokgolf.eval.score import score
 from tokgolf.eval.scorer import Nats, document_nats, windows
 from tokgolf.model import LanguageModel
+from tokgolf.quantize.rows import QuantConfig
 
+ROOT = Path(__file__).resolve().parents[2]
 WINDOW = TRUNK.sequence_length  # 16
 LORA = AdaptConfig(kind="lora", targets=["query", "mlp.out", "bias"], rank=3, chunk=8, lr=0.03)
 ONLINE = AdaptConfig(
@@ -110,8 +117,6 @@ def test_without_learning_nats_are_the_plain_scorers(
     config = replace(LORA, kind=kind, chunk=chunk)
     encoder = Replay(source.tokenizer.bos_id, list(DOCUMENTS))
     names = [Replay.name(number) for number in range(len(DOCUMENTS))]
-    if kind == "online":  # chunks end anywhere in a document, so only one that holds all is alike
-        config = replace(config, chunk=10_000)
     found = run(source.model, DOCUMENTS, config, stride=stride, make=lambda *_: Still())
     plain = document_nats(source.model, encoder, names, stride=stride)
     starts = chunk % 16 == 0 and (16 - chunk) % stride == 0
@@ -323,7 +328,10 @@ def test_an_adapter_sees_scored_text_alone_and_of_a_document_not_its_last_chunk(
             expected = {int(ends[i]) + k for i, n in enumerate(cut) for k in range(n)}
             assert closing == 0 and set(rest) == expected
         else:
-            assert len(found) == ends[-1] // config.chunk * config.chunk
+            every = np.concatenate(
+                [np.append(ids, source.tokenizer.bos_id) for ids in documents]
+            ).tolist()
+            assert every[: len(found)] == found and len(every) - len(found) < config.chunk + 3
 
 
 def test_what_an_adapter_does_to_its_lessons_changes_nothing(source: FloatModel) -> None:
@@ -371,6 +379,55 @@ def test_an_adapted_score_holds_all_invariants(source: FloatModel, config: Adapt
     assert found.bpb < plain.bpb and found.tokens == plain.tokens
     assert found.as_dict()["protocol"]["adapt"]["kind"] == config.kind
     assert found.nats == score(source, corpus, Protocol(stride=8, adapt=config)).nats
+
+
+class Peeks(LanguageModel):
+    """Gives the next token more, where it is among the inputs."""
+
+    def hidden(self, tokens: Tensor, rows: Tensor | None = None) -> Tensor:
+        hidden = super().hidden(tokens)
+        later = self.head.embed(tokens[:, 1:], tokens[:, :-1])
+        return hidden + torch.cat([later, torch.zeros_like(hidden[:, :1])], 1)
+
+
+@pytest.mark.parametrize("config", [LORA, ONLINE], ids=["lora", "online"])
+def test_a_model_that_looks_ahead_is_caught_while_it_adapts(config: AdaptConfig) -> None:
+    corpus = corpus_of([b"def f(x):\n    return x + 1\n" * 8])
+    with pytest.raises(ScoreError, match="is invalid: causal, .* failed"):
+        score(source_of(Peeks), corpus, Protocol(stride=8, adapt=config))
+
+
+ADAPTED = """
+import sys
+import torch
+from tokgolf.artifact.load import load_artifact
+from tokgolf.eval.adapt import AdaptConfig, adapted_nats
+torch.set_num_threads(1)
+artifact = load_artifact(sys.argv[1])
+config = AdaptConfig(kind="lora", targets=["query", "bias"], chunk=4)
+list(adapted_nats(artifact.model, artifact.tokenizer, [b"the cat sat on the mat"], config=config))
+print(*(name for name in sys.modules if name.split(".")[0] == "tokgolf"))
+"""
+
+
+def test_an_artifact_pays_for_the_code_that_adapts_it(source: FloatModel, tmp_path: Path) -> None:
+    artifact = encode_artifact(source, QuantConfig(method="nearest"))
+    plain = score(artifact, CORPUS, Protocol(stride=8))
+    found = score(artifact, CORPUS, Protocol(stride=8, adapt=LORA))
+    assert plain.ledger is not None and found.ledger is not None
+    assert found.ledger.full > plain.ledger.full == artifact.ledger.full
+    path = tmp_path / "model.golf"
+    path.write_bytes(artifact.data)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", ADAPTED, str(path)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TOKGOLF_ENGINE": "tokenizers"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert set(done.stdout.split()) == set(found.ledger.modules)
 
 
 def test_an_adapted_score_that_is_not_done_in_time_is_refused(source: FloatModel) -> None:

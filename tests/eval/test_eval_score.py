@@ -205,7 +205,7 @@ def test_a_saved_score_is_json_with_these_keys(source: FloatModel, tmp_path: Pat
     summary = {
         "bpb", "nats_per_token", "tokens", "bytes", "documents", "corpus", "mode", "stride",
         "corpus_sha256", "tokenizer", "artifact_sha256", "artifact_bytes", "asset_bytes",
-        "seconds", "invariants", "protocol", "estimate", "lossless", "evidence",
+        "seconds", "invariants", "protocol", "estimate", "lossless", "evidence", "baselines",
     }  # fmt: skip
     assert set(result.as_dict()) == summary
     assert set(found) == summary | {"document_bits", "document_bytes", "document_tokens"}
