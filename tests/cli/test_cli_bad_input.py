@@ -415,6 +415,13 @@ def test_a_stride_that_cannot_be(stride: int, refused: Refused, made: Path) -> N
         (["--window", "0"], "window is 0; it must be greater than 0"),
         (["--window", "9999999"], "as their product; use at most"),
         (["--mode", "official", "--context", "document"], "it has no context 'document'"),
+        (["--adapt", "lora", "--context", "stream"], "adaptation is of documents"),
+        (["--adapt", "lora", "--adapt-set", "chunks=3"], "adapt: unknown key 'chunks'"),
+        (
+            ["--adapt", "online", "--adapt-set", "targets=['tables']"],
+            "this model has matrix, table",
+        ),
+        (["--adapt-set", "chunk=3"], "chunk is set, but there is no adaptation"),
         (["--mode", "official", "--window", "4096"], "official mode scores whole windows of 4,096"),
         (["--time-budget", "1e-6"], "its time budget is 1e-06 s"),
         (["--time-budget", "0"], "time_budget is 0.0; it must be greater than 0"),

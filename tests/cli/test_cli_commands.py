@@ -345,7 +345,7 @@ def test_score_has_modes_contexts_windows_and_estimates(call: Call, data: Path, 
     stream = of("--context", "stream", "--window", 48, "--stride", 16, "--time-budget", 600)
     assert stream["protocol"] == {
         "mode": "raw", "context": "stream", "window": 48, "stride": 16, "precision": "fp32",
-        "time_budget": 600,
+        "time_budget": 600, "adapt": None,
     }  # fmt: skip
     official = of("--mode", "official", "--window", 16)
     assert official["val_bpb"] == official["bpb"] and "val_bpb" not in stream
@@ -354,6 +354,25 @@ def test_score_has_modes_contexts_windows_and_estimates(call: Call, data: Path, 
     printed = call(*command, "--precision", "bf16")[0]
     assert "an estimate" in printed and "bpb (estimate)" in printed
     assert "estimate" not in call(*command)[0]
+
+
+def test_score_adapts_and_stands_beside_baselines(call: Call, data: Path, made: Path) -> None:
+    command = ["score", made / "run" / "model.golf", "--corpus", f"{data}:val", "--json"]
+    plain = json.loads(call(*command)[0])
+    adapted = json.loads(
+        call(*command, "--adapt", "lora", "--adapt-set", "chunk=4", "--adapt-set", "rank=2")[0]
+    )
+    assert plain["protocol"]["adapt"] is None
+    assert (adapted["protocol"]["adapt"]["kind"], adapted["protocol"]["adapt"]["rank"]) == (
+        "lora",
+        2,
+    )
+    assert adapted["bpb"] != plain["bpb"] and adapted["tokens"] == plain["tokens"]
+    assert adapted["artifact_bytes"] > plain["artifact_bytes"]
+    assert adapted["baselines"] == plain["baselines"] and plain["baselines"]["xz_bpb"] > 0
+    assert json.loads(call(*command, "--baselines", "none")[0])["baselines"] is None
+    table = call(*command[:-1], "--adapt", "online")[0]
+    assert "adapt.kind online" in table and "brotli -q 11" in table
 
 
 def test_a_long_score_says_how_far_it_is(
