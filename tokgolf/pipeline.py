@@ -14,7 +14,7 @@ from tokgolf.config import merged
 from tokgolf.corpora import open_corpus
 from tokgolf.device import resolve_device
 from tokgolf.errors import ConfigError
-from tokgolf.eval.compressors import baselines
+from tokgolf.eval.compressors import with_baselines
 from tokgolf.eval.score import open_source, read_train_digests, save_score, score
 from tokgolf.heads import head_config
 from tokgolf.model import head_shape
@@ -84,9 +84,11 @@ def golf(
         digests = read_train_digests(source, folder)
         scores.append(score(source, held_out, stride=stride, device=device, train_digests=digests))
     before, after = scores
+    after = with_baselines(after, held_out, tokenizer, compress=True)
     save_score(after, run / "score.json")
     say(f"score     {after.bpb:.4f} bits per byte ({before.bpb:.4f} before export)")
-    others = baselines(held_out, tokenizer, compress=True).as_dict()
+    others = after.baselines
+    assert others is not None
     say(
         f"compare   xz -9e {others['xz_bpb']:.4f}, zstd -19 {others['zstd_bpb']:.4f}, brotli -11 "
         f"{others['brotli_bpb']:.4f}, PPMd order {others['ppmd_order']} {others['ppmd_bpb']:.4f}, "
@@ -99,7 +101,6 @@ def golf(
             "cap": cap,
             "xz_bpb": others["xz_bpb"],
             "ppmd_bpb": others["ppmd_bpb"],
-            "baselines": others,
             "seconds": time.perf_counter() - began,
             "head": config.head["name"],
             "vocab_size": tokenizer.vocab_size,

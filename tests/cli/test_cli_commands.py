@@ -356,12 +356,18 @@ def test_score_has_modes_contexts_windows_and_estimates(call: Call, data: Path, 
     assert "estimate" not in call(*command)[0]
 
 
-def test_score_adapts_and_stands_beside_baselines(call: Call, data: Path, made: Path) -> None:
+def test_score_adapts_stands_beside_baselines_and_is_compared(
+    call: Call, data: Path, made: Path, tmp_path: Path
+) -> None:
     command = ["score", made / "run" / "model.golf", "--corpus", f"{data}:val", "--json"]
-    plain = json.loads(call(*command)[0])
-    adapted = json.loads(
-        call(*command, "--adapt", "lora", "--adapt-set", "chunk=4", "--adapt-set", "rank=2")[0]
-    )
+    a, b = tmp_path / "a.json", tmp_path / "b.json"
+    plain = json.loads(call(*command, "--save", a)[0])
+    lora = ["--adapt", "lora", "--adapt-set", "chunk=4", "--adapt-set", "rank=2"]
+    adapted = json.loads(call(*command, *lora, "--save", b)[0])
+    compared = call("compare", a, b, "--across-protocols", "--json")[0]
+    (found,) = json.loads(compared)["comparisons"]
+    assert found["bpb"] == pytest.approx(adapted["bpb"] - plain["bpb"], abs=1e-12)
+    assert found["bytes_difference"] == adapted["artifact_bytes"] - plain["artifact_bytes"]
     assert plain["protocol"]["adapt"] is None
     assert (adapted["protocol"]["adapt"]["kind"], adapted["protocol"]["adapt"]["rank"]) == (
         "lora",

@@ -97,6 +97,17 @@ def test_the_table_says_all_of_it(scores: Path, call: Call) -> None:
         assert part in out, out
 
 
+def test_estimates_say_so(scores: Path, call: Call) -> None:
+    for name in ("a1", "b1"):
+        path = scores / f"{name}.json"
+        values = json.loads(path.read_text())
+        protocol = {"stride": 64, "precision": "bf16", "time_budget": len(name + name)}
+        path.write_text(json.dumps({**values, "protocol": protocol}))
+    assert "estimates  in mixed precision" in call(*sides(scores, "a1", "b1"))[1]
+    code, _, err = call(*sides(scores, "a1", "b2"))
+    assert code == 1 and "precision bf16 and None" in err
+
+
 def test_a_picture_is_written(
     scores: Path,
     call: Call,

@@ -121,6 +121,8 @@ def _print(found: "Comparison") -> None:
     print_table(cells)
     click.echo()
     notes: list[tuple[str, str]] = []
+    if first.protocol.get("precision", "fp32") != "fp32":
+        notes.append(("estimates", "in mixed precision; scores are taken in fp32"))
     if not found.same_tokenizer:
         notes.append(("tokenizers", "different: nats a token of the two are of different tokens"))
     if found.documents is None or count < FEW_DOCUMENTS:
