@@ -25,6 +25,7 @@ from tokgolf.config import check_positive, from_dict
 from tokgolf.errors import ConfigError, ScoreError
 from tokgolf.eval.adapters import (
     Adapter,
+    Deltas,
     GradientAdapter,
     Lesson,
     log_probs,
@@ -49,12 +50,12 @@ class AdaptConfig:
     """How a model adapts while it is scored.
 
     `chunk` is how many tokens are scored between two updates; with kind "online" at least so many,
-    in whole windows. With `rank` above 0 the adapter is a
-    low-rank delta of the trunk's linear maps named in `targets` by the end of their name ("query",
-    "mlp.up"), and of the logits' bias if "bias" is among them; with 0 it is the model's own tensors
-    of the kinds in `targets` ("table", "matrix", "vector"), for kind "online" alone. `steps` are
-    taken on each chunk; weight decay pulls back to where the adapter began. `slots` documents are
-    scored at once, each with its own adapter, with kind "lora".
+    in whole windows. With `rank` above 0 the adapter is a low-rank delta of the trunk's linear maps
+    named in `targets` by the end of their name ("query", "mlp.up"), and of the logits' bias if
+    "bias" is among them; with 0, for kind "online" alone, it is the model's own tensors of the
+    kinds in `targets` ("table", "matrix", "vector"). `steps` are taken on each chunk; weight decay
+    pulls back to where the adapter began. With kind "lora" `slots` documents are scored at once,
+    each with its own adapter.
     """
 
     kind: Kind
@@ -335,7 +336,7 @@ class _Scorer:
 
     def _score_batch(
         self,
-        deltas: Any,
+        deltas: Deltas,
         windows: Sequence[tuple[int, WriteOnce, int, int, int]],
         rows: Sequence[int],
         nats: list[Nats],

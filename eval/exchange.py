@@ -1,13 +1,13 @@
 """What a byte of artifact buys in bits per byte, by points that were measured.
 
 The points are of artifacts of different sizes: saved scores of one run's exports, or a benchmark's
-file. Only the lower convex hull counts, as nobody takes a point that a mixture of others beats.
-Nothing is ever read off beyond the measured points.
+file, whose schemes are curves of their own. Of a curve only the lower convex hull counts, as nobody
+takes a point that a mixture of others beats. Nothing is ever read off beyond the measured points.
 """
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -32,27 +32,39 @@ class Segment:
         """Bits per byte gained for a byte more; above zero."""
         return (self.small_bpb - self.large_bpb) / (self.large_bytes - self.small_bytes)
 
+    def at(self, size: float) -> float:
+        """Bits per byte of a mixture that takes `size` bytes."""
+        return self.small_bpb - self.rate * (size - self.small_bytes)
+
+
+Point = tuple[float, float]
+"""Artifact bytes and bits per byte."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Exchange:
-    """The falling hull of measured points (artifact bytes, bits per byte), and where it is from."""
+    """The falling hulls of measured points, by where each is from."""
 
-    source: str
-    points: tuple[tuple[float, float], ...]
+    curves: Mapping[str, Sequence[Point]]
 
     def segment(self, size: float) -> Segment:
-        """The measured points about an artifact of `size` bytes.
+        """The measured points about an artifact of `size` bytes, on the best curve there.
 
-        Raises `ScoreError` for a size beyond them.
+        Raises `ScoreError` for a size beyond them all.
         """
-        for (a, a_bpb), (b, b_bpb) in pairwise(self.points):
-            if a <= size <= b:
-                return Segment(self.source, a, a_bpb, b, b_bpb)
-        raise ScoreError(
-            f"the measured points of {self.source} that still gain by bytes are from "
-            f"{self.points[0][0]:,.0f} to {self.points[-1][0]:,.0f} bytes, and the reference has "
-            f"{size:,.0f}; measure points about it"
-        )
+        found = [
+            Segment(source, *small, *large)
+            for source, points in self.curves.items()
+            for small, large in pairwise(points)
+            if small[0] <= size <= large[0]
+        ]
+        if not found:
+            ends = [point[0] for points in self.curves.values() for point in points]
+            raise ScoreError(
+                f"the points of --exchange that still gain by bytes are from {min(ends):,.0f} to "
+                f"{max(ends):,.0f} bytes, and the reference has {size:,.0f}; measure points about it"
+            )
+        return min(found, key=lambda part: part.at(size))
 
 
 def read_exchange(paths: Sequence[str | os.PathLike[str]]) -> Exchange:
@@ -60,36 +72,41 @@ def read_exchange(paths: Sequence[str | os.PathLike[str]]) -> Exchange:
 
     Raises `ScoreError` for files without two points that trade bytes for bits per byte.
     """
-    points: list[tuple[float, float]] = []
+    curves: dict[str, list[Point]] = {}
     corpora: dict[tuple[str, str], str] = {}
+    scores: list[Point] = []
     for path in map(Path, paths):
         values = {} if path.is_dir() else read_json_object(path)
         if "points" in values:
-            points += _points(values["points"], path)
+            for source, point in _points(values["points"], path):
+                curves.setdefault(source, []).append(point)
             continue
         score = read_score(path)
         corpora[score.corpus_sha256, score.mode] = score.name
         if score.artifact_bytes is None:
             raise ScoreError(f"{path} is the score of a float model, which has no size")
-        points.append((float(score.artifact_bytes), score.bpb))
+        scores.append((float(score.artifact_bytes), score.bpb))
     if len(corpora) > 1:
         raise ScoreError(f"{' and '.join(corpora.values())} are not scores of one corpus and mode")
-    source = ", ".join(os.fspath(path) for path in paths)
-    hull = falling_hull(points)
-    if len(hull) < 2:
+    if scores:
+        curves["the scores given"] = scores
+    hulls = {source: falling_hull(points) for source, points in curves.items()}
+    usable = {source: hull for source, hull in hulls.items() if len(hull) > 1}
+    if not usable:
+        count = sum(map(len, curves.values()))
         raise ScoreError(
-            f"{source}: {len(points)} points with bytes and bpb, of which {len(hull)} gain by "
-            "bytes; an exchange rate needs 2"
+            f"{', '.join(os.fspath(path) for path in paths)}: {count} points with bytes and bpb, "
+            "of which no two gain by bytes; an exchange rate needs 2"
         )
-    return Exchange(source=source, points=tuple(hull))
+    return Exchange(curves=usable)
 
 
-def falling_hull(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+def falling_hull(points: Sequence[Point]) -> list[Point]:
     """The lower convex hull from the smallest artifact to the best, by size.
 
     points=[(1, 9), (2, 8), (3, 4), (4, 5)] -> [(1, 9), (3, 4)]
     """
-    hull: list[tuple[float, float]] = []
+    hull: list[Point] = []
     for x, y in sorted(points):
         if hull and y >= hull[-1][1]:
             continue
@@ -99,18 +116,21 @@ def falling_hull(points: Sequence[tuple[float, float]]) -> list[tuple[float, flo
     return hull
 
 
-def _above(a: tuple[float, float], b: tuple[float, float], c: tuple[float, float]) -> bool:
+def _above(a: Point, b: Point, c: Point) -> bool:
     """Whether b lies on or above the line from a to c."""
     return (b[1] - a[1]) * (c[0] - a[0]) >= (c[1] - a[1]) * (b[0] - a[0])
 
 
-def _points(values: Any, path: Path) -> list[tuple[float, float]]:
-    """The points of a benchmark's file; those without both numbers measured something else."""
+def _points(values: Any, path: Path) -> Iterator[tuple[str, Point]]:
+    """A benchmark's points, by file and scheme; those without both numbers are of other things."""
     if not isinstance(values, list) or not all(isinstance(point, dict) for point in values):
         raise ScoreError(f"{path}: points is no list of objects")
-    found = [(point.get("bytes"), point.get("bpb")) for point in values]
-    pairs = [pair for pair in found if None not in pair]
-    for pair in pairs:
+    for point in values:
+        pair = point.get("bytes"), point.get("bpb")
+        if None in pair:
+            continue
         if not all(type(x) in (int, float) and 0 < x < math.inf for x in pair):
             raise ScoreError(f"{path}: a point has bytes {pair[0]!r} and bpb {pair[1]!r}")
-    return [(float(size), float(bpb)) for size, bpb in pairs]
+        scheme = point.get("scheme")
+        source = f"{path}, {scheme}" if scheme else str(path)
+        yield source, (float(pair[0]), float(pair[1]))

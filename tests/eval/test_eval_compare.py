@@ -214,7 +214,7 @@ POINTS = ((1000.0, 1.5), (2000.0, 1.3), (4000.0, 1.2))
 def test_a_difference_is_worth_bytes_at_the_rate_about_the_references_size() -> None:
     a = [replace(score, artifact_bytes=1900 + i) for i, score in enumerate(A)]
     b = [replace(score, artifact_bytes=1952) for score in B]
-    found = one(a, b, exchange=Exchange(source="ex", points=POINTS))
+    found = one(a, b, exchange=Exchange(curves={"ex": POINTS}))
     assert found.reference.artifact_bytes == 1902  # the largest
     assert found.rate == pytest.approx(0.2 / 1000)
     assert found.worth_bytes == pytest.approx(0.010 / 2e-4)
@@ -233,12 +233,25 @@ def test_nothing_was_paid_where_the_smaller_one_is_better() -> None:
 
 
 def test_a_rate_is_never_read_off_beyond_the_points() -> None:
-    exchange = Exchange(source="ex", points=POINTS)
+    exchange = Exchange(curves={"ex": POINTS})
     for size in (999, 4001):
         with pytest.raises(ScoreError, match=f"from 1,000 to 4,000 bytes, .* has {size:,}"):
             one([replace(A[0], artifact_bytes=size)], B, exchange=exchange)
     with pytest.raises(ScoreError, match="a1 is of a float model, which has no size"):
         one(A[:1], B, exchange=exchange)
+
+
+def test_each_scheme_is_a_curve_and_the_best_about_a_size_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "points.json"
+    rows = [("good", 10, 2.0), ("good", 20, 1.0), ("bad", 5, 9.0), ("bad", 30, 4.0), ("one", 9, 1)]
+    points = [{"scheme": scheme, "bytes": size, "bpb": bpb} for scheme, size, bpb in rows]
+    file.write_text(json.dumps({"points": points}))
+    exchange = read_exchange([file])
+    assert exchange.segment(15).source == f"{file}, good"
+    assert exchange.segment(15).rate == pytest.approx(0.1)
+    assert exchange.segment(25).source == exchange.segment(7).source == f"{file}, bad"
+    with pytest.raises(ScoreError, match="from 5 to 30 bytes, and the reference has 31"):
+        exchange.segment(31)
 
 
 def test_the_worked_example_of_the_hull() -> None:
@@ -259,7 +272,7 @@ def test_an_exchange_is_read_from_points_or_from_scores(tmp_path: Path, saved: P
     file = tmp_path / "points.json"
     rows: list[Any] = [{"bytes": 9, "bpb": 2.0}, {"bytes": 5, "bpb": 3}, {"bytes": 7, "kl": 0.1}]
     file.write_text(json.dumps({"points": rows}))
-    assert read_exchange([file]).points == ((5.0, 3.0), (9.0, 2.0))
+    assert read_exchange([file]).curves == {str(file): [(5.0, 3.0), (9.0, 2.0)]}
     other = tmp_path / "other.json"
     values = json.loads(saved.read_text())
     bits = [bits / 2 for bits in values["document_bits"]]
@@ -268,7 +281,9 @@ def test_an_exchange_is_read_from_points_or_from_scores(tmp_path: Path, saved: P
             {**values, "document_bits": bits, "bpb": values["bpb"] / 2, "artifact_bytes": 2000}
         )
     )
-    assert read_exchange([other, saved]).points == ((1000.0, 1.25), (2000.0, 0.625))
+    assert read_exchange([other, saved]).curves == {
+        "the scores given": [(1000.0, 1.25), (2000.0, 0.625)]
+    }
     for few in ([], [{"bytes": 1, "bpb": 1.0}], [{"bytes": 1, "bpb": 1}, {"bytes": 2, "bpb": 2}]):
         file.write_text(json.dumps({"points": few}))
         with pytest.raises(ScoreError, match="an exchange rate needs 2"):
