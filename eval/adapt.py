@@ -61,10 +61,10 @@ class AdaptConfig:
     kind: Kind
     targets: list[str] = field(default_factory=list)
     rank: int = 8
-    chunk: int = 64
+    chunk: int = 128
     steps: int = 1
     optimizer: Literal["adam", "sgd"] = "adam"
-    lr: float = 0.003
+    lr: float = 0.01
     weight_decay: float = 0.0
     slots: int = 32
     seed: int = 0
@@ -82,9 +82,14 @@ class AdaptConfig:
 
 # Chosen on training text: see docs/results/adaptation.md.
 DEFAULTS = {
-    "lora": AdaptConfig(kind="lora", targets=["query", "value", "bias"]),
+    "lora": AdaptConfig(
+        kind="lora",
+        targets=["query", "key", "value", "attention.out", "mlp.up", "mlp.out", "bias"],
+        chunk=128,
+        lr=0.01,
+    ),
     "online": AdaptConfig(
-        kind="online", targets=["matrix", "vector"], rank=0, chunk=1024, optimizer="sgd", lr=0.1
+        kind="online", targets=["matrix", "vector"], rank=0, chunk=256, optimizer="sgd", lr=0.1
     ),
 }
 

@@ -62,7 +62,7 @@ class Exchange:
             ends = [point[0] for points in self.curves.values() for point in points]
             raise ScoreError(
                 f"the points of --exchange that gain by bytes are from {min(ends):,.0f} to "
-                f"{max(ends):,.0f} bytes, and the reference has {size:,.0f}; measure points about it"
+                f"{max(ends):,.0f} bytes, the reference has {size:,.0f}; measure points about it"
             )
         return min(found, key=lambda part: part.at(size))
 

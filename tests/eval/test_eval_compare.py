@@ -235,7 +235,7 @@ def test_nothing_was_paid_where_the_smaller_one_is_better() -> None:
 def test_a_rate_is_never_read_off_beyond_the_points() -> None:
     exchange = Exchange(curves={"ex": POINTS})
     for size in (999, 4001):
-        with pytest.raises(ScoreError, match=f"from 1,000 to 4,000 bytes, .* has {size:,}"):
+        with pytest.raises(ScoreError, match=f"from 1,000 to 4,000 bytes, .* has {size:,};"):
             one([replace(A[0], artifact_bytes=size)], B, exchange=exchange)
     with pytest.raises(ScoreError, match="a1 is of a float model, which has no size"):
         one(A[:1], B, exchange=exchange)
@@ -250,7 +250,7 @@ def test_each_scheme_is_a_curve_and_the_best_about_a_size_is_read(tmp_path: Path
     assert exchange.segment(15).source == f"{file}, good"
     assert exchange.segment(15).rate == pytest.approx(0.1)
     assert exchange.segment(25).source == exchange.segment(7).source == f"{file}, bad"
-    with pytest.raises(ScoreError, match="from 5 to 30 bytes, and the reference has 31"):
+    with pytest.raises(ScoreError, match="from 5 to 30 bytes, the reference has 31"):
         exchange.segment(31)
 
 
