@@ -10,6 +10,7 @@ Axes: batch, time, d_model, heads, kv_heads, head_width, mlp_hidden.
 """
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,31 @@ from tokgolf.config import TrunkConfig
 from tokgolf.errors import ConfigError
 from tokgolf.heads.base import Generates, Head, HeadConfig, HeadShape, ParamGroup, Stored
 from tokgolf.tokenizers.base import Tokenizer
+
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    class Cache(Protocol):
+        """What a pass over some positions remembers of earlier ones; `eval` has the real one.
+
+        Every call of `extend` or `shift` in a pass has a memory of its own, by their order: a
+        block that is applied twice remembers both. In place of a cache, None is a pass over whole
+        windows.
+        """
+
+        @property
+        def positions(self) -> Tensor:
+            """Where in its window each token of the pass is.  # (batch, time) int64"""
+
+        @property
+        def mask(self) -> Tensor:
+            """Which of the positions so far each may see.  # (batch, 1, time, seen) bool"""
+
+        def extend(self, x: Tensor) -> Tensor:
+            """All positions so far.  # (batch, time, ...) -> (batch, seen, ...)"""
+
+        def shift(self, x: Tensor, first: int) -> Tensor:
+            """The position before each, `first` before the window.  # (batch, time, ...), same"""
 
 
 def rms_norm(x: Tensor) -> Tensor:
@@ -58,7 +84,7 @@ class Attention(nn.Module):
         self.gain = nn.Parameter(torch.full((config.heads,), config.qk_gain))
         nn.init.zeros_(self.out.weight)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: "Cache | None" = None) -> Tensor:
         batch, time, d_model = x.shape
         groups = self.config.heads // self.config.kv_heads
         q = self.query(x).view(batch, time, self.config.heads, -1)
@@ -66,11 +92,14 @@ class Attention(nn.Module):
         v = self.value(x).view(batch, time, self.config.kv_heads, -1)
         q = rotate(rms_norm(q), cos, sin) * self.gain.to(q.dtype)[:, None]
         k = rotate(rms_norm(k), cos, sin)
+        mask = None
+        if cache is not None:
+            k, v, mask = cache.extend(k), cache.extend(v), cache.mask
         if groups > 1:
             k, v = (t.repeat_interleave(groups, dim=2) for t in (k, v))
         # (batch, time, heads, head_width) -> (batch, heads, time, head_width)
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-        y = F.scaled_dot_product_attention(q, k, v.to(q.dtype), is_causal=True)
+        y = F.scaled_dot_product_attention(q, k, v.to(q.dtype), mask, is_causal=mask is None)
         y = y.transpose(1, 2).reshape(batch, time, d_model)
         return self.out(y)  # type: ignore[no-any-return]
 
@@ -100,10 +129,12 @@ class Block(nn.Module):
         ones, zeros = torch.ones(config.d_model), torch.zeros(config.d_model)
         self.residual_mix = nn.Parameter(torch.stack([ones, zeros]))
 
-    def forward(self, x: Tensor, first: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, first: Tensor, cos: Tensor, sin: Tensor, cache: "Cache | None" = None
+    ) -> Tensor:
         mix = self.residual_mix.to(x.dtype)
         x = mix[0] * x + mix[1] * first
-        x = x + self.attention_scale.to(x.dtype) * self.attention(rms_norm(x), cos, sin)
+        x = x + self.attention_scale.to(x.dtype) * self.attention(rms_norm(x), cos, sin, cache)
         return x + self.mlp_scale.to(x.dtype) * self.mlp(rms_norm(x))  # type: ignore[no-any-return]
 
 
@@ -123,7 +154,7 @@ class Trunk(nn.Module):
         self.register_buffer("cos", cos[:, None, :], persistent=False)  # broadcast over heads
         self.register_buffer("sin", sin[:, None, :], persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cache: "Cache | None" = None) -> Tensor:
         """Embedded tokens to final hidden states.  # (batch, time, d_model) -> the same"""
         time = x.size(1)
         if time > self.config.sequence_length:
@@ -132,13 +163,14 @@ class Trunk(nn.Module):
                 f"sequence_length of {self.config.sequence_length}"
             )
         x = first = rms_norm(x)
-        cos, sin = self.cos[:time].to(x.dtype), self.sin[:time].to(x.dtype)
+        at = slice(time) if cache is None else cache.positions
+        cos, sin = self.cos[at].to(x.dtype), self.sin[at].to(x.dtype)
         half = self.config.layers // 2
         outputs: list[Tensor] = []
         for index, block in enumerate(self.blocks):
             if half <= index < 2 * half:
                 x = x + self.skips[index - half].to(x.dtype) * outputs.pop()
-            x = block(x, first, cos, sin)
+            x = block(x, first, cos, sin, cache)
             if index < half:
                 outputs.append(x)
         return rms_norm(x)
@@ -166,13 +198,19 @@ class LanguageModel(nn.Module):
         self.trunk = trunk
         self.head = head
 
-    def hidden(self, tokens: Tensor, rows: Tensor | None = None) -> Tensor:
+    def hidden(
+        self, tokens: Tensor, rows: Tensor | None = None, cache: "Cache | None" = None
+    ) -> Tensor:
         """Final hidden states; position t has seen tokens 0..t. `rows` as in `Head.embed`.
 
         tokens (batch, time) int64, time <= sequence_length -> (batch, time, d_model)
         """
-        prev = F.pad(tokens[:, :-1], (1, 0), value=self.head.shape.bos_id)
-        return self.trunk(self.head.embed(tokens, prev, rows))  # type: ignore[no-any-return]
+        bos = self.head.shape.bos_id
+        if cache is None:
+            prev = F.pad(tokens[:, :-1], (1, 0), value=bos)
+        else:
+            prev = cache.shift(tokens, bos)
+        return self.trunk(self.head.embed(tokens, prev, rows), cache)  # type: ignore[no-any-return]
 
     def nll(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """Nats of each of `targets`, the tokens after `tokens`.
