@@ -1,14 +1,25 @@
-"""A model one token at a time: the memory of earlier positions, and windows run side by side.
+"""A model one token at a time: what it remembers, and documents that grow side by side.
 
-The attention is the model's own; here is only what it remembers. Each row of the batch has its
-own position, so that rows can start their windows at different times.
+The attention is the model's own, the windows are the scorer's; unlike the scorer this needs no
+token before its turn, so that a decoder can choose them. Each row of the batch has its own
+position: rows start their windows at different times.
 """
 
+import heapq
+from collections.abc import Callable, Generator, Sequence
+from typing import NamedTuple
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from tokgolf.errors import ConfigError
+from tokgolf.eval.scorer import windows
 from tokgolf.model import LanguageModel
+
+Choose = Callable[[NDArray[np.float32], list[int]], list[int]]
+"""Given ln p (rows, vocab) and the document of each row: the next token of each."""
 
 
 class Cache:
@@ -74,3 +85,84 @@ def step(model: LanguageModel, tokens: Tensor, cache: Cache) -> Tensor:
     """
     hidden = model.hidden(tokens, cache=cache)
     return model.head.log_probs(hidden[:, -1], tokens[:, -1])
+
+
+@torch.inference_mode()
+def grow(
+    model: LanguageModel,
+    counts: Sequence[int],
+    choose: Choose,
+    *,
+    length: int,
+    stride: int,
+    rows: int,
+) -> list[list[int]]:
+    """Documents of `counts` tokens, each token chosen in turn, after the windows' context alone.
+
+    Every count is at least 1; BOS, which starts a document, is not among what is counted or
+    returned. `length` and `stride` are as in `windows`. Which documents share a batch, and so
+    which shapes the model runs in, depends on `counts` and `rows` alone: the longest documents are
+    dealt to `rows` rows first, and rows drop out from the last.
+    """
+    bos = model.head.shape.bos_id
+    documents: list[list[int]] = [[bos] for _ in counts]
+    walks = [
+        _walk(documents, counts, mine, length, stride) for mine in _deal(counts, rows) if mine
+    ]
+    cache = Cache(len(walks), length)
+    places = [next(walk) for walk in walks]
+    while places:
+        for row, place in enumerate(places):
+            if place.context:
+                cache.begin(row, torch.arange(len(place.context))[None])
+                model.hidden(torch.tensor([place.context]), cache=cache)
+        cache.begin(0, torch.tensor([[place.position] for place in places]))
+        log_probs = step(model, torch.tensor([[place.token] for place in places]), cache)
+        chosen = choose(log_probs.numpy(), [place.document for place in places])
+        following = (_send(walk, token) for walk, token in zip(walks, chosen, strict=False))
+        places = [place for place in following if place is not None]
+    return [tokens[1:] for tokens in documents]
+
+
+class _Place(NamedTuple):
+    """Where a row stands: the token to feed, its position, and what to feed before it."""
+
+    document: int
+    token: int
+    position: int
+    context: list[int]
+
+
+def _walk(
+    documents: list[list[int]], counts: Sequence[int], mine: list[int], length: int, stride: int
+) -> Generator[_Place, int, None]:
+    """The places of a row that has the documents `mine`; is sent the token that follows each."""
+    for document in mine:
+        tokens = documents[document]
+        for start, first, end in windows(counts[document], length, stride):
+            context = tokens[start:first]
+            for target in range(first, end):
+                place = _Place(document, tokens[target], target - start, context)
+                tokens.append((yield place))
+                context = []
+
+
+def _send(walk: Generator[_Place, int, None], token: int) -> _Place | None:
+    try:
+        return walk.send(token)
+    except StopIteration:
+        return None
+
+
+def _deal(counts: Sequence[int], rows: int) -> list[list[int]]:
+    """The documents of each row, the row with most tokens first.
+
+    counts=[3, 9, 2, 2], rows=2 -> [[1], [0, 2, 3]]: 9 tokens and 7
+    """
+    hands: list[list[int]] = [[] for _ in range(rows)]
+    loads = [(0, row) for row in range(rows)]
+    for document in sorted(range(len(counts)), key=lambda document: -counts[document]):
+        load, row = loads[0]
+        hands[row].append(document)
+        heapq.heapreplace(loads, (load + counts[document], row))
+    return [hands[row] for _, row in sorted(loads, key=lambda load: (-load[0], load[1]))]

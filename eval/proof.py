@@ -1,0 +1,347 @@
+"""The proof of a score: documents as the file that an arithmetic coder makes of them, and back.
+
+The coder is driven by the artifact's own probabilities, in the scorer's windows, so the file is
+as long as the score says. Unlike the scorer both directions run token after token, the same
+kernels on the same shapes on one thread, so that they see the same probabilities to the last bit.
+On another machine these may differ in that bit: a few are tried before anything is decoded, and
+what was decoded is compared with the hash of what was encoded.
+
+`*.bits`, numbers little-endian:
+
+    offset  bytes  content
+    0       3      magic "TGB"
+    3       1      version, 1
+    4       4      CRC-32 of everything from offset 8 on
+    8       4      the artifact: the first bytes of its SHA-256
+    12      4      the kernels: the first bytes of the hash of `probe`
+    16      4      the documents: the first bytes of their hash, as `Corpus.summary` has it
+    20      4      torch's version, three numbers; the CPU's capability, an index, 255 for another
+    24      n      varints: stride, number of documents, tokens of each with the closing BOS
+    24 + n  ...    the code of all tokens, in the order of `incremental.grow` with 16 rows
+
+The code is the tokenizers' range coder's (`tokenizers/rangecoder.py`), whose shares are any
+integers: each token's is floor(p * 2^32) + 1, or 0 where p is 0.
+"""
+
+import re
+import time
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tokgolf.artifact.load import Artifact
+from tokgolf.errors import ArtifactError, ScoreError, TokenizerError
+from tokgolf.eval.incremental import Choose, grow
+from tokgolf.tokenizers.asset import read_varint, varint
+from tokgolf.tokenizers.pack import RangeEncoder
+from tokgolf.tokenizers.rangecoder import RangeDecoder
+
+MAGIC, VERSION = b"TGB", 1
+START = 24
+ROWS = 16
+QUANTA = 1 << 32
+CAPABILITIES = ("DEFAULT", "AVX2", "AVX512", "AVX512_VNNI", "NEON", "SVE256", "VSX", "ZVECTOR")
+# A file of a hundred bytes must not keep a decoder busy for a day: so few bits a token are noise.
+FREE_TOKENS, TOKENS_PER_BYTE = 1 << 20, 1 << 10
+
+Progress = Callable[[int], None]
+"""Is told how many more tokens are done."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proof:
+    """What was coded. `nats` are by the model, `code_bytes` what the coder made of them, and
+    `file_bytes` are with the header."""
+
+    documents: int
+    bytes: int
+    tokens: int
+    nats: float
+    code_bytes: int
+    file_bytes: int
+    stride: int
+    corpus_sha256: str
+    artifact_sha256: str
+    seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON. bpb is the model's, file_bpb the file's; None for no bytes."""
+        bits = self.nats / np.log(2)
+        return {
+            "bpb": float(bits / self.bytes) if self.bytes else None,
+            "file_bpb": 8 * self.file_bytes / self.bytes if self.bytes else None,
+            "documents": self.documents,
+            "bytes": self.bytes,
+            "tokens": self.tokens,
+            "model_bytes": float(bits / 8),
+            "code_bytes": self.code_bytes,
+            "file_bytes": self.file_bytes,
+            "overhead_bytes": float(self.file_bytes - bits / 8),
+            "stride": self.stride,
+            "corpus_sha256": self.corpus_sha256,
+            "artifact_sha256": self.artifact_sha256,
+            "seconds": self.seconds,
+        }
+
+
+def compress(
+    artifact: Artifact,
+    documents: Sequence[bytes],
+    *,
+    stride: int = 0,
+    on_progress: Progress = lambda tokens: None,
+) -> tuple[bytes, Proof]:
+    """The `*.bits` file of `documents`, in order, and what it amounts to; on the CPU.
+
+    `stride` as in `score`. Raises `ScoreError` for a token with probability zero, a stride that is
+    no stride, or a tokenizer that does not give the text back.
+    """
+    began = time.perf_counter()
+    length = artifact.trunk.sequence_length
+    if not 0 <= stride <= length:
+        raise ScoreError(f"stride is {stride}; it must be 1 to the window of {length}, or 0")
+    texts = [_tokens(artifact, data) for data in documents]
+    counts = [len(tokens) for tokens in texts]
+    rest = [iter(tokens) for tokens in texts]
+    encoder, nats = RangeEncoder(), 0.0
+
+    def choose(log_probs: NDArray[np.float32], at: list[int]) -> list[int]:
+        nonlocal nats
+        chosen = [next(rest[document]) for document in at]
+        for row, (ends, token) in enumerate(zip(shares(log_probs), chosen, strict=True)):
+            if ends[token] == (ends[token - 1] if token else 0):
+                raise ScoreError("the model gives a token of the text probability zero")
+            encoder.encode(ends, token)
+            nats -= float(log_probs[row, token])
+        on_progress(len(chosen))
+        return chosen
+
+    with _one_thread():
+        _grow(artifact, counts, stride or length, choose)
+        kernels = probe(artifact)
+    code = encoder.finish()
+    if sum(counts) > _most_tokens(len(code)):
+        raise ScoreError(
+            f"{sum(counts):,} tokens in {len(code):,} bytes are more than the "
+            f"{_most_tokens(len(code)):,} that a file of that size can hold; "
+            "compress fewer documents at once"
+        )
+    digest = _documents_hash(documents)
+    body = b"".join(
+        (
+            bytes.fromhex(artifact.sha256)[:4],
+            kernels,
+            digest[:4],
+            _machine(),
+            *(varint(value) for value in (stride or length, len(documents), *counts)),
+            code,
+        )
+    )
+    data = MAGIC + bytes([VERSION]) + zlib.crc32(body).to_bytes(4, "little") + body
+    return data, Proof(
+        documents=len(documents),
+        bytes=sum(map(len, documents)),
+        tokens=sum(counts),
+        nats=nats,
+        code_bytes=len(code),
+        file_bytes=len(data),
+        stride=stride or length,
+        corpus_sha256=digest.hex(),
+        artifact_sha256=artifact.sha256,
+        seconds=time.perf_counter() - began,
+    )
+
+
+def decompress(
+    artifact: Artifact, data: bytes, *, on_progress: Progress = lambda tokens: None
+) -> list[bytes]:
+    """The documents of a `*.bits` file, proved to be those that were compressed.
+
+    Raises `ArtifactError` for a file that is damaged, of another artifact or of other kernels.
+    """
+    header = read_header(data)
+    length = artifact.trunk.sequence_length
+    if header.artifact != bytes.fromhex(artifact.sha256)[:4]:
+        raise ArtifactError(
+            f"the file was made with the artifact {header.artifact.hex()}..., "
+            f"this is {artifact.sha256[:8]}... (SHA-256); give the one it was made with"
+        )
+    if not 1 <= header.stride <= length:
+        raise ArtifactError(f"the file has a stride of {header.stride}; the window is {length}")
+    decoder = RangeDecoder(header.code)
+
+    def choose(log_probs: NDArray[np.float32], at: list[int]) -> list[int]:
+        chosen = [decoder.decode(ends) for ends in shares(log_probs)]
+        on_progress(len(chosen))
+        return chosen
+
+    with _one_thread():
+        if probe(artifact) != header.kernels:
+            raise ArtifactError(
+                f"the model's probabilities are not the same here: {_sides(header.machine)}; "
+                "decompress where it was compressed"
+            )
+        try:
+            texts = _grow(artifact, header.counts, header.stride, choose)
+            decoder.check_end()
+            if any(tokens[-1] != artifact.tokenizer.bos_id for tokens in texts):
+                raise TokenizerError("a document does not end")
+            documents = [artifact.tokenizer.decode(tokens[:-1]) for tokens in texts]
+        except (TokenizerError, ScoreError) as error:
+            raise _misread(header.machine) from error
+    if _documents_hash(documents)[:4] != header.documents:
+        raise _misread(header.machine)
+    return documents
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """A `*.bits` file taken apart: hashes cut to 4 bytes, tokens of each document, the code."""
+
+    artifact: bytes
+    kernels: bytes
+    documents: bytes
+    machine: bytes
+    stride: int
+    counts: list[int]
+    code: bytes
+
+
+def read_header(data: bytes) -> Header:
+    """Check and take apart a file. Raises `ArtifactError` for anything but a sound one."""
+    if data[:3] != MAGIC:
+        raise ArtifactError(f"not a .bits file: it starts with {data[:3]!r}, not {MAGIC!r}")
+    if len(data) < START or zlib.crc32(data[8:]) != int.from_bytes(data[4:8], "little"):
+        raise ArtifactError(
+            f"the .bits file's checksum does not match its {len(data):,} bytes: it was cut short, "
+            "damaged or edited"
+        )
+    if data[3] != VERSION:
+        raise ArtifactError(
+            f"the .bits file has format version {data[3]}, this tokgolf reads {VERSION}; "
+            "use the tokgolf that wrote it"
+        )
+    try:
+        stride, place = read_varint(data, START)
+        number, place = read_varint(data, place)
+        counts: list[int] = []
+        while len(counts) < number:  # each takes a byte, so that the file bounds them
+            count, place = read_varint(data, place)
+            counts.append(count)
+    except TokenizerError as error:
+        raise ArtifactError("the .bits file ends within its list of documents") from error
+    most = _most_tokens(len(data) - place)
+    if not counts or min(counts) < 1 or sum(counts) > most:
+        raise ArtifactError(
+            f"the .bits file claims {len(counts):,} documents of {sum(counts):,} tokens; each has "
+            f"at least 1, and {most:,} fit a file of its size"
+        )
+    return Header(
+        artifact=data[8:12],
+        kernels=data[12:16],
+        documents=data[16:20],
+        machine=data[20:24],
+        stride=stride,
+        counts=counts,
+        code=data[place:],
+    )
+
+
+def shares(log_probs: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Where the share of each token ends, for the coder; only p = 0 has none.
+
+    Raises `ScoreError` for NaN.  # (rows, vocab) -> (rows, vocab) of up to 2^32 + vocab
+    """
+    if np.isnan(log_probs).any():
+        raise ScoreError("the model gives a probability that is not a number")
+    quanta = (np.exp(log_probs.astype(np.float64)) * QUANTA).astype(np.int64)
+    result: NDArray[np.int64] = np.cumsum(quanta + (log_probs > -np.inf), axis=1)
+    return result
+
+
+def probe(artifact: Artifact) -> bytes:
+    """Four bytes that tell kernels apart: the hash of shares in decoding a fixed noise.
+
+    Windows of 8 tokens and from 16 rows down to 1, so that every batch size and contexts occur.
+    """
+    noise = b"".join(sha256(bytes([block])).digest() for block in range(64))
+    decoder, digest = RangeDecoder(noise), sha256()
+
+    def choose(log_probs: NDArray[np.float32], at: list[int]) -> list[int]:
+        ends = shares(log_probs)
+        digest.update(ends.tobytes())
+        return [decoder.decode(row) for row in ends]
+
+    length = min(8, artifact.trunk.sequence_length)
+    counts = range(length + 1, length + 1 + ROWS)
+    grow(artifact.model, counts, choose, length=length, stride=(length + 1) // 2, rows=ROWS)
+    return digest.digest()[:4]
+
+
+def _grow(
+    artifact: Artifact, counts: Sequence[int], stride: int, choose: Choose
+) -> list[list[int]]:
+    length = artifact.trunk.sequence_length
+    return grow(artifact.model, counts, choose, length=length, stride=stride, rows=ROWS)
+
+
+def _tokens(artifact: Artifact, data: bytes) -> list[int]:
+    """A document's tokens and the BOS that closes it."""
+    tokens: list[int] = artifact.tokenizer.encode(data).tolist()
+    if artifact.tokenizer.decode(tokens) != data:
+        raise ScoreError(f"the tokenizer does not give a document of {len(data):,} bytes back")
+    return [*tokens, artifact.tokenizer.bos_id]
+
+
+def _most_tokens(code_bytes: int) -> int:
+    return FREE_TOKENS + TOKENS_PER_BYTE * code_bytes
+
+
+def _documents_hash(documents: Sequence[bytes]) -> bytes:
+    """As `CorpusSummary.sha256`, and so as a score's."""
+    digest = sha256()
+    for data in documents:
+        digest.update(len(data).to_bytes(8, "little") + data)
+    return digest.digest()
+
+
+def _machine() -> bytes:
+    """What the kernels depend on, as far as it has a name."""
+    version = [int(number) for number in re.findall(r"\d+", torch.__version__)[:3]]
+    capability = torch.backends.cpu.get_cpu_capability()
+    known = CAPABILITIES.index(capability) if capability in CAPABILITIES else 255
+    return bytes([*(min(number, 255) for number in version), known])
+
+
+def _sides(machine: bytes) -> str:
+    def words(side: bytes) -> str:
+        capability = (*CAPABILITIES, "another CPU")[min(side[3], len(CAPABILITIES))]
+        return f"torch {side[0]}.{side[1]}.{side[2]} on {capability}"
+
+    if machine == _machine():
+        return f"{words(machine)} there and here, but another processor or library"
+    return f"{words(machine)} there, {words(_machine())} here"
+
+
+def _misread(machine: bytes) -> ArtifactError:
+    return ArtifactError(
+        f"what was decoded is not what was encoded, so nothing is written: {_sides(machine)}"
+    )
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """One thread, so that no sum depends on how it is shared out."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
