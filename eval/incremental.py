@@ -106,9 +106,7 @@ def grow(
     """
     bos = model.head.shape.bos_id
     documents: list[list[int]] = [[bos] for _ in counts]
-    walks = [
-        _walk(documents, counts, mine, length, stride) for mine in _deal(counts, rows) if mine
-    ]
+    walks = [_walk(documents, counts, mine, length, stride) for mine in _deal(counts, rows) if mine]
     cache = Cache(len(walks), length)
     places = [next(walk) for walk in walks]
     while places:

@@ -23,22 +23,27 @@ The code is the tokenizers' range coder's (`tokenizers/rangecoder.py`), whose sh
 integers: each token's is floor(p * 2^32) + 1, or 0 where p is 0.
 """
 
+import os
 import re
+import tempfile
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tokgolf.artifact.load import Artifact
-from tokgolf.errors import ArtifactError, ScoreError, TokenizerError
+from tokgolf.artifact.load import MAX_FILE, Artifact
+from tokgolf.corpora import Document, write_jsonl
+from tokgolf.errors import ArtifactError, ConfigError, ScoreError, TokenizerError
 from tokgolf.eval.incremental import Choose, grow
+from tokgolf.files import write_bytes
 from tokgolf.tokenizers.asset import read_varint, varint
 from tokgolf.tokenizers.pack import RangeEncoder
 from tokgolf.tokenizers.rangecoder import RangeDecoder
@@ -199,6 +204,52 @@ def decompress(
     if _documents_hash(documents)[:4] != header.documents:
         raise _misread(header.machine)
     return documents
+
+
+def read_bits(path: str | os.PathLike[str]) -> bytes:
+    """The bytes of a `*.bits` file. Raises `ArtifactError` for one too large to be one."""
+    with open(path, "rb") as file:
+        data = file.read(MAX_FILE + 1)
+    if len(data) > MAX_FILE:
+        raise ArtifactError(f"{os.fspath(path)}: over {MAX_FILE:,} bytes is no .bits file")
+    return data
+
+
+def check_target(path: str | os.PathLike[str], count: int) -> None:
+    """Raise `ConfigError` where `write_documents` would have to for that many documents."""
+    if count > 1 and not _is_jsonl(path) and os.path.lexists(path):
+        raise ConfigError(
+            f"{os.fspath(path)} is there; name a new folder for the {count:,} documents"
+        )
+
+
+def write_documents(path: str | os.PathLike[str], documents: Sequence[bytes]) -> None:
+    """One document as that file; several as a new folder of text files, or as JSON lines if the
+    path says so. All of it or nothing.
+
+    Raises `ConfigError` for a path that is there where a folder is due, and `CorpusError` for a
+    document that JSON cannot hold.
+    """
+    target = Path(path)
+    if len(documents) == 1:
+        write_bytes(target, documents[0])
+        return
+    check_target(target, len(documents))
+    width = len(str(len(documents)))
+    named = [Document(f"{n:0{width}}.txt", data) for n, data in enumerate(documents, 1)]
+    if _is_jsonl(target):
+        write_jsonl(target, named)
+        return
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as place:
+        folder = Path(place, "documents")
+        folder.mkdir()
+        for document in named:
+            (folder / document.id).write_bytes(document.data)
+        folder.rename(target)
+
+
+def _is_jsonl(path: str | os.PathLike[str]) -> bool:
+    return os.fspath(path).lower().endswith((".jsonl", ".jsonl.zst"))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,8 @@ from tokgolf.cli import (
     golf,
     heads,
     inspect,
+    proof,
+    sample,
     score,
     tokenizer,
     train,
@@ -52,6 +54,9 @@ for command in (
     score.score,
     audit.audit,
     compare.compare,
+    proof.compress,
+    proof.decompress,
+    sample.sample,
     inspect.inspect,
 ):
     cli.add_command(command)

@@ -38,6 +38,21 @@ def training_progress() -> Iterator[Callable[["StepReport"], None]]:
         yield show
 
 
+def token_lines(what: str) -> Callable[[int], None]:
+    """Say every few seconds how many tokens are done, and how many a second."""
+    began = last = time.monotonic()
+    done = 0
+
+    def show(tokens: int) -> None:
+        nonlocal done, last
+        done += tokens
+        if (now := time.monotonic()) - last >= LINE_SECONDS:
+            last = now
+            say(f"{what}: {done:,} tokens, {done / (now - began):,.0f} tokens/s")
+
+    return show
+
+
 def _plain_lines() -> Callable[["StepReport"], None]:
     last = time.monotonic()
 
