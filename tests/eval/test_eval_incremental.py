@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -81,6 +81,7 @@ def test_steps_give_every_head_what_the_whole_forward_gives(
 
 
 @pytest.mark.parametrize("trunk", TRUNKS)
+@settings(deadline=None, max_examples=30)
 @given(chunks=st.lists(st.integers(1, 5), min_size=1, max_size=LENGTH))
 def test_any_cut_of_a_window_gives_the_same_hidden_states(
     trunk: str, chunks: list[int], tokenizer: Tokenizer

@@ -79,7 +79,7 @@ def signed(data: bytes) -> bytes:
 # --- the promise
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(
     documents=st.lists(st.binary(max_size=40), min_size=1, max_size=ROWS + 3),
     stride=st.integers(0, LENGTH),
@@ -131,6 +131,7 @@ def test_grown_documents_have_the_scorers_nats(artifact: Artifact, stride: int, 
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
 
 
+@settings(deadline=None)
 @given(counts=st.lists(st.integers(1, 50), min_size=1), rows=st.integers(1, 9))
 def test_documents_are_dealt_once_each_and_the_first_row_works_longest(
     counts: list[int], rows: int
@@ -155,6 +156,7 @@ def test_the_same_documents_give_the_same_file(artifact: Artifact, bits: bytes) 
 # --- the coder
 
 
+@settings(deadline=None)
 @given(
     logits=st.lists(st.floats(-90, 90), min_size=2, max_size=50),
     dead=st.sets(st.integers(1, 49)),
