@@ -141,6 +141,7 @@ def test_documents_are_dealt_once_each_and_the_first_row_works_longest(
     assert sorted(document for hand in hands for document in hand) == [*range(len(counts))]
     assert loads == sorted(loads, reverse=True)
     assert loads[0] <= sum(counts) / rows + max(counts)
+    assert incremental._deal([3, 9, 2, 2], 2) == [[1], [0, 2, 3]]
 
 
 def test_the_same_documents_give_the_same_file(artifact: Artifact, bits: bytes) -> None:
@@ -200,6 +201,15 @@ def test_a_token_without_probability_is_an_error(
 def test_a_probability_that_is_no_number_is_an_error() -> None:
     with pytest.raises(ScoreError, match="not a number"):
         shares(np.array([[0.0, math.nan]], np.float32))
+
+
+def test_what_no_reader_would_take_is_not_written(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proof, "FREE_TOKENS", 2)
+    monkeypatch.setattr(proof, "TOKENS_PER_BYTE", 0)
+    with pytest.raises(ScoreError, match="3 tokens in .* bytes are more than the 2 "):
+        compress(artifact, [b"", b"", b""])
 
 
 def test_a_stride_above_the_window_is_an_error(artifact: Artifact) -> None:
@@ -284,6 +294,8 @@ def test_a_forged_code_never_gives_other_documents(artifact: Artifact, bits: byt
         forged = bytearray(bits)
         forged[place] ^= 1 << place % 8
         forgeries.append(bytes(forged))
+    with pytest.raises(ArtifactError, match="not what was encoded"):
+        decompress(artifact, signed(bits + bytes(99)))  # the same documents, and room for more
     refused = 0
     for forgery in forgeries:
         try:
