@@ -6,32 +6,17 @@ kernels on the same shapes on one thread, so that they see the same probabilitie
 On another machine these may differ in that bit: a few are tried before anything is decoded, and
 what was decoded is compared with the hash of what was encoded.
 
-`*.bits`, numbers little-endian:
-
-    offset  bytes  content
-    0       3      magic "TGB"
-    3       1      version, 1
-    4       4      CRC-32 of everything from offset 8 on
-    8       4      the artifact: the first bytes of its SHA-256
-    12      4      the kernels: the first bytes of the hash of `probe`
-    16      4      the documents: the first bytes of their hash, as `Corpus.summary` has it
-    20      4      torch's version, three numbers; the CPU's capability, an index, 255 for another
-    24      n      varints: stride, number of documents, tokens of each with the closing BOS
-    24 + n  ...    the code of all tokens, in the order of `incremental.grow` with 16 rows
-
 The code is the tokenizers' range coder's (`tokenizers/rangecoder.py`), whose shares are any
 integers: each token's is floor(p * 2^32) + 1, or 0 where p is 0.
 """
 
 import os
-import re
 import tempfile
 import time
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from hashlib import sha256
+from hashlib import sha256, shake_256
 from pathlib import Path
 from typing import Any
 
@@ -39,22 +24,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tokgolf.artifact.load import MAX_FILE, Artifact
+from tokgolf.artifact.load import Artifact
 from tokgolf.corpora import Document, write_jsonl
 from tokgolf.errors import ArtifactError, ConfigError, ScoreError, TokenizerError
+from tokgolf.eval.bits import MAGIC, Header, machine, pack, sides, unpack
 from tokgolf.eval.incremental import Choose, grow
 from tokgolf.files import write_bytes
-from tokgolf.tokenizers.asset import read_varint, varint
 from tokgolf.tokenizers.pack import RangeEncoder
 from tokgolf.tokenizers.rangecoder import RangeDecoder
 
-MAGIC, VERSION = b"TGB", 1
-START = 24
 ROWS = 16
 QUANTA = 1 << 32
-CAPABILITIES = ("DEFAULT", "AVX2", "AVX512", "AVX512_VNNI", "NEON", "SVE256", "VSX", "ZVECTOR")
-# A file of a hundred bytes must not keep a decoder busy for a day: so few bits a token are noise.
-FREE_TOKENS, TOKENS_PER_BYTE = 1 << 20, 1 << 10
 
 Progress = Callable[[int], None]
 """Is told how many more tokens are done."""
@@ -112,6 +92,8 @@ def compress(
     length = artifact.trunk.sequence_length
     if not 0 <= stride <= length:
         raise ScoreError(f"stride is {stride}; it must be 1 to the window of {length}, or 0")
+    if not documents:
+        raise ScoreError("there are no documents to compress")
     texts = [_tokens(artifact, data) for data in documents]
     counts = [len(tokens) for tokens in texts]
     rest = [iter(tokens) for tokens in texts]
@@ -132,24 +114,18 @@ def compress(
         _grow(artifact, counts, stride or length, choose)
         kernels = probe(artifact)
     code = encoder.finish()
-    if sum(counts) > _most_tokens(len(code)):
-        raise ScoreError(
-            f"{sum(counts):,} tokens in {len(code):,} bytes are more than the "
-            f"{_most_tokens(len(code)):,} that a file of that size can hold; "
-            "compress fewer documents at once"
-        )
-    digest = _documents_hash(documents)
-    body = b"".join(
-        (
-            bytes.fromhex(artifact.sha256)[:4],
-            kernels,
-            digest[:4],
-            _machine(),
-            *(varint(value) for value in (stride or length, len(documents), *counts)),
-            code,
+    digest = documents_hash(documents)
+    data = pack(
+        Header(
+            artifact=bytes.fromhex(artifact.sha256)[:3],
+            kernels=kernels,
+            documents=digest[:4],
+            machine=machine(),
+            stride=stride % length,
+            counts=counts,
+            code=code,
         )
     )
-    data = MAGIC + bytes([VERSION]) + zlib.crc32(body).to_bytes(4, "little") + body
     return data, Proof(
         documents=len(documents),
         bytes=sum(map(len, documents)),
@@ -171,14 +147,14 @@ def decompress(
 
     Raises `ArtifactError` for a file that is damaged, of another artifact or of other kernels.
     """
-    header = read_header(data)
+    header = unpack(data)
     length = artifact.trunk.sequence_length
-    if header.artifact != bytes.fromhex(artifact.sha256)[:4]:
+    if header.artifact != bytes.fromhex(artifact.sha256)[:3]:
         raise ArtifactError(
             f"the file was made with the artifact {header.artifact.hex()}..., "
-            f"this is {artifact.sha256[:8]}... (SHA-256); give the one it was made with"
+            f"this is {artifact.sha256[:6]}... (SHA-256); give the one it was made with"
         )
-    if not 1 <= header.stride <= length:
+    if header.stride >= length:
         raise ArtifactError(f"the file has a stride of {header.stride}; the window is {length}")
     decoder = RangeDecoder(header.code)
 
@@ -190,27 +166,18 @@ def decompress(
     with _one_thread():
         if probe(artifact) != header.kernels:
             raise ArtifactError(
-                f"the model's probabilities are not the same here: {_sides(header.machine)}; "
+                f"the model's probabilities are not the same here: {sides(header.machine)}; "
                 "decompress where it was compressed"
             )
         try:
-            texts = _grow(artifact, header.counts, header.stride, choose)
+            texts = _grow(artifact, header.counts, header.stride or length, choose)
             decoder.check_end()
             documents = [artifact.tokenizer.decode(tokens[:-1]) for tokens in texts]
         except (TokenizerError, ScoreError) as error:
             raise _misread(header.machine) from error
-    if _documents_hash(documents)[:4] != header.documents:
+    if documents_hash(documents)[:4] != header.documents:
         raise _misread(header.machine)
     return documents
-
-
-def read_bits(path: str | os.PathLike[str]) -> bytes:
-    """The bytes of a `*.bits` file. Raises `ArtifactError` for one too large to be one."""
-    with open(path, "rb") as file:
-        data = file.read(MAX_FILE + 1)
-    if len(data) > MAX_FILE:
-        raise ArtifactError(f"{os.fspath(path)}: over {MAX_FILE:,} bytes is no .bits file")
-    return data
 
 
 def check_target(path: str | os.PathLike[str], count: int) -> None:
@@ -250,59 +217,6 @@ def _is_jsonl(path: str | os.PathLike[str]) -> bool:
     return os.fspath(path).lower().endswith((".jsonl", ".jsonl.zst"))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Header:
-    """A `*.bits` file taken apart: hashes cut to 4 bytes, tokens of each document, the code."""
-
-    artifact: bytes
-    kernels: bytes
-    documents: bytes
-    machine: bytes
-    stride: int
-    counts: list[int]
-    code: bytes
-
-
-def read_header(data: bytes) -> Header:
-    """Check and take apart a file. Raises `ArtifactError` for anything but a sound one."""
-    if data[:3] != MAGIC:
-        raise ArtifactError(f"not a .bits file: it starts with {data[:3]!r}, not {MAGIC!r}")
-    if len(data) < START or zlib.crc32(data[8:]) != int.from_bytes(data[4:8], "little"):
-        raise ArtifactError(
-            f"the .bits file's checksum does not match its {len(data):,} bytes: it was cut short, "
-            "damaged or edited"
-        )
-    if data[3] != VERSION:
-        raise ArtifactError(
-            f"the .bits file has format version {data[3]}, this tokgolf reads {VERSION}; "
-            "use the tokgolf that wrote it"
-        )
-    try:
-        stride, place = read_varint(data, START)
-        number, place = read_varint(data, place)
-        counts: list[int] = []
-        while len(counts) < number:  # each takes a byte, so that the file bounds them
-            count, place = read_varint(data, place)
-            counts.append(count)
-    except TokenizerError as error:
-        raise ArtifactError("the .bits file ends within its list of documents") from error
-    most = _most_tokens(len(data) - place)
-    if not counts or min(counts) < 1 or sum(counts) > most:
-        raise ArtifactError(
-            f"the .bits file claims {len(counts):,} documents of {sum(counts):,} tokens; each has "
-            f"at least 1, and {most:,} fit a file of its size"
-        )
-    return Header(
-        artifact=data[8:12],
-        kernels=data[12:16],
-        documents=data[16:20],
-        machine=data[20:24],
-        stride=stride,
-        counts=counts,
-        code=data[place:],
-    )
-
-
 def shares(log_probs: NDArray[np.float32]) -> NDArray[np.int64]:
     """Where the share of each token ends, for the coder; only p = 0 has none.
 
@@ -316,22 +230,22 @@ def shares(log_probs: NDArray[np.float32]) -> NDArray[np.int64]:
 
 
 def probe(artifact: Artifact) -> bytes:
-    """Four bytes that tell kernels apart: the hash of shares in decoding a fixed noise.
+    """Three bytes that tell kernels apart: the hash of the shares that a fixed noise draws from.
 
     Windows of 8 tokens and from 16 rows down to 1, so that every batch size and contexts occur.
     """
-    noise = b"".join(sha256(bytes([block])).digest() for block in range(64))
-    decoder, digest = RangeDecoder(noise), sha256()
+    length = min(8, artifact.trunk.sequence_length)
+    counts = range(length + 1, length + 1 + ROWS)
+    noise = iter(np.frombuffer(shake_256(MAGIC).digest(4 * sum(counts)), "<u4").tolist())
+    digest = sha256()
 
     def choose(log_probs: NDArray[np.float32], at: list[int]) -> list[int]:
         ends = shares(log_probs)
         digest.update(ends.tobytes())
-        return [decoder.decode(row) for row in ends]
+        return [int(row.searchsorted(next(noise) * int(row[-1]) >> 32, "right")) for row in ends]
 
-    length = min(8, artifact.trunk.sequence_length)
-    counts = range(length + 1, length + 1 + ROWS)
     grow(artifact.model, counts, choose, length=length, stride=(length + 1) // 2, rows=ROWS)
-    return digest.digest()[:4]
+    return digest.digest()[:3]
 
 
 def _grow(
@@ -349,11 +263,7 @@ def _tokens(artifact: Artifact, data: bytes) -> list[int]:
     return [*tokens, artifact.tokenizer.bos_id]
 
 
-def _most_tokens(code_bytes: int) -> int:
-    return FREE_TOKENS + TOKENS_PER_BYTE * code_bytes
-
-
-def _documents_hash(documents: Sequence[bytes]) -> bytes:
+def documents_hash(documents: Sequence[bytes]) -> bytes:
     """As `CorpusSummary.sha256`, and so as a score's."""
     digest = sha256()
     for data in documents:
@@ -361,27 +271,9 @@ def _documents_hash(documents: Sequence[bytes]) -> bytes:
     return digest.digest()
 
 
-def _machine() -> bytes:
-    """What the kernels depend on, as far as it has a name."""
-    version = [int(number) for number in re.findall(r"\d+", torch.__version__)[:3]]
-    capability = torch.backends.cpu.get_cpu_capability()
-    known = CAPABILITIES.index(capability) if capability in CAPABILITIES else 255
-    return bytes([*(min(number, 255) for number in version), known])
-
-
-def _sides(machine: bytes) -> str:
-    def words(side: bytes) -> str:
-        capability = (*CAPABILITIES, "another CPU")[min(side[3], len(CAPABILITIES))]
-        return f"torch {side[0]}.{side[1]}.{side[2]} on {capability}"
-
-    if machine == _machine():
-        return f"{words(machine)} there and here, but another processor or library"
-    return f"{words(machine)} there, {words(_machine())} here"
-
-
 def _misread(machine: bytes) -> ArtifactError:
     return ArtifactError(
-        f"what was decoded is not what was encoded, so nothing is written: {_sides(machine)}"
+        f"what was decoded is not what was encoded, so nothing is written: {sides(machine)}"
     )
 
 

@@ -5,6 +5,7 @@ one, its hash right again, it may make something else, but only something sound:
 what it was given, and an `AssertionError` is a failure like any exception but the project's own.
 """
 
+import binascii
 import functools
 import io
 import json
@@ -52,6 +53,7 @@ from tokgolf.corpora import (
     write_shard,
 )
 from tokgolf.errors import TokgolfError
+from tokgolf.eval.proof import compress, decompress
 from tokgolf.heads import ADDONS, HEADS, head_config, head_to_dict
 from tokgolf.model import build_model, head_shape
 from tokgolf.quantize.rows import QuantConfig
@@ -189,6 +191,11 @@ def read_asset(data: bytes) -> None:
     assert decoded == text or not tokenizer.lossless
 
 
+def bits_signed(data: bytes) -> bytes:
+    """The checksum right again."""
+    return data[:3] + binascii.crc_hqx(data[5:], 0).to_bytes(2, "little") + data[5:]
+
+
 def asset_signed(data: bytes) -> bytes:
     """The checksum right again."""
     return data[:-4] + zlib.crc32(data[:-4]).to_bytes(4, "little")
@@ -302,6 +309,12 @@ def make_readers(folder: Path) -> dict[str, Reader]:
         what, changed = json_forgery(rng, json.loads(data))
         return what, json.dumps(changed).encode()
 
+    proved = [WORDS[:20], b"", b"\xff"]
+    prover = decode_artifact(encoded(float_model()))
+
+    def bits_in(data: bytes) -> None:
+        assert decompress(prover, data) == proved
+
     plan = {
         "config": {"method": "nearest"},
         "steps": {"a": 0.5, "b": 2},
@@ -354,6 +367,10 @@ def make_readers(folder: Path) -> dict[str, Reader]:
         "plan": Reader(
             samples=(json.dumps(plan).encode(),), read=plan_in, share=10, signed=0.7,
             read_signed=plan_in, forge=plan_forgery,
+        ),
+        "bits": Reader(
+            samples=(compress(prover, proved)[0],), read=bits_in, share=10, signed=0.3,
+            sealed=True, read_signed=lambda data: bits_in(bits_signed(data)),
         ),
         "recipe": Reader(samples=(config,), read=recipe, share=10),
         "jsonl": Reader(samples=(jsonl,), read=corpus("m.jsonl"), share=10),

@@ -72,12 +72,13 @@ def decompress(path: Path, model: Path, output: Path, as_json: bool) -> None:
     import time
 
     from tokgolf.artifact.load import load_artifact
-    from tokgolf.eval.proof import check_target, read_bits, read_header, write_documents
+    from tokgolf.eval.bits import read_bits, unpack
+    from tokgolf.eval.proof import check_target, write_documents
     from tokgolf.eval.proof import decompress as run_decompress
 
     check_folder(output)
     data = read_bits(path)
-    check_target(output, len(read_header(data).counts))
+    check_target(output, len(unpack(data).counts))
     artifact = load_artifact(model)
     began = time.perf_counter()
     documents = run_decompress(artifact, data, on_progress=token_lines("decompressing"))
