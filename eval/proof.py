@@ -7,7 +7,7 @@ On another machine these may differ in that bit: a few are tried before anything
 what was decoded is compared with the hash of what was encoded.
 
 The code is the tokenizers' range coder's (`tokenizers/rangecoder.py`), whose shares are any
-integers: each token's is floor(p * 2^32) + 1, or 0 where p is 0.
+integers: each token's is floor(p * 2^40) + 1, or 0 where p is 0.
 """
 
 import os
@@ -34,7 +34,7 @@ from tokgolf.tokenizers.pack import RangeEncoder
 from tokgolf.tokenizers.rangecoder import RangeDecoder
 
 ROWS = 16
-QUANTA = 1 << 32
+QUANTA = 1 << 40
 
 Progress = Callable[[int], None]
 """Is told how many more tokens are done."""
@@ -220,7 +220,7 @@ def _is_jsonl(path: str | os.PathLike[str]) -> bool:
 def shares(log_probs: NDArray[np.float32]) -> NDArray[np.int64]:
     """Where the share of each token ends, for the coder; only p = 0 has none.
 
-    Raises `ScoreError` for NaN.  # (rows, vocab) -> (rows, vocab) of up to 2^32 + vocab
+    Raises `ScoreError` for NaN.  # (rows, vocab) -> (rows, vocab) of up to 2^40 + vocab
     """
     if np.isnan(log_probs).any():
         raise ScoreError("the model gives a probability that is not a number")
