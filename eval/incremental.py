@@ -78,13 +78,18 @@ class Cache:
         return slot
 
 
-def step(model: LanguageModel, tokens: Tensor, cache: Cache) -> Tensor:
-    """ln p after the last of `tokens`, for a pass that `cache` has begun.
+def hidden(model: LanguageModel, tokens: Tensor, cache: Cache) -> Tensor:
+    """As `LanguageModel.hidden`, of a pass that `cache` has begun.
 
-    tokens (batch, time) int64, as the positions of the pass -> (batch, vocab), fp32
+    tokens (batch, time) int64, as the positions of the pass -> (batch, time, d_model)
     """
-    hidden = model.hidden(tokens, cache=cache)
-    return model.head.log_probs(hidden[:, -1], tokens[:, -1])
+    prev = cache.shift(tokens, model.head.shape.bos_id)
+    return model.trunk(model.head.embed(tokens, prev), cache)  # type: ignore[no-any-return]
+
+
+def step(model: LanguageModel, tokens: Tensor, cache: Cache) -> Tensor:
+    """ln p after the last of `tokens`, in fp32.  # as in `hidden` -> (batch, vocab)"""
+    return model.head.log_probs(hidden(model, tokens, cache)[:, -1], tokens[:, -1])
 
 
 @torch.inference_mode()
@@ -113,7 +118,7 @@ def grow(
         for row, place in enumerate(places):
             if place.context:
                 cache.begin(row, torch.arange(len(place.context))[None])
-                model.hidden(torch.tensor([place.context]), cache=cache)
+                hidden(model, torch.tensor([place.context]), cache)
         cache.begin(0, torch.tensor([[place.position] for place in places]))
         log_probs = step(model, torch.tensor([[place.token] for place in places]), cache)
         chosen = choose(log_probs.numpy(), [place.document for place in places])

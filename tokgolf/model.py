@@ -198,19 +198,13 @@ class LanguageModel(nn.Module):
         self.trunk = trunk
         self.head = head
 
-    def hidden(
-        self, tokens: Tensor, rows: Tensor | None = None, cache: "Cache | None" = None
-    ) -> Tensor:
+    def hidden(self, tokens: Tensor, rows: Tensor | None = None) -> Tensor:
         """Final hidden states; position t has seen tokens 0..t. `rows` as in `Head.embed`.
 
         tokens (batch, time) int64, time <= sequence_length -> (batch, time, d_model)
         """
-        bos = self.head.shape.bos_id
-        if cache is None:
-            prev = F.pad(tokens[:, :-1], (1, 0), value=bos)
-        else:
-            prev = cache.shift(tokens, bos)
-        return self.trunk(self.head.embed(tokens, prev, rows), cache)  # type: ignore[no-any-return]
+        prev = F.pad(tokens[:, :-1], (1, 0), value=self.head.shape.bos_id)
+        return self.trunk(self.head.embed(tokens, prev, rows))  # type: ignore[no-any-return]
 
     def nll(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """Nats of each of `targets`, the tokens after `tokens`.

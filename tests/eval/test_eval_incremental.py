@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tokgolf.config import TrunkConfig
 from tokgolf.errors import ConfigError
-from tokgolf.eval.incremental import Cache, step
+from tokgolf.eval.incremental import Cache, hidden, step
 from tokgolf.heads import ADDONS, HEADS, head_config
 from tokgolf.model import LanguageModel, build_model, head_shape
 from tokgolf.tokenizers import Tokenizer, build_tokenizer
@@ -61,7 +61,7 @@ def states(model: LanguageModel, tokens: Tensor, cache: Cache, chunks: list[int]
     for size in chunks:
         positions = torch.arange(at, at + size).expand(len(tokens), size)
         cache.begin(0, positions)
-        parts.append(model.hidden(tokens[:, at : at + size], cache=cache))
+        parts.append(hidden(model, tokens[:, at : at + size], cache))
         at += size
     return torch.cat(parts, 1)
 
@@ -101,10 +101,10 @@ def test_rows_may_be_at_different_places_and_start_anew(tokenizer: Tokenizer) ->
     cache = Cache(3, LENGTH)
     states(model, texts[:2].flip(0), cache, [7])
     cache.begin(2, torch.arange(4)[None])
-    model.hidden(texts[2:, :4], cache=cache)
+    hidden(model, texts[2:, :4], cache)
     feed = torch.stack([texts[0, :2], texts[0, 7:9], texts[2, 4:6]])
     cache.begin(0, torch.tensor([[0, 1], [7, 8], [4, 5]]))
-    got = model.hidden(feed, cache=cache)
+    got = hidden(model, feed, cache)
     whole = model.hidden(texts)
     expected = torch.stack([whole[0, :2], whole[0, 7:9], whole[2, 4:6]])
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
