@@ -6,12 +6,13 @@
     0       2      magic "TG"
     2       1      version, 1
     3       2      CRC-16 (CCITT, as `binascii.crc_hqx` from 0) of everything from offset 5 on
-    5       3      the artifact: the first bytes of its SHA-256
-    8       3      the kernels: the first bytes of the hash of `probe`
-    11      4      the documents: the first bytes of their hash, as `Corpus.summary` has it
-    15      3      torch's major version * 16 + the CPU's capability, minor version, patch
-    18      n      varints: stride, 0 for the window, number of documents, tokens of each with BOS
-    18 + n  ...    the code of all tokens, in the order of `incremental.grow` with 16 rows
+    5       2      the artifact: the first bytes of its SHA-256
+    7       2      the kernels: the first bytes of the hash of `probe`
+    9       4      the documents: the first bytes of their hash, as `Corpus.summary` has it
+    13      2      torch's major version * 16 + the CPU's capability, minor version
+    15      n      varints: 2 * number of documents, + 1 if there is a stride (else: the window);
+                   the stride if there is one; tokens of each document with its closing BOS
+    15 + n  ...    the code of all tokens, in the order of `incremental.grow` with 16 rows
 
 The hash of the documents is what the proof rests on. The others are there to say at once, and by
 name, why it would fail; they are short because a score has no room for them.
@@ -29,7 +30,7 @@ from tokgolf.errors import ArtifactError, ScoreError, TokenizerError
 from tokgolf.tokenizers.asset import read_varint, varint
 
 MAGIC, VERSION = b"TG", 1
-SIGNED, START = 5, 18
+SIGNED, START = 5, 15
 CAPABILITIES = ("DEFAULT", "AVX2", "AVX512", "AVX512_VNNI", "NEON", "SVE256", "VSX", "ZVECTOR")
 OTHER = 15  # a capability of another name
 # A file of a hundred bytes must not keep a decoder busy for a day: so few bits a token are noise.
@@ -56,7 +57,8 @@ def pack(header: Header) -> bytes:
             f"{sum(header.counts):,} tokens in {len(header.code):,} bytes are more than the "
             f"{most:,} that a file of that size can hold; compress fewer documents at once"
         )
-    numbers = header.stride, len(header.counts), *header.counts
+    strides = [header.stride] if header.stride else []
+    numbers = 2 * len(header.counts) + len(strides), *strides, *header.counts
     body = b"".join(
         (
             header.artifact,
@@ -85,10 +87,10 @@ def unpack(data: bytes) -> Header:
             "use the tokgolf that wrote it"
         )
     try:
-        stride, place = read_varint(data, START)
-        number, place = read_varint(data, place)
+        number, place = read_varint(data, START)
+        stride, place = read_varint(data, place) if number % 2 else (0, place)
         counts: list[int] = []
-        while len(counts) < number:  # each takes a byte, so that the file bounds them
+        while len(counts) < number // 2:  # each takes a byte, so that the file bounds them
             count, place = read_varint(data, place)
             counts.append(count)
     except TokenizerError as error:
@@ -100,10 +102,10 @@ def unpack(data: bytes) -> Header:
             f"at least 1, and {most:,} fit a file of its size"
         )
     return Header(
-        artifact=data[5:8],
-        kernels=data[8:11],
-        documents=data[11:15],
-        machine=data[15:START],
+        artifact=data[5:7],
+        kernels=data[7:9],
+        documents=data[9:13],
+        machine=data[13:START],
         stride=stride,
         counts=counts,
         code=data[place:],
@@ -130,10 +132,10 @@ def _checksum(body: bytes) -> bytes:
 
 def machine() -> bytes:
     """What the kernels depend on, as far as it has a name."""
-    major, minor, patch = (int(number) for number in re.findall(r"\d+", torch.__version__)[:3])
+    major, minor = (int(number) for number in re.findall(r"\d+", torch.__version__)[:2])
     capability = torch.backends.cpu.get_cpu_capability()
     known = CAPABILITIES.index(capability) if capability in CAPABILITIES else OTHER
-    return bytes([major % 16 * 16 + known, minor % 256, patch % 256])
+    return bytes([major % 16 * 16 + known, minor % 256])
 
 
 def sides(there: bytes) -> str:
@@ -142,7 +144,7 @@ def sides(there: bytes) -> str:
     def words(side: bytes) -> str:
         known = side[0] % 16
         name = CAPABILITIES[known] if known < len(CAPABILITIES) else "another CPU"
-        return f"torch {side[0] // 16}.{side[1]}.{side[2]} on {name}"
+        return f"torch {side[0] // 16}.{side[1]} on {name}"
 
     if there == machine():
         return f"{words(there)} there and here, but another processor or library"

@@ -117,7 +117,7 @@ def compress(
     digest = documents_hash(documents)
     data = pack(
         Header(
-            artifact=bytes.fromhex(artifact.sha256)[:3],
+            artifact=bytes.fromhex(artifact.sha256)[:2],
             kernels=kernels,
             documents=digest[:4],
             machine=machine(),
@@ -149,10 +149,10 @@ def decompress(
     """
     header = unpack(data)
     length = artifact.trunk.sequence_length
-    if header.artifact != bytes.fromhex(artifact.sha256)[:3]:
+    if header.artifact != bytes.fromhex(artifact.sha256)[:2]:
         raise ArtifactError(
             f"the file was made with the artifact {header.artifact.hex()}..., "
-            f"this is {artifact.sha256[:6]}... (SHA-256); give the one it was made with"
+            f"this is {artifact.sha256[:4]}... (SHA-256); give the one it was made with"
         )
     if header.stride >= length:
         raise ArtifactError(f"the file has a stride of {header.stride}; the window is {length}")
@@ -230,7 +230,7 @@ def shares(log_probs: NDArray[np.float32]) -> NDArray[np.int64]:
 
 
 def probe(artifact: Artifact) -> bytes:
-    """Three bytes that tell kernels apart: the hash of the shares that a fixed noise draws from.
+    """Two bytes that tell kernels apart: the hash of the shares that a fixed noise draws from.
 
     Windows of 8 tokens and from 16 rows down to 1, so that every batch size and contexts occur.
     """
@@ -245,7 +245,7 @@ def probe(artifact: Artifact) -> bytes:
         return [int(row.searchsorted(next(noise) * int(row[-1]) >> 32, "right")) for row in ends]
 
     grow(artifact.model, counts, choose, length=length, stride=(length + 1) // 2, rows=ROWS)
-    return digest.digest()[:3]
+    return digest.digest()[:2]
 
 
 def _grow(
