@@ -5,7 +5,6 @@ file, whose schemes are curves of their own. Of a curve only the lower convex hu
 takes a point that a mixture of others beats. Nothing is ever read off beyond the measured points.
 """
 
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,6 +36,7 @@ class Segment:
         return self.small_bpb - self.rate * (size - self.small_bytes)
 
 
+MOST = 1 << 62  # bytes, or bits a byte; neither is ever so many
 Point = tuple[float, float]
 """Artifact bytes and bits per byte."""
 
@@ -129,7 +129,7 @@ def _points(values: Any, path: Path) -> Iterator[tuple[str, Point]]:
         pair = point.get("bytes"), point.get("bpb")
         if None in pair:
             continue
-        if not all(type(x) in (int, float) and 0 < x < math.inf for x in pair):
+        if not all(type(x) in (int, float) and 0 < x < MOST for x in pair):
             raise ScoreError(f"{path}: a point has bytes {pair[0]!r} and bpb {pair[1]!r}")
         scheme = point.get("scheme")
         source = f"{path}, {scheme}" if scheme else str(path)

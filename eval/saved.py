@@ -18,6 +18,7 @@ from tokgolf.config import read_toml
 from tokgolf.errors import ConfigError, ScoreError
 
 MAX_FILE = 1 << 30
+MAX_COUNT = 1 << 62
 SUM_TOLERANCE = 1e-9  # relative: the sums were made in another order
 
 Doubles = NDArray[np.float64]
@@ -116,7 +117,7 @@ def _parsed(values: dict[str, Any], name: str, seed: int | None) -> SavedScore:
         corpus=_text(values, "corpus"),
         corpus_sha256=_text(values, "corpus_sha256"),
         mode=_text(values, "mode"),
-        protocol=dict(values.get("protocol") or {"stride": values["stride"]}),
+        protocol=_protocol(values),
         tokenizer=_text(values, "tokenizer"),
         tokens=tokens,
         bits=bits,
@@ -129,6 +130,14 @@ def _parsed(values: dict[str, Any], name: str, seed: int | None) -> SavedScore:
     )
 
 
+def _protocol(values: dict[str, Any]) -> dict[str, Any]:
+    """How the score was taken; older files say no more than the stride."""
+    found = values.get("protocol", {"stride": values.get("stride")})
+    if not isinstance(found, dict):
+        raise ValueError(f"protocol is {found!r:.80}, not an object")
+    return dict(found)
+
+
 def _numbers(values: dict[str, Any], key: str) -> Doubles:
     found = np.array(values[key], np.float64)
     if found.ndim != 1 or not (np.isfinite(found) & (found >= 0)).all():
@@ -137,7 +146,7 @@ def _numbers(values: dict[str, Any], key: str) -> Doubles:
 
 
 def _count(values: dict[str, Any], key: str) -> int:
-    if type(values[key]) is not int or values[key] < 0:
+    if type(values[key]) is not int or not 0 <= values[key] < MAX_COUNT:
         raise ValueError(f"{key} is {values[key]!r}, not a count")
     return int(values[key])
 

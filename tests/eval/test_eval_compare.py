@@ -288,7 +288,13 @@ def test_an_exchange_is_read_from_points_or_from_scores(tmp_path: Path, saved: P
         file.write_text(json.dumps({"points": few}))
         with pytest.raises(ScoreError, match="an exchange rate needs 2"):
             read_exchange([file])
-    for points in (3, [3], [{"bytes": "9", "bpb": 2}], [{"bytes": 9, "bpb": float("nan")}]):
+    for points in (
+        3,
+        [3],
+        [{"bytes": "9", "bpb": 2}],
+        [{"bytes": 9, "bpb": float("nan")}],
+        [{"bytes": 10**400, "bpb": 1}],
+    ):
         file.write_text(json.dumps({"points": points}))
         with pytest.raises(ScoreError, match="points.json: (a point|points)"):
             read_exchange([file])
@@ -343,7 +349,8 @@ def test_a_score_is_read_from_its_file_or_its_run(saved: Path) -> None:
         (lambda v: v.update(bpb="high"), "could not convert"),
         (lambda v: v.update(corpus=3), "corpus is 3, not text"),
         (lambda v: v.update(artifact_bytes=-1), "artifact_bytes is -1"),
-        (lambda v: v.update(protocol=[1]), "TypeError"),
+        (lambda v: v.update(protocol=[["a", 1]]), "protocol is .* not an object"),
+        (lambda v: v.update(artifact_bytes=1 << 62), "artifact_bytes is 46"),
     ],
 )
 def test_what_is_no_whole_score_is_refused(

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,10 @@ from tokgolf.corpora import (
     write_shard,
 )
 from tokgolf.errors import TokgolfError
+from tokgolf.eval.compare import compare
+from tokgolf.eval.exchange import read_exchange
 from tokgolf.eval.proof import compress, decompress
+from tokgolf.eval.saved import read_score
 from tokgolf.heads import ADDONS, HEADS, head_config, head_to_dict
 from tokgolf.model import build_model, head_shape
 from tokgolf.quantize.rows import QuantConfig
@@ -305,6 +309,21 @@ def make_readers(folder: Path) -> dict[str, Reader]:
         path.write_bytes(data)
         assert all(step > 0 for step in read_plan(path).steps.values())
 
+    def score_in(data: bytes) -> None:
+        path = scratch / "score.json"
+        path.write_bytes(data)
+        found = read_score(path)
+        assert np.isfinite(found.bits).all() and found.bits.shape == found.sizes.shape
+        assert found.bpb >= 0 and found.sizes.sum() > 0 < found.tokens
+        (comparison,) = compare([[found], [found]])
+        json.dumps(comparison.as_dict(), allow_nan=False)
+
+    def exchange_in(data: bytes) -> None:
+        path = scratch / "points.json"
+        path.write_bytes(data)
+        for points in read_exchange([path]).curves.values():
+            assert all(a[0] < b[0] and a[1] > b[1] for a, b in pairwise(points))
+
     def plan_forgery(rng: Any, data: bytes) -> tuple[str, bytes]:
         what, changed = json_forgery(rng, json.loads(data))
         return what, json.dumps(changed).encode()
@@ -320,6 +339,13 @@ def make_readers(folder: Path) -> dict[str, Reader]:
         "steps": {"a": 0.5, "b": 2},
         "damage": {"a": 1.5, "b": 0.25},
     }
+    score = {
+        "bpb": 1.25, "tokens": 7, "bytes": 16, "documents": 2, "corpus": "web:val", "mode": "raw",
+        "protocol": {"stride": 64, "adapt": {"kind": "lora"}}, "corpus_sha256": "c" * 64,
+        "tokenizer": "t" * 64, "artifact_sha256": None, "artifact_bytes": 1000,
+        "document_bits": [15.0, 5.0], "document_bytes": [12, 4],
+    }  # fmt: skip
+    points = {"points": [{"scheme": "a", "bytes": n, "bpb": 9.5 - n} for n in (3, 5, 8)]}
     documents = [Document(str(n), TEXT[n:]) for n in range(9)]
     for name in ("c.jsonl", "c.jsonl.zst"):
         write_jsonl(scratch / name, documents)
@@ -371,6 +397,14 @@ def make_readers(folder: Path) -> dict[str, Reader]:
         "bits": Reader(
             samples=(compress(prover, proved)[0],), read=bits_in, share=10, signed=0.3,
             sealed=True, read_signed=lambda data: bits_in(bits_signed(data)),
+        ),
+        "score": Reader(
+            samples=(json.dumps(score).encode(),), read=score_in, share=10, signed=0.7,
+            read_signed=score_in, forge=plan_forgery,
+        ),
+        "exchange": Reader(
+            samples=(json.dumps(points).encode(),), read=exchange_in, share=10, signed=0.7,
+            read_signed=exchange_in, forge=plan_forgery,
         ),
         "recipe": Reader(samples=(config,), read=recipe, share=10),
         "jsonl": Reader(samples=(jsonl,), read=corpus("m.jsonl"), share=10),
