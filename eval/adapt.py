@@ -35,7 +35,6 @@ from tokgolf.eval.adapters import (
     own_tensors,
     padded,
 )
-from tokgolf.eval.contexts import widened
 from tokgolf.eval.scorer import BATCH_TOKENS, Encoder, Nats, Observer
 from tokgolf.model import LanguageModel
 
@@ -211,7 +210,10 @@ def adapted_nats(
     length = window or model.trunk.config.sequence_length
     if not 0 <= stride <= length:
         raise ScoreError(f"stride is {stride}; it must be 1 to the window of {length}, or 0")
-    model = widened(model, length)
+    if length > model.trunk.config.sequence_length:
+        from tokgolf.eval.contexts import widened
+
+        model = widened(model, length)
     vocab = model.head.shape.vocab_size
     batch_tokens = max(1, min(batch_tokens, MOST_LOGITS // vocab))
     scorer = _Scorer(model, length, stride or length, config, batch_tokens, observe)
