@@ -31,8 +31,9 @@ def compress(
     """Code FILES, each one document, by an artifact's own probabilities.
 
     The result proves what tokgolf score says with the same --stride: decompress gives every byte
-    back from it and the artifact alone. With --corpus it proves the score of the whole corpus (by
-    name: of its val split). Both run on one core, and both must run on the same kind of machine.
+    back from it and the artifact alone (names of files are not kept). With --corpus it proves the
+    score of the whole corpus, by name that of its val split. Both commands run on one core, and
+    must run on the same kind of machine: probabilities have to agree in every bit.
 
     Example: tokgolf compress --corpus stdlib -m runs/golf/model.golf -o stdlib.bits
     """
