@@ -57,8 +57,9 @@ from tokgolf.heads.base import allowed  # noqa: E402
 from tokgolf.model import LanguageModel, build_model, head_shape  # noqa: E402
 from tokgolf.tokenizers import Tokenizer, build_tokenizer  # noqa: E402
 from tokgolf.training import RunConfig, run_config, train  # noqa: E402
-from tokgolf.training.loop import check_moved, uses_bf16  # noqa: E402
+from tokgolf.training.guards import check_moved  # noqa: E402
 from tokgolf.training.optimizers import OptimizerConfig, Optimizers  # noqa: E402
+from tokgolf.training.session import uses_bf16  # noqa: E402
 
 GOAL_BPB = 1e-5
 """The most that a document's score may differ between two devices, in bits per byte."""

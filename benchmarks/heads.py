@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from tokgolf.device import resolve_device
 from tokgolf.heads import ADDONS, HEADS, Head, HeadShape, head_config
-from tokgolf.training.loop import uses_bf16
+from tokgolf.training.session import uses_bf16
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # hidden, targets, prev -> sum of nats
 PLAIN, CAPPED, FUSED = "F.cross_entropy", "with a softcap", "F.linear_cross_entropy"

@@ -70,8 +70,26 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat([a * cos + b * sin, b * cos - a * sin], dim=-1)
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Softmax attention, causal without a mask; consecutive query heads share a key/value head.
+
+    q (batch, time, heads, head_width), k, v (batch, seen, kv_heads, head_width), mask as a cache's
+    -> (batch, time, heads * head_width)
+    """
+    groups = q.size(2) // k.size(2)
+    if groups > 1:
+        k, v = (t.repeat_interleave(groups, dim=2) for t in (k, v))
+    # (batch, time, heads, head_width) -> (batch, heads, time, head_width)
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None)
+    return y.transpose(1, 2).flatten(2)
+
+
 class Attention(nn.Module):
-    """Causal self-attention with grouped key/value heads and a learned gain per query head."""
+    """Causal self-attention with grouped key/value heads and a learned gain per query head.
+
+    `attend` may be replaced by a function of the same values that is faster in training.
+    """
 
     def __init__(self, config: TrunkConfig) -> None:
         super().__init__()
@@ -82,11 +100,11 @@ class Attention(nn.Module):
         self.value = nn.Linear(config.d_model, kv_width, bias=False)
         self.out = nn.Linear(config.d_model, config.d_model, bias=False)
         self.gain = nn.Parameter(torch.full((config.heads,), config.qk_gain))
+        self.attend = attend
         nn.init.zeros_(self.out.weight)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: "Cache | None" = None) -> Tensor:
-        batch, time, d_model = x.shape
-        groups = self.config.heads // self.config.kv_heads
+        batch, time, _ = x.shape
         q = self.query(x).view(batch, time, self.config.heads, -1)
         k = self.key(x).view(batch, time, self.config.kv_heads, -1)
         v = self.value(x).view(batch, time, self.config.kv_heads, -1)
@@ -95,13 +113,7 @@ class Attention(nn.Module):
         mask = None
         if cache is not None:
             k, v, mask = cache.extend(k), cache.extend(v), cache.mask
-        if groups > 1:
-            k, v = (t.repeat_interleave(groups, dim=2) for t in (k, v))
-        # (batch, time, heads, head_width) -> (batch, heads, time, head_width)
-        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-        y = F.scaled_dot_product_attention(q, k, v.to(q.dtype), mask, is_causal=mask is None)
-        y = y.transpose(1, 2).reshape(batch, time, d_model)
-        return self.out(y)  # type: ignore[no-any-return]
+        return self.out(self.attend(q, k, v.to(q.dtype), mask))  # type: ignore[no-any-return]
 
 
 class MLP(nn.Module):

@@ -20,10 +20,11 @@ class RunConfig:
     """Everything that decides what a run computes, but for tokenizer and corpus.
 
     The run ends after `steps` steps or `minutes` of training, whichever comes first. The learning
-    rate falls linearly to zero over the last `warmdown_steps` steps, as the baseline's does, or,
-    when that is 0, over the last `warmdown_fraction` of the budget. `compile` "auto" compiles the
-    model where that works and goes on without where it does not (on a CPU it needs a C++
-    compiler); `precision` "auto" is bf16 where the hardware has it.
+    rate falls linearly to `warmdown_to` of itself over the last `warmdown_steps` steps, as the
+    baseline's does to zero, or, when that is 0, over the last `warmdown_fraction` of the budget.
+    `compile` "auto" compiles the model where that works and goes on without, saying so, where it
+    does not (on a CPU it needs a C++ compiler); `precision` "auto" is bf16 where the hardware has
+    it. A tensor whose gradient's norm is above `max_gradient` stops the run.
     """
 
     trunk: TrunkConfig = field(default_factory=TrunkConfig)
@@ -35,13 +36,16 @@ class RunConfig:
     minutes: float | None = None
     warmdown_steps: int = 1_200
     warmdown_fraction: float = 0.0
+    warmdown_to: float = 0.0
     seed: int = 1337
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
     checkpoint_minutes: float = 5.0
+    max_gradient: float = 1e4
 
     def __post_init__(self) -> None:
         check_positive(self, "batch_tokens", "micro_batch_tokens", "steps", "checkpoint_minutes")
+        check_positive(self, "max_gradient")
         if self.minutes is not None:
             check_positive(self, "minutes")
         if self.seed < 0 or self.warmdown_steps < 0:
@@ -50,6 +54,8 @@ class RunConfig:
             raise ConfigError(
                 f"warmdown_fraction is {self.warmdown_fraction}; it must be between 0 and 1"
             )
+        if not 0 <= self.warmdown_to < 1:
+            raise ConfigError(f"warmdown_to is {self.warmdown_to}; it must be in [0, 1)")
         if self.warmdown_steps and self.warmdown_fraction:
             raise ConfigError(
                 f"warmdown_steps is {self.warmdown_steps} and warmdown_fraction "

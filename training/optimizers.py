@@ -65,8 +65,8 @@ def orthogonalize(matrices: Tensor, iterations: int = 5) -> Tensor:
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(iterations):
         gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.mT if tall else x  # type: ignore[no-any-return]
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
 
 
 class Muon:
@@ -78,6 +78,7 @@ class Muon:
         for name, parameter in parameters.items():
             by_shape[parameter.shape][name] = parameter
         self.batches = list(by_shape.values())
+        self.names = [name for batch in self.batches for name in batch]
         self.momentum = [
             torch.stack([torch.zeros_like(p) for p in batch.values()]) for batch in self.batches
         ]
@@ -94,8 +95,7 @@ class Muon:
             update = orthogonalize(gradient.add_(momentum, alpha=beta), c.muon_iterations).float()
             rows, columns = update.shape[-2:]
             rate = c.lr_matrix * scale * max(1.0, rows / columns) ** 0.5
-            for parameter, change in zip(batch.values(), update, strict=True):
-                parameter.add_(change, alpha=-rate)
+            torch._foreach_add_([*batch.values()], [*update.unbind()], alpha=-rate)
 
     def state(self) -> dict[str, Tensor]:
         """Momentum of each matrix, by name."""
@@ -153,6 +153,19 @@ class Optimizers:
         self.muon = Muon({n: p for n, p in named.items() if roles.get(n) == "matrix"}, config)
         others = {n: p for n, p in named.items() if n in roles and roles[n] != "matrix"}
         self.adam = Adam(others, {name: config.rate(roles[name]) for name in others}, config)
+
+    @property
+    def names(self) -> list[str]:
+        """Every tensor that is trained."""
+        return [*self.muon.names, *self.adam.parameters]
+
+    @torch.no_grad()
+    def gradient_norms(self) -> Tensor:
+        """Norm of the gradient of each of `names`.  # (names,)"""
+        named = dict(self.model.named_parameters())
+        return torch.stack(
+            torch._foreach_norm([gradient_of(name, named[name]) for name in self.names])
+        )
 
     def adopt(self, copies: dict[str, str]) -> None:
         """Train new tensors of the model too, each a copy of one trained by Adam.

@@ -36,7 +36,7 @@ from tokgolf.heads.factorized import FactorizedConfig
 from tokgolf.heads.vq import VQConfig
 from tokgolf.model import LanguageModel, Trunk
 from tokgolf.quantize.rows import QuantConfig, Rounder
-from tokgolf.training.loop import FIRST_LOSS_ABOVE
+from tokgolf.training.guards import FIRST_LOSS_ABOVE
 
 VOCAB, BOS, WIDTH = 64, 7, 64
 LETTERS = b"abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLM"  # 40 tokens of one byte, one of them BOS

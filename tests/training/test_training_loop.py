@@ -22,7 +22,8 @@ from tokgolf.errors import ArtifactError, ConfigError, CorpusError, TrainingErro
 from tokgolf.heads import ADDONS, HEADS, head_config, head_to_dict
 from tokgolf.model import LanguageModel
 from tokgolf.tokenizers import Tokenizer, build_tokenizer
-from tokgolf.training import RunConfig, StepReport, TrainResult, loop, run_config, train
+from tokgolf.training import RunConfig, StepReport, TrainResult, run_config, train
+from tokgolf.training.session import Session
 
 TRUNK = TrunkConfig(layers=2, d_model=16, heads=2, kv_heads=1, mlp_hidden=24, sequence_length=16)
 CONFIG = RunConfig(
@@ -412,14 +413,14 @@ def test_a_run_stops_when_its_minutes_are_over(
         return now
 
     monkeypatch.setattr(time, "perf_counter", clock)
-    gradients = loop._Session.gradients
+    gradients = Session.gradients
 
-    def slow(session: loop._Session, tokens: Tensor, targets: Tensor) -> float:
+    def slow(session: Session, tokens: Tensor, targets: Tensor) -> Tensor:
         nonlocal now
         now += 1.0
         return gradients(session, tokens, targets)
 
-    monkeypatch.setattr(loop._Session, "gradients", slow)
+    monkeypatch.setattr(Session, "gradients", slow)
     scales: list[float] = []
     result = run_it(
         tmp_path,

@@ -18,7 +18,7 @@ from tokgolf.heads.tied import TiedConfig, TiedHead
 from tokgolf.heads.untied import UntiedConfig, UntiedHead
 from tokgolf.model import LanguageModel, Trunk
 from tokgolf.tokenizers import build_tokenizer
-from tokgolf.training import RunConfig, loop, train
+from tokgolf.training import RunConfig, guards, session, train
 from tokgolf.training.optimizers import (
     Adam,
     Muon,
@@ -407,13 +407,13 @@ def masked_without(before: bytes, after: bytes) -> Head:
 def test_the_first_pair_that_a_mask_forbids_is_found() -> None:
     text = torch.tensor([list(b"a small document"), list(b"of small letters")])
     for before, after in (b"oc", b"le", b"a ", b"rs"):
-        pair = loop.forbidden_pair(
+        pair = guards.forbidden_pair(
             masked_without(bytes([before]), bytes([after])), text[:, :-1], text[:, 1:]
         )
         assert pair == (before, after)
-    assert loop.forbidden_pair(masked_without(b"x", b"y"), text[:, :-1], text[:, 1:]) is None
+    assert guards.forbidden_pair(masked_without(b"x", b"y"), text[:, :-1], text[:, 1:]) is None
     tied = TiedHead(SHAPE, TiedConfig())
-    assert loop.forbidden_pair(tied, text[:, :-1], text[:, 1:]) is None
+    assert guards.forbidden_pair(tied, text[:, :-1], text[:, 1:]) is None
 
 
 @pytest.mark.parametrize(
@@ -437,7 +437,7 @@ def test_training_a_broken_head_stops_and_says_what_is_wrong(
     def broken(*args: Any) -> LanguageModel:
         return model_of(head())
 
-    monkeypatch.setattr(loop, "build_model", broken)
+    monkeypatch.setattr(session, "build_model", broken)
     documents = [Document(str(i), f"document {i} of a small corpus ".encode()) for i in range(20)]
     corpus = Corpus(name="tiny", split=None, source=lambda: iter(documents))
     config = RunConfig(

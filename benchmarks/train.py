@@ -1,0 +1,272 @@
+"""How fast training is, beside a straightforward PyTorch loop of the same model in the same run.
+
+    python benchmarks/train.py -o train_cpu.json
+    python benchmarks/train.py --size baseline --device cuda --rounds 10
+
+A round is one step of tokgolf's trainer (`tokgolf.training.train` itself: its data path, its
+checks, its reports) and one of each peer, in turn, so that whatever else the machine does hits all
+alike; a ratio is the median of the rounds' ratios. The peers are loops as one writes them: eager,
+all logits and `F.cross_entropy`, `torch.optim.AdamW` and, for the matrices, `torch.optim.Muon`, in
+fp32 and under bf16 autocast; their batches are in memory already. Compiling is timed apart, with
+nothing cached and with what that left.
+
+Memory is the most that training holds beyond what it started with: on CUDA as the allocator
+counts, on a CPU the growth of a fresh process' largest resident size (Linux only).
+"""
+
+import json
+import os
+import platform
+import resource
+import statistics
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+# A script's folder is searched first, and the benchmark tokenizers.py would pass for a library.
+sys.path = [p for p in sys.path if Path(p or ".").resolve() != Path(__file__).resolve().parent]
+
+import click  # noqa: E402
+import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+from tokgolf.config import TrunkConfig  # noqa: E402
+from tokgolf.corpora import Corpus, Document  # noqa: E402
+from tokgolf.device import resolve_device  # noqa: E402
+from tokgolf.files import write_text  # noqa: E402
+from tokgolf.heads import head_config  # noqa: E402
+from tokgolf.model import build_model, head_shape  # noqa: E402
+from tokgolf.tokenizers import Tokenizer, build_tokenizer  # noqa: E402
+from tokgolf.training import RunConfig, StepReport, run_config, train  # noqa: E402
+
+Result = dict[str, Any]
+VOCAB = 1024
+WARM = 4
+"""Rounds before those that count: on a GPU the trainer reads late from then on."""
+
+
+def config_of(size: str) -> RunConfig:
+    """The `cpu` recipe at another width, or `baseline`."""
+    if size == "baseline":
+        return run_config("baseline", {})
+    width = int(size)
+    config = run_config("cpu", {})
+    trunk = TrunkConfig(
+        layers=4,
+        d_model=width,
+        heads=width // 32,
+        kv_heads=width // 64,
+        mlp_hidden=2 * width,
+        sequence_length=256,
+    )
+    return replace(config, trunk=trunk)
+
+
+def sources() -> list[bytes]:
+    """Sources of the standard library, the first hundred by name."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    return [path.read_bytes() for path in sorted(root.glob("*.py"))[:100]]
+
+
+class Plain:
+    """A peer: one `step` is a whole step of its loop."""
+
+    def __init__(
+        self, config: RunConfig, tokenizer: Tokenizer, device: torch.device, bf16: bool
+    ) -> None:
+        torch.manual_seed(0)
+        self.config, self.device, self.bf16 = config, device, bf16
+        shape = head_shape(tokenizer, config.trunk)
+        self.model = build_model(config.trunk, head_config(config.head), shape).to(device)
+        weights = [p for n, p in self.model.trunk.named_parameters() if n.endswith(".weight")]
+        kept = {id(p) for p in weights}
+        others = [p for p in self.model.parameters() if id(p) not in kept]
+        self.optimizers: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(others, lr=0.04, betas=(0.9, 0.95), weight_decay=0.0),
+            torch.optim.Muon(weights, lr=0.04, momentum=0.95, weight_decay=0.0),
+        ]
+        length = config.trunk.sequence_length
+        self.tokens = torch.randint(tokenizer.vocab_size, (config.batch_tokens // length, length))
+
+    def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        hidden = self.model.hidden(tokens).flatten(0, 1)
+        logits = self.model.head.logits(hidden, tokens.flatten())
+        return F.cross_entropy(logits.float(), targets.flatten())
+
+    def step(self) -> float:
+        """Seconds of a step."""
+        synchronize(self.device)
+        began = time.perf_counter()
+        parts = self.tokens.split(
+            self.config.micro_batch_tokens // self.config.trunk.sequence_length
+        )
+        for part in parts:
+            tokens = part.to(self.device)
+            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
+                loss = self.loss(tokens, tokens.roll(-1, 1))
+            (loss / len(parts)).backward()
+        loss.item()
+        for optimizer in self.optimizers:
+            optimizer.step()
+        self.model.zero_grad(set_to_none=True)
+        synchronize(self.device)
+        return time.perf_counter() - began
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def trained(
+    config: RunConfig, tokenizer: Tokenizer, device: str, steps: int, each: Callable[[], None]
+) -> float:
+    """Run the trainer, calling `each` after every step; returns the seconds before the first."""
+    documents = [Document(id=str(i), data=data) for i, data in enumerate(sources())]
+    corpus = Corpus(name="sources", split=None, source=lambda: iter(documents))
+    config = replace(config, steps=steps, minutes=None)
+    first: list[float] = []
+
+    def on_step(report: StepReport) -> None:
+        first.append(report.seconds)
+        each()
+
+    with tempfile.TemporaryDirectory() as folder:
+        train(
+            config, tokenizer, corpus, Path(folder) / "run", device=device, on_step=on_step, say=say
+        )
+    return first[0]
+
+
+def say(line: str) -> None:
+    click.echo(line, err=True)
+
+
+def measure(size: str, tokenizer: Tokenizer, device: str, rounds: int) -> Result:
+    """Tokens a second of the trainer and its peers."""
+    config, place = config_of(size), torch.device(device)
+    peers = {
+        "plain, bf16 autocast": Plain(config, tokenizer, place, True),
+        "plain, fp32": Plain(config, tokenizer, place, False),
+    }
+    seconds: dict[str, list[float]] = {"tokgolf": [], **{name: [] for name in peers}}
+    began = time.perf_counter()
+
+    def a_round() -> None:
+        nonlocal began
+        synchronize(place)
+        seconds["tokgolf"].append(time.perf_counter() - began)
+        for name, peer in peers.items():
+            seconds[name].append(peer.step())
+        began = time.perf_counter()
+
+    first = trained(config, tokenizer, device, WARM + rounds, a_round)
+    counted = {name: times[WARM:] for name, times in seconds.items()}
+    ours = counted.pop("tokgolf")
+    rate = config.batch_tokens
+    return {
+        "size": size,
+        "parameters": sum(p.numel() for p in peers["plain, fp32"].model.parameters()),
+        "tokens_per_step": rate,
+        "rounds": rounds,
+        "until_first_step": first,
+        "tokens_per_second": {
+            name: rate / statistics.median(times)
+            for name, times in {"tokgolf": ours, **counted}.items()
+        },
+        "best_tokens_per_second": {
+            name: rate / min(times) for name, times in {"tokgolf": ours, **counted}.items()
+        },
+        "ratio": {
+            name: statistics.median(t / o for t, o in zip(times, ours, strict=True))
+            for name, times in counted.items()
+        },
+    }
+
+
+def memory(size: str, tokenizer: Tokenizer, device: str, who: str) -> float:
+    """Most MB held by three steps; call it in a fresh process."""
+    config, place = config_of(size), torch.device(device)
+
+    def held() -> float:
+        if place.type == "cuda":
+            return torch.cuda.max_memory_allocated(place) / 1e6
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+    if who == "tokgolf":
+        # Compiled before, so that the compiler's own memory is another process'.
+        before = held()
+        trained(config, tokenizer, device, 3, lambda: None)
+    else:
+        peer = Plain(config, tokenizer, place, "bf16" in who)
+        before = held()
+        for _ in range(3):
+            peer.step()
+    return held() - before
+
+
+def first_step(size: str, tokenizer: Tokenizer, device: str) -> float:
+    """Seconds before the trainer's first step; call it in a fresh process."""
+    return trained(config_of(size), tokenizer, device, 1, lambda: None)
+
+
+def apart(function: Callable[..., Any], *arguments: Any) -> Any:
+    """The function's result in a process of its own."""
+    with get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
+
+
+@click.command()
+@click.option("--size", "sizes", multiple=True, help="128, 256, ... or baseline; may be repeated.")
+@click.option("--device", default="auto", show_default=True)
+@click.option("--rounds", default=20, show_default=True)
+@click.option("--threads", type=int, help="torch's threads; by default all cores.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write JSON here.")
+def main(
+    sizes: tuple[str, ...], device: str, rounds: int, threads: int | None, output: Path | None
+) -> None:
+    """Print tokens a second, memory and compile time, each beside the peers'."""
+    device = resolve_device(device)
+    if threads:
+        torch.set_num_threads(threads)
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # for the processes apart
+    sizes = sizes or (("baseline",) if device == "cuda" else ("128", "256"))
+    tokenizer = build_tokenizer("bpe", sources(), VOCAB)
+    name = torch.cuda.get_device_name() if device == "cuda" else platform.machine()
+    about = {"device": name, "torch": torch.__version__, "threads": torch.get_num_threads()}
+    results = []
+    for size in sizes:
+        with tempfile.TemporaryDirectory() as cache:
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
+            first = apart(first_step, size, tokenizer, device)
+            result = measure(size, tokenizer, device, rounds)
+            compiling = {"first": first, "cached": result.pop("until_first_step")}
+            result["first_step_seconds"] = compiling
+            result["peak_mb"] = {
+                who: apart(memory, size, tokenizer, device, who)
+                for who in ("tokgolf", *result["ratio"])
+            }
+        results.append(result)
+        for who, rate in result["tokens_per_second"].items():
+            ratio = result["ratio"].get(who, 1.0)
+            click.echo(
+                f"{size:>8}  {who:<22} {rate:>12,.0f} tokens/s  tokgolf is {ratio:.2f} of it  "
+                f"{result['peak_mb'][who]:,.0f} MB"
+            )
+        click.echo(
+            f"{size:>8}  first step after {compiling['first']:.1f} s, {compiling['cached']:.1f} s "
+            "from the cache"
+        )
+        if output:
+            write_text(output, json.dumps({"about": about, "results": results}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

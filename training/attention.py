@@ -1,0 +1,55 @@
+"""Causal attention for training on a CPU, written out as matrix products.
+
+torch's own kernel never holds the scores, which pays where memory is short; at the sizes that a CPU
+trains it is products too small to be fast, and its backward pass is the half of a step. Here the
+scores of a few hundred queries are one product, the keys that none of them may see are left out,
+and the compiler fuses the rest.
+
+Axes: batch, time, heads, kv_heads, head_width, groups (query heads of a key/value head).
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from tokgolf.model import Attention, Trunk, attend
+
+PARTS, LEAST_QUERIES = 4, 64
+MOST_SCORES = 1 << 28
+"""Above so many scores the kernel that holds none of them is used."""
+
+
+def attend_in_parts(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """As `tokgolf.model.attend`, by at most `PARTS` ranges of queries. Training has no mask.
+
+    q (batch, time, heads, head_width), k, v (batch, time, kv_heads, head_width)
+    -> (batch, time, heads * head_width)
+    """
+    batch, time, heads, width = q.shape
+    if mask is not None or batch * heads * time * time > MOST_SCORES:
+        return attend(q, k, v, mask)
+    groups = heads // k.size(2)
+    # Query heads that share a key are rows of one product.
+    q = (q * width**-0.5).view(batch, time, -1, groups, width).permute(0, 2, 3, 1, 4)
+    k, v = k.permute(0, 2, 3, 1), v.transpose(1, 2)
+    size = max(LEAST_QUERIES, math.ceil(time / PARTS))
+    parts = []
+    for start in range(0, time, size):
+        end = min(start + size, time)
+        rows = q[:, :, :, start:end].flatten(2, 3)  # (batch, kv_heads, groups * queries, width)
+        z = (rows @ k[..., :end]).float().view(batch, -1, groups, end - start, end)
+        position = torch.arange(end, device=q.device)
+        z = z.masked_fill(position > position[start:, None], -math.inf)
+        p = z.softmax(-1).to(v.dtype).flatten(2, 3)
+        parts.append((p @ v[:, :, :end]).view(batch, -1, groups, end - start, width))
+    y = torch.cat(parts, 3) if len(parts) > 1 else parts[0]
+    return y.permute(0, 3, 1, 2, 4).reshape(batch, time, heads * width)
+
+
+def speed_up(trunk: Trunk, device: torch.device) -> None:
+    """Let a trunk use the attention that is fastest in training on this device."""
+    if device.type == "cpu":
+        for module in trunk.modules():
+            if isinstance(module, Attention):
+                module.attend = attend_in_parts

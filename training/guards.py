@@ -1,0 +1,101 @@
+"""What a run must not go on from: each guard raises one line that names the step and the tensor.
+
+They read numbers that the loop has anyway; none of them changes a run that is well.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from tokgolf.errors import TrainingError
+from tokgolf.heads.base import Head
+from tokgolf.model import LanguageModel
+from tokgolf.tokenizers import Tokenizer
+
+FIRST_LOSS_ABOVE, FIRST_LOSS_BELOW = 0.02, 0.1
+"""How far the first loss may be from what the head declares. Below it by more: at the start a table
+of both ends prefers the token itself, the wider the more, and text repeats tokens (tied at d 512
+starts 5 % lower on source code)."""
+STEPS_TO_MOVE = 3
+MOST_NAMED = 3
+
+
+def check_loss(loss: float, step: int) -> None:
+    """Raise `TrainingError` for a loss that is not finite."""
+    if not math.isfinite(loss):
+        raise TrainingError(
+            f"the loss is {loss} at step {step}; checkpoints are from before. "
+            "Lower the learning rates, e.g. --set optimizer.lr_matrix=0.01"
+        )
+
+
+def check_gradients(norms: dict[str, float], step: int, limit: float) -> None:
+    """Raise `TrainingError`, naming them, for tensors whose gradient's norm is above `limit`.
+
+    norms of every trainable tensor by name; one that is not finite is above any limit
+    """
+    above = {name: norm for name, norm in norms.items() if not norm <= limit}
+    if above:
+        first = ", ".join(f"{name} ({norm:.3g})" for name, norm in [*above.items()][:MOST_NAMED])
+        more = f" and {len(above) - MOST_NAMED} more" if len(above) > MOST_NAMED else ""
+        raise TrainingError(
+            f"at step {step} the gradient's norm is above max_gradient {limit:g} for {first}{more}; "
+            "checkpoints are from before. Lower the learning rates, e.g. --set "
+            "optimizer.lr_matrix=0.01"
+        )
+
+
+def check_first_loss(loss: float, declared: float) -> None:
+    """Raise `TrainingError` unless the first loss is what the head declares."""
+    off = loss / declared - 1
+    if not -FIRST_LOSS_BELOW <= off <= FIRST_LOSS_ABOVE:
+        raise TrainingError(
+            f"the first loss is {loss:.4f} nats, the head declares {declared:.4f} (at most "
+            f"{FIRST_LOSS_ABOVE:.0%} above or {FIRST_LOSS_BELOW:.0%} below): its "
+            "initialisation is not what it says"
+        )
+
+
+def check_pairs(
+    head: Head, tokenizer: Tokenizer, tokens: Tensor, targets: Tensor, step: int
+) -> None:
+    """Blame the mask for a loss that is not finite, if it forbids what the text has."""
+    pair = forbidden_pair(head, tokens, targets)
+    if pair is not None:
+        before, after = (f"{token} ({tokenizer.token_bytes[token]!r})" for token in pair)
+        raise TrainingError(
+            f"the loss is not finite at step {step}: in the text token {after} follows "
+            f"token {before}, which canonical-mask forbids, as the tokenizer would not encode "
+            "text so; train without canonical-mask, or on what the tokenizer encodes"
+        )
+
+
+def forbidden_pair(head: Head, tokens: Tensor, targets: Tensor) -> tuple[int, int] | None:
+    """The first token with a target after it that the head's canonical mask forbids, if any.
+
+    tokens, targets of the same shape, int64
+    """
+    if "canonical-mask" not in head.addons:
+        return None
+    successors = head.get_buffer("addons.canonical-mask.successors")
+    before, after = tokens.flatten(), targets.flatten()
+    may = successors[before, after // 8] >> (7 - after % 8).to(torch.uint8) & 1
+    at = (may == 0).nonzero().flatten().tolist()
+    return (int(before[at[0]]), int(after[at[0]])) if at else None
+
+
+def check_moved(initial: dict[str, Tensor], model: LanguageModel) -> None:
+    """Raise `TrainingError`, naming them, if any trainable tensor still is as it began."""
+    still = [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+        and parameter.numel()
+        and torch.equal(parameter.detach(), initial[name])
+    ]
+    if still:
+        raise TrainingError(
+            f"after {STEPS_TO_MOVE} steps these tensors have not moved: {', '.join(still)}; "
+            "they are not being trained, so the run would not measure what it claims"
+        )

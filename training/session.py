@@ -1,0 +1,234 @@
+"""The moving parts of a run, one step at a time; `tokgolf.training.loop` decides how many.
+
+On a GPU the loop never waits for a step that it has just started: a step's loss and gradient norms
+are read when the next one is under way, and what they say names the step that they belong to.
+"""
+
+import math
+import operator
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokgolf.artifact.checkpoint import MODEL_PREFIX, write_checkpoint
+from tokgolf.device import resolve_device
+from tokgolf.errors import TrainingError
+from tokgolf.heads import head_config
+from tokgolf.heads.base import Unties
+from tokgolf.model import build_model, head_shape
+from tokgolf.tokenizers import Tokenizer
+from tokgolf.training.attention import speed_up
+from tokgolf.training.config import RunConfig
+from tokgolf.training.guards import (
+    STEPS_TO_MOVE,
+    check_first_loss,
+    check_gradients,
+    check_loss,
+    check_moved,
+    check_pairs,
+)
+from tokgolf.training.optimizers import Optimizers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """A step that was started: what it read, and what it found, still on the device."""
+
+    number: int
+    scale: float
+    tokens: Tensor
+    targets: Tensor
+    found: Tensor  # the loss, then the norm of every tensor's gradient
+
+
+class Session:
+    """Model, optimizers, step counter and clock."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        tokenizer: Tokenizer,
+        counts: Any,
+        device: str,
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self.config = config
+        self.tokenizer = tokenizer
+        self.say = say
+        self.device = torch.device(resolve_device(device))
+        self.bf16 = uses_bf16(config.precision, self.device)
+        torch.manual_seed(config.seed)
+        shape = head_shape(tokenizer, config.trunk)
+        head = head_config(config.head)
+        self.model = build_model(config.trunk, head, shape, torch.from_numpy(counts))
+        self.model.to(self.device)
+        speed_up(self.model.trunk, self.device)
+        self.optimizers = Optimizers(self.model, config.optimizer)
+        self.loss_of: Callable[[Tensor, Tensor], Tensor] = self.model.loss
+        self.step = 0
+        self.untied = False
+        self.initial: dict[str, Tensor] = {}
+        self.check_at = 0
+        self.seconds = 0.0
+        self.compile_seconds = 0.0
+        self.loss = math.nan
+
+    def load(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        if state.get("untied"):
+            self.untie()
+        own = self.model.state_dict()
+        own.update({name: tensors[MODEL_PREFIX + name] for name in own})
+        self.model.load_state_dict(own)
+        self.optimizers.load(tensors)
+        self.step, self.loss = operator.index(state["step"]), float(state["loss"])
+        self.seconds = float(state["seconds"])
+        self.compile_seconds = float(state["compile_seconds"])
+
+    def save(self, run: Path, state: dict[str, Any], *, finished: bool = False) -> None:
+        """Write a checkpoint."""
+        weights = {MODEL_PREFIX + n: t.cpu() for n, t in self.model.state_dict().items()}
+        optimizer = {name: t.cpu() for name, t in self.optimizers.state().items()}
+        progress = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "compile_seconds": self.compile_seconds,
+            "loss": self.loss,
+            "untied": self.untied,
+        }
+        write_checkpoint(run, {**weights, **optimizer}, {**state, **progress, "finished": finished})
+
+    def untie(self) -> None:
+        """Let the head become two tables where it was one."""
+        assert isinstance(self.model.head, Unties)
+        copies = self.model.head.untie()
+        self.optimizers.adopt({f"head.{new}": f"head.{old}" for new, old in copies.items()})
+        self.untied = True
+
+    def watch(self) -> None:
+        """Remember all weights, to see in a few steps that every tensor has moved."""
+        self.initial = {n: p.detach().clone() for n, p in self.model.named_parameters()}
+        self.check_at = self.step + STEPS_TO_MOVE
+
+    def untie_if_due(self, remaining: float, tokens: Tensor, targets: Tensor) -> None:
+        """Once, at the fraction of the budget that the head's options name."""
+        head = self.model.head
+        due = isinstance(head, Unties) and 0 < head.untie_at <= self.step / (self.step + remaining)
+        if due:
+            self.untie()
+            self.watch()
+            self.compile(tokens, targets)
+
+    def compile(self, tokens: Tensor, targets: Tensor) -> None:
+        """Compile the loss for micro-batches of this shape; "auto" stays eager where that fails,
+        and says why."""
+        if self.config.compile == "off":
+            return
+        began = time.perf_counter()
+        self.loss_of = torch.compile(self.model.loss, dynamic=False)
+        rows = self.micro_rows()
+        try:
+            self.gradients(tokens[:rows], targets[:rows])
+        except Exception as error:  # the compiler's own errors have no common base
+            reason = (str(error).strip() or repr(error)).splitlines()[0]
+            if self.config.compile == "on":
+                raise TrainingError(f"the model does not compile here: {reason}") from error
+            self.say(f"compile   the model does not compile here and runs slower: {reason}")
+            self.loss_of = self.model.loss
+        self.model.zero_grad(set_to_none=True)
+        self.compile_seconds += time.perf_counter() - began
+
+    def micro_rows(self) -> int:
+        """Sequences of a micro-batch."""
+        return max(1, self.config.micro_batch_tokens // self.config.trunk.sequence_length)
+
+    def remaining_steps(self) -> float:
+        """Steps that are left of the budget, by count or by the clock, whichever is less."""
+        left = float(self.config.steps - self.step)
+        if self.config.minutes is not None and self.step:
+            clock = self.config.minutes * 60 - self.seconds
+            left = min(left, clock / self.seconds_per_step())
+        return left
+
+    def seconds_per_step(self) -> float:
+        """Mean time of a step so far. Compiling is paid from the budget, but is no step: counted
+        as one, it would make the end look near and the learning rate fall at the start."""
+        return max(self.seconds - self.compile_seconds, 1e-9) / self.step
+
+    def rate_scale(self, remaining: float) -> float:
+        """The factor on every learning rate: 1, then linearly down to `warmdown_to` at the end."""
+        warmdown = self.config.warmdown_steps or (
+            self.config.warmdown_fraction * (self.step + remaining)
+        )
+        left = min(1.0, remaining / warmdown) if warmdown else 1.0
+        return self.config.warmdown_to + (1 - self.config.warmdown_to) * left
+
+    def gradients(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """Accumulate the gradients of the mean loss of a batch.
+
+        Returns that loss in nats, and the norm of each tensor's gradient.  # (1 + tensors,) fp64
+        """
+        rows = self.micro_rows()
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        tokens = tokens.to(self.device, non_blocking=True)
+        targets = targets.to(self.device, non_blocking=True)
+        for start in range(0, len(tokens), rows):
+            x, y = tokens[start : start + rows], targets[start : start + rows]
+            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
+                summed = self.loss_of(x, y)
+            loss = summed / targets.numel()
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        return torch.cat([total[None], self.optimizers.gradient_norms().double()])
+
+    def start(self, remaining: float, tokens: Tensor, targets: Tensor) -> Step:
+        """The gradients of the next step; `finish` it."""
+        return Step(
+            number=self.step,
+            scale=self.rate_scale(remaining),
+            tokens=tokens,
+            targets=targets,
+            found=self.gradients(tokens, targets),
+        )
+
+    def update(self, step: Step) -> None:
+        """Change the weights by a step's gradients."""
+        self.optimizers.step(step.number, step.scale)
+        self.step += 1
+        if self.step == self.check_at:
+            check_moved(self.initial, self.model)
+            self.initial = {}
+
+    def judge(self, step: Step) -> None:
+        """Read what a step found. Raises `TrainingError` if the run must not go on from it."""
+        loss, *norms = step.found.tolist()
+        head = self.model.head
+        if not math.isfinite(loss):
+            tokens, targets = step.tokens.to(self.device), step.targets.to(self.device)
+            check_pairs(head, self.tokenizer, tokens, targets, step.number)
+        check_loss(loss, step.number)
+        named = dict(zip(self.optimizers.names, norms, strict=True))
+        check_gradients(named, step.number, self.config.max_gradient)
+        if step.number == 0:
+            flat = (t.flatten().to(self.device) for t in (step.targets, step.tokens))
+            check_first_loss(loss, head.initial_loss(*flat))
+        self.loss = loss
+
+    def reads_late(self) -> bool:
+        """Whether the next step may be under way before this one's loss is read."""
+        return self.device.type == "cuda" and self.step > STEPS_TO_MOVE
+
+
+def uses_bf16(precision: str, device: torch.device) -> bool:
+    """Whether matrix products run in bf16; "auto" does so where the hardware has it."""
+    if precision != "auto":
+        return precision == "bf16"
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
+    mkldnn = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+    return mkldnn and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
