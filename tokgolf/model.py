@@ -70,25 +70,28 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat([a * cos + b * sin, b * cos - a * sin], dim=-1)
 
 
+def scaled(linear: nn.Linear, x: Tensor, scale: Tensor) -> Tensor:
+    """scale * linear(x).  # scale (rows,)"""
+    return scale.to(x.dtype) * linear(x)  # type: ignore[no-any-return]
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     """Softmax attention, causal without a mask; consecutive query heads share a key/value head.
 
     q (batch, time, heads, head_width), k, v (batch, seen, kv_heads, head_width), mask as a cache's
     -> (batch, time, heads * head_width)
     """
-    groups = q.size(2) // k.size(2)
-    if groups > 1:
-        k, v = (t.repeat_interleave(groups, dim=2) for t in (k, v))
+    grouped = q.size(2) > k.size(2)
     # (batch, time, heads, head_width) -> (batch, heads, time, head_width)
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-    y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None)
+    y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, enable_gqa=grouped)
     return y.transpose(1, 2).flatten(2)
 
 
 class Attention(nn.Module):
     """Causal self-attention with grouped key/value heads and a learned gain per query head.
 
-    `attend` may be replaced by a function of the same values that is faster in training.
+    `attend` and `scaled` may be replaced by functions of the same values that train faster.
     """
 
     def __init__(self, config: TrunkConfig) -> None:
@@ -100,10 +103,12 @@ class Attention(nn.Module):
         self.value = nn.Linear(config.d_model, kv_width, bias=False)
         self.out = nn.Linear(config.d_model, config.d_model, bias=False)
         self.gain = nn.Parameter(torch.full((config.heads,), config.qk_gain))
-        self.attend = attend
+        self.attend, self.scaled = attend, scaled
         nn.init.zeros_(self.out.weight)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: "Cache | None" = None) -> Tensor:
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, scale: Tensor, cache: "Cache | None" = None
+    ) -> Tensor:
         batch, time, _ = x.shape
         q = self.query(x).view(batch, time, self.config.heads, -1)
         k = self.key(x).view(batch, time, self.config.kv_heads, -1)
@@ -113,20 +118,21 @@ class Attention(nn.Module):
         mask = None
         if cache is not None:
             k, v, mask = cache.extend(k), cache.extend(v), cache.mask
-        return self.out(self.attend(q, k, v.to(q.dtype), mask))  # type: ignore[no-any-return]
+        return self.scaled(self.out, self.attend(q, k, v.to(q.dtype), mask), scale)
 
 
 class MLP(nn.Module):
-    """out(relu(up(x))^2)."""
+    """scale * out(relu(up(x))^2)."""
 
     def __init__(self, config: TrunkConfig) -> None:
         super().__init__()
         self.up = nn.Linear(config.d_model, config.mlp_hidden, bias=False)
         self.out = nn.Linear(config.mlp_hidden, config.d_model, bias=False)
+        self.scaled = scaled
         nn.init.zeros_(self.out.weight)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.out(F.relu(self.up(x)).square())  # type: ignore[no-any-return]
+    def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+        return self.scaled(self.out, F.relu(self.up(x)).square(), scale)
 
 
 class Block(nn.Module):
@@ -146,8 +152,8 @@ class Block(nn.Module):
     ) -> Tensor:
         mix = self.residual_mix.to(x.dtype)
         x = mix[0] * x + mix[1] * first
-        x = x + self.attention_scale.to(x.dtype) * self.attention(rms_norm(x), cos, sin, cache)
-        return x + self.mlp_scale.to(x.dtype) * self.mlp(rms_norm(x))  # type: ignore[no-any-return]
+        x = x + self.attention(rms_norm(x), cos, sin, self.attention_scale, cache)
+        return x + self.mlp(rms_norm(x), self.mlp_scale)  # type: ignore[no-any-return]
 
 
 class Trunk(nn.Module):
@@ -216,7 +222,11 @@ class LanguageModel(nn.Module):
         tokens (batch, time) int64, time <= sequence_length -> (batch, time, d_model)
         """
         prev = F.pad(tokens[:, :-1], (1, 0), value=self.head.shape.bos_id)
-        return self.trunk(self.head.embed(tokens, prev, rows))  # type: ignore[no-any-return]
+        x = self.head.embed(tokens, prev, rows)
+        if x.is_cuda and torch.is_autocast_enabled("cuda"):
+            # All that blocks add to: an H100 trains the baseline in 0.69 of the time, a CPU in 1.07.
+            x = x.to(torch.get_autocast_dtype("cuda"))
+        return self.trunk(x)  # type: ignore[no-any-return]
 
     def nll(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """Nats of each of `targets`, the tokens after `tokens`.

@@ -31,7 +31,7 @@ class RunConfig:
     head: dict[str, Any] = field(default_factory=lambda: {"name": "tied"})
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     batch_tokens: int = 524_288
-    micro_batch_tokens: int = 65_536
+    micro_batch_tokens: int = 131_072
     steps: int = 20_000
     minutes: float | None = None
     warmdown_steps: int = 1_200

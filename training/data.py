@@ -78,7 +78,8 @@ def tokenize(
     """Write the corpus as token shards `folder/prefix_*.bin`, or reuse those already there.
 
     Shards are reused only if their sidecars name this tokenizer and this corpus and none is
-    missing; others of ours are replaced. Raises `TrainingError` rather than replace shards without sidecars.
+    missing; others of ours are replaced. Raises `TrainingError` rather than replace shards without
+    sidecars.
     """
     paths = shard_files(folder, prefix) if folder.is_dir() else []
     sidecars = [read_sidecar(path) for path in paths]

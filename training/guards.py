@@ -40,9 +40,9 @@ def check_gradients(norms: dict[str, float], step: int, limit: float) -> None:
         first = ", ".join(f"{name} ({norm:.3g})" for name, norm in [*above.items()][:MOST_NAMED])
         more = f" and {len(above) - MOST_NAMED} more" if len(above) > MOST_NAMED else ""
         raise TrainingError(
-            f"at step {step} the gradient's norm is above max_gradient {limit:g} for {first}{more}; "
-            "checkpoints are from before. Lower the learning rates, e.g. --set "
-            "optimizer.lr_matrix=0.01"
+            f"at step {step} the gradient's norm is above max_gradient {limit:g} for "
+            f"{first}{more}; checkpoints are from before. Lower the learning rates, e.g. "
+            "--set optimizer.lr_matrix=0.01"
         )
 
 

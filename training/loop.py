@@ -16,7 +16,7 @@ from typing import Any
 
 import tomli_w
 
-from tokgolf.artifact.checkpoint import read_checkpoint
+from tokgolf.artifact.checkpoint import read_sound_checkpoint
 from tokgolf.config import to_dict
 from tokgolf.corpora import Corpus, check_disjoint, document_digests, write_digests
 from tokgolf.errors import TrainingError
@@ -75,7 +75,7 @@ def train(
     `TrainingError` (and leaves the latest checkpoint) when a tensor is not trained, when the loss
     or a gradient is out of bounds, or on Ctrl-C; `CorpusError` for shared or missing documents.
     """
-    started = read_checkpoint(run) if resume else None
+    started = read_sound_checkpoint(run, say) if resume else None
     if started is None and (run / "checkpoints" / "latest.json").exists():
         raise TrainingError(f"{run} already holds a run; use --resume, or another -o")
     summary = corpus.summary()

@@ -4,12 +4,15 @@
     run/checkpoints/step-*       model.* and optimizer tensors, "step-000123-1a2b3c4d.safetensors";
                                  the start of its hash keeps it apart from another of this step
     run/checkpoints/latest.json  which file is the latest, its SHA-256, and the state; sealed
+    run/checkpoints/previous.json  the same of the one before, which resuming falls back to
 
 `latest.json` is renamed into place last, so a run is always on a whole checkpoint. No pickle.
 """
 
+import contextlib
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -31,6 +34,7 @@ from tokgolf.tokenizers import Tokenizer, load_tokenizer
 MODEL_PREFIX = "model."
 # A name of this form only, so that nothing outside the folder is read.
 _STEP_FILE = re.compile(r"step-\d{6,}-[0-9a-f]{8}\.safetensors")
+_LATEST, _PREVIOUS = "latest.json", "previous.json"
 _HASH = re.compile(r"[0-9a-f]{64}")
 
 
@@ -46,28 +50,52 @@ class FloatModel:
 
 
 def write_checkpoint(run: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> Path:
-    """Write a checkpoint and make it the latest; older files go. `state` must have "step"."""
+    """Write a checkpoint and make it the latest; the one before stays, older files go.
+
+    `state` must have "step".
+    """
     folder = run / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
     data = safetensors.torch.save({name: t.contiguous() for name, t in tensors.items()})
     digest = sha256(data).hexdigest()
     path = folder / f"step-{state['step']:06d}-{digest[:8]}.safetensors"
     write_bytes(path, data)
-    latest = {"file": path.name, "sha256": digest, "state": state}
-    write_sealed(folder / "latest.json", latest)
+    kept = {path.name}
+    with contextlib.suppress(ValueError, KeyError, OSError):  # none, or a damaged one
+        before = read_sealed(folder / _LATEST)
+        if before["file"] != path.name and (folder / before["file"]).is_file():
+            write_sealed(folder / _PREVIOUS, before)
+    with contextlib.suppress(ValueError, KeyError, OSError):
+        kept.add(read_sealed(folder / _PREVIOUS)["file"])
+    write_sealed(folder / _LATEST, {"file": path.name, "sha256": digest, "state": state})
     for old in folder.glob("step-*.safetensors"):
-        if old != path:
+        if old.name not in kept:
             old.unlink()
     return path
 
 
-def read_checkpoint(run: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+Checkpoint = tuple[dict[str, Tensor], dict[str, Any]]
+
+
+def read_sound_checkpoint(run: Path, say: Callable[[str], None]) -> Checkpoint:
+    """As `read_checkpoint`, or the one before if the latest is damaged, which `say` is told."""
+    try:
+        return read_checkpoint(run)
+    except ArtifactError as error:
+        if not (run / "checkpoints" / _PREVIOUS).is_file():
+            raise
+        checkpoint = read_checkpoint(run, _PREVIOUS)
+        say(f"resume    {error}; going on from the one before, step {checkpoint[1]['step']}")
+        return checkpoint
+
+
+def read_checkpoint(run: str | os.PathLike[str], which: str = _LATEST) -> Checkpoint:
     """Tensors and state of the latest checkpoint of a run.
 
     Raises `ArtifactError` if there is none, or if it is not what was written.
     """
     folder = Path(run) / "checkpoints"
-    pointer = folder / "latest.json"
+    pointer = folder / which
     if not pointer.is_file():
         raise ArtifactError(f"{run} holds no checkpoint; make one with tokgolf train -o {run}")
     try:

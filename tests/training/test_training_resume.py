@@ -1,0 +1,240 @@
+"""Runs that are killed, damaged or starved: what goes on is the run that nothing disturbed."""
+
+import errno
+import json
+import os
+import random
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tokgolf.artifact.checkpoint import read_checkpoint
+from tokgolf.artifact.export import export_run
+from tokgolf.config import TrunkConfig
+from tokgolf.corpora import Corpus, Document
+from tokgolf.errors import ArtifactError, TrainingError
+from tokgolf.quantize.rows import QuantConfig
+from tokgolf.tokenizers import build_tokenizer
+from tokgolf.training import RunConfig, StepReport, TrainResult, train
+from tokgolf.training.session import Session
+
+TRUNK = TrunkConfig(layers=1, d_model=16, heads=2, kv_heads=1, mlp_hidden=24, sequence_length=16)
+STEPS = 24
+CONFIG = RunConfig(
+    trunk=TRUNK,
+    batch_tokens=64,
+    steps=STEPS,
+    warmdown_steps=8,
+    precision="fp32",
+    compile="off",
+    checkpoint_minutes=1e-9,  # after every step
+)
+DOCUMENTS = [Document(str(i), f"a killed run goes on, {i} times. ".encode()) for i in range(30)]
+CORPUS = Corpus(name="tiny", split=None, source=lambda: iter(DOCUMENTS))
+TOKENIZER = build_tokenizer("byte", [], None)
+
+
+def nothing(value: Any) -> None:
+    """Watch nothing."""
+
+
+def run_it(
+    run: Path,
+    *,
+    on_step: Callable[[StepReport], None] = nothing,
+    say: Callable[[str], None] = nothing,
+    resume: bool = False,
+) -> TrainResult:
+    return train(
+        CONFIG, TOKENIZER, CORPUS, run, device="cpu", resume=resume, on_step=on_step, say=say
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that nothing disturbs."""
+    path = tmp_path_factory.mktemp("runs") / "whole"
+    run_it(path)
+    return path
+
+
+def losses_of(run: Path) -> list[tuple[int, float, float]]:
+    """What `metrics.jsonl` says, but for the clock."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [(line["step"], line["loss"], line["learning_rate_scale"]) for line in lines]
+
+
+def artifact_of(run: Path) -> str:
+    """SHA-256 of what is exported."""
+    config = QuantConfig(method="nearest", bits=4.0)
+    export_run(run, run / "model.golf", cap=10**6, config=config)
+    return sha256((run / "model.golf").read_bytes()).hexdigest()
+
+
+def assert_same_run(one: Path, two: Path) -> None:
+    (first, state), (second, other) = read_checkpoint(one), read_checkpoint(two)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert (state["step"], state["loss"]) == (other["step"], other["loss"])
+    assert losses_of(one) == losses_of(two)
+
+
+def killed(run: Path, delay: float) -> bool:
+    """Train in a child that is killed after `delay` seconds; whether it had ended before."""
+    child = os.fork()
+    if child == 0:
+        try:
+            resume = (run / "checkpoints" / "latest.json").exists()
+            run_it(run, resume=resume, on_step=lambda report: time.sleep(0.002))
+            os._exit(0)
+        finally:
+            os._exit(1)
+    time.sleep(delay)
+    os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) or status == 0
+    return not os.WIFSIGNALED(status)
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_a_run_killed_at_random_moments_ends_as_the_one_that_was_not(
+    kills: int, whole: Path, tmp_path: Path
+) -> None:
+    run, rng = tmp_path / "run", random.Random(kills)
+    hits = 0
+    while hits < kills:
+        ended = killed(run, rng.uniform(0.02, 0.3))
+        hits += not ended
+        if ended:
+            shutil.rmtree(run)  # and from the start again, until it has been hit often enough
+    run_it(run, resume=(run / "checkpoints" / "latest.json").exists())
+    assert_same_run(run, whole)
+    assert artifact_of(run) == artifact_of(whole)
+
+
+def stopped_at(run: Path, step: int) -> None:
+    """A run that stopped as if killed after a step, its checkpoint written."""
+
+    def on_step(report: StepReport) -> None:
+        if report.step == step:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_it(run, on_step=on_step)
+
+
+def newest(run: Path) -> Path:
+    return max((run / "checkpoints").glob("step-*.safetensors"))
+
+
+def test_two_checkpoints_are_kept_and_a_damaged_latest_one_is_said_and_passed_over(
+    whole: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    stopped_at(run, 9)
+    assert len(list((run / "checkpoints").glob("step-*.safetensors"))) == 2
+    damaged = bytearray(newest(run).read_bytes())
+    damaged[-1] ^= 1
+    newest(run).write_bytes(damaged)
+    with pytest.raises(ArtifactError, match="was damaged or edited"):
+        read_checkpoint(run)
+    said: list[str] = []
+    run_it(run, resume=True, say=said.append)
+    assert len(said) == 1 and "damaged" in said[0] and said[0].endswith("step 7")
+    assert_same_run(run, whole)
+
+
+def test_two_damaged_checkpoints_are_an_error(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    stopped_at(run, 5)
+    for path in (run / "checkpoints").glob("step-*.safetensors"):
+        path.write_bytes(b"")
+    with pytest.raises(ArtifactError, match="was damaged or edited"):
+        run_it(run, resume=True)
+
+
+def test_a_missing_shard_is_made_again(whole: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    stopped_at(run, 9)
+    (shard,) = (run / "tokens").glob("*.bin")
+    before = shard.read_bytes()
+    shard.unlink()
+    run_it(run, resume=True)
+    assert shard.read_bytes() == before
+    assert_same_run(run, whole)
+
+
+def test_a_full_disk_stops_the_run_and_keeps_the_checkpoint_before(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    real, calls = os.fsync, 0
+
+    def full(descriptor: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > 40:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        run_it(run)
+    monkeypatch.undo()
+    assert 0 < read_checkpoint(run)[1]["step"] < STEPS
+    assert not list(run.rglob("*tokgolf-tmp"))
+    run_it(run, resume=True)
+    assert_same_run(run, whole)
+
+
+def test_a_jump_of_the_wall_clock_changes_nothing(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = iter(range(10**9, 0, -(10**6)))
+    monkeypatch.setattr(time, "time", lambda: float(next(now)))
+    result = run_it(tmp_path / "run")
+    assert 0 < result.seconds < 60
+    assert_same_run(tmp_path / "run", whole)
+
+
+def test_no_step_draws_random_numbers_of_torch(tmp_path: Path) -> None:
+    """What is random is a function of the seed and the step: there is no generator to save."""
+    states: list[Tensor] = []
+    run_it(tmp_path / "run", on_step=lambda report: states.append(torch.get_rng_state()))
+    assert all(torch.equal(states[0], state) for state in states)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(float("nan"), r"head\.table \(nan\)"), (1e9, r"head\.table \(1e\+09\)")],
+)
+def test_a_gradient_that_explodes_stops_the_run_and_is_named(
+    value: float, said: str, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gradients = Session.gradients
+
+    def broken(session: Session, tokens: Tensor, targets: Tensor) -> Tensor:
+        found = gradients(session, tokens, targets)
+        if session.step == 6:
+            table = session.model.get_parameter("head.table")
+            assert table.grad is not None
+            table.grad[3, 5] = value
+            found[1:] = session.optimizers.gradient_norms()
+        return found
+
+    monkeypatch.setattr(Session, "gradients", broken)
+    match = rf"at step 6 the gradient's norm is above max_gradient 10000 for {said}; checkpoints"
+    with pytest.raises(TrainingError, match=match):
+        run_it(tmp_path / "run")
+    monkeypatch.undo()
+    assert read_checkpoint(tmp_path / "run")[1]["step"] == 6
+    run_it(tmp_path / "run", resume=True)
+    assert_same_run(tmp_path / "run", whole)
