@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from tokgolf.config import TrunkConfig, check_positive, from_dict, merged, nearest, read_toml
 from tokgolf.errors import ConfigError
+from tokgolf.training.averages import AverageConfig
 from tokgolf.training.optimizers import OptimizerConfig
 
 
@@ -30,6 +31,7 @@ class RunConfig:
     trunk: TrunkConfig = field(default_factory=TrunkConfig)
     head: dict[str, Any] = field(default_factory=lambda: {"name": "tied"})
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    average: AverageConfig = field(default_factory=AverageConfig)
     batch_tokens: int = 524_288
     micro_batch_tokens: int = 131_072
     steps: int = 20_000

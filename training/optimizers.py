@@ -7,6 +7,7 @@ of this project the cost is in the number of calls, not in the arithmetic.
 
 from collections import defaultdict
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,9 @@ from tokgolf.model import LanguageModel
 class OptimizerConfig:
     """Learning rate of each role, and the optimizers' constants; defaults are the baseline's.
 
+    `muon_coefficients` "polar-express" brings the singular values nearer to 1 in as many steps;
+    `muon_rows` brings all rows of the momentum to one length before that; `muon_decay` is
+    decoupled weight decay of matrices, a part of the learning rate.
     Source: openai/parameter-golf, record 2026-03-17 "NaiveBaseline".
     """
 
@@ -36,6 +40,9 @@ class OptimizerConfig:
     muon_momentum_start: float = 0.85
     muon_momentum_steps: int = 500
     muon_iterations: int = 5
+    muon_coefficients: Literal["constant", "polar-express"] = "constant"
+    muon_rows: bool = False
+    muon_decay: float = 0.0
 
     def __post_init__(self) -> None:
         check_positive(self, "lr_tied", "lr_input", "lr_output", "lr_matrix", "lr_vector")
@@ -43,27 +50,49 @@ class OptimizerConfig:
         for name in ("adam_beta1", "adam_beta2", "muon_momentum", "muon_momentum_start"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be in [0, 1)")
+        if not 0 <= self.muon_decay * self.lr_matrix < 1:
+            raise ConfigError(
+                f"muon_decay {self.muon_decay} times lr_matrix {self.lr_matrix} must be in [0, 1); "
+                "0.1 is usual"
+            )
 
     def rate(self, role: Role) -> float:
         """Base learning rate of a role."""
         return float(getattr(self, f"lr_{role}"))
 
 
-def orthogonalize(matrices: Tensor, iterations: int = 5) -> Tensor:
+CONSTANT = (3.4445, -4.7750, 2.0315)
+"""Source: Jordan et al., https://kellerjordan.github.io/posts/muon/."""
+
+POLAR_EXPRESS = (
+    (8.28721201814563, -23.595886519098837, 17.300387312530933),
+    (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
+    (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
+    (3.3184196573706015, -2.488488024314874, 0.51004894012372),
+    (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
+)
+"""Minimax polynomials for singular values from 0.001 to 1, one a step, the last one repeated.
+Source: Amsel et al., arXiv 2505.16932."""
+SAFETY = 1.01
+"""Theirs as well: rounding in bf16 must not take a singular value out of the polynomials' range."""
+
+
+def orthogonalize(matrices: Tensor, iterations: int = 5, *, polar_express: bool = False) -> Tensor:
     """Approximate the nearest semi-orthogonal matrices by quintic Newton-Schulz steps, in bf16.
 
-    Singular values end near 1 (about 0.7 to 1.2), not at 1: Muon needs no more.
-    Source: Jordan et al., https://kellerjordan.github.io/posts/muon/.
+    Singular values end near 1 (about 0.7 to 1.2, or 0.9 to 1.05), not at 1: Muon needs no more.
 
     (batch, rows, columns) -> (batch, rows, columns)
     """
-    a, b, c = 3.4445, -4.7750, 2.0315
     x = matrices.bfloat16()
     tall = x.size(-2) > x.size(-1)
     if tall:
         x = x.mT
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    for _ in range(iterations):
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) * (SAFETY if polar_express else 1) + 1e-7)
+    for step in range(iterations):
+        a, b, c = POLAR_EXPRESS[min(step, len(POLAR_EXPRESS) - 1)] if polar_express else CONSTANT
+        if polar_express:
+            a, b, c = a / SAFETY, b / SAFETY**3, c / SAFETY**5
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if tall else x
@@ -92,9 +121,16 @@ class Muon:
         for batch, momentum in zip(self.batches, self.momentum, strict=True):
             gradient = torch.stack([gradient_of(name, p) for name, p in batch.items()])
             momentum.mul_(beta).add_(gradient)
-            update = orthogonalize(gradient.add_(momentum, alpha=beta), c.muon_iterations).float()
+            wanted = gradient.add_(momentum, alpha=beta)
+            if c.muon_rows:
+                wanted /= wanted.norm(dim=-1, keepdim=True) + 1e-7
+            update = orthogonalize(
+                wanted, c.muon_iterations, polar_express=c.muon_coefficients == "polar-express"
+            ).float()
             rows, columns = update.shape[-2:]
             rate = c.lr_matrix * scale * max(1.0, rows / columns) ** 0.5
+            if c.muon_decay:
+                torch._foreach_mul_([*batch.values()], 1 - c.lr_matrix * scale * c.muon_decay)
             torch._foreach_add_([*batch.values()], [*update.unbind()], alpha=-rate)
 
     def state(self) -> dict[str, Tensor]:

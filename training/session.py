@@ -23,6 +23,7 @@ from tokgolf.heads.base import Unties
 from tokgolf.model import build_model, head_shape
 from tokgolf.tokenizers import Tokenizer
 from tokgolf.training.attention import speed_up
+from tokgolf.training.averages import Averages
 from tokgolf.training.config import RunConfig
 from tokgolf.training.guards import (
     STEPS_TO_MOVE,
@@ -34,12 +35,16 @@ from tokgolf.training.guards import (
 )
 from tokgolf.training.optimizers import Optimizers
 
+LIVE_PREFIX = "live."
+"""Weights that training goes on from, where an average of them is the model."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
     """A step that was started: what it read, and what it found, still on the device."""
 
     number: int
+    remaining: float  # steps of the budget, this one included
     scale: float
     tokens: Tensor
     targets: Tensor
@@ -69,6 +74,7 @@ class Session:
         self.model.to(self.device)
         speed_up(self.model.trunk, self.device)
         self.optimizers = Optimizers(self.model, config.optimizer)
+        self.averages = Averages(self.model, config.average)
         self.loss_of: Callable[[Tensor, Tensor], Tensor] = self.model.loss
         self.step = 0
         self.untied = False
@@ -83,16 +89,23 @@ class Session:
         if state.get("untied"):
             self.untie()
         own = self.model.state_dict()
-        own.update({name: tensors[MODEL_PREFIX + name] for name in own})
+        live = {name.removeprefix(LIVE_PREFIX) for name in tensors if name.startswith(LIVE_PREFIX)}
+        for name in own:
+            own[name] = tensors[(LIVE_PREFIX if name in live else MODEL_PREFIX) + name]
         self.model.load_state_dict(own)
         self.optimizers.load(tensors)
+        for name, average in self.averages.weights.items():
+            average.copy_(tensors[MODEL_PREFIX + name])
+        self.averages.count = operator.index(state.get("averaged", 0))
         self.step, self.loss = operator.index(state["step"]), float(state["loss"])
         self.seconds = float(state["seconds"])
         self.compile_seconds = float(state["compile_seconds"])
 
     def save(self, run: Path, state: dict[str, Any], *, finished: bool = False) -> None:
         """Write a checkpoint."""
-        weights = {MODEL_PREFIX + n: t.cpu() for n, t in self.model.state_dict().items()}
+        own, averages = self.model.state_dict(), self.averages.exported()
+        weights = {MODEL_PREFIX + n: averages.get(n, t).cpu() for n, t in own.items()}
+        weights.update({LIVE_PREFIX + n: own[n].cpu() for n in averages})
         optimizer = {name: t.cpu() for name, t in self.optimizers.state().items()}
         progress = {
             "step": self.step,
@@ -100,6 +113,7 @@ class Session:
             "compile_seconds": self.compile_seconds,
             "loss": self.loss,
             "untied": self.untied,
+            "averaged": self.averages.count,
         }
         write_checkpoint(run, {**weights, **optimizer}, {**state, **progress, "finished": finished})
 
@@ -107,7 +121,9 @@ class Session:
         """Let the head become two tables where it was one."""
         assert isinstance(self.model.head, Unties)
         copies = self.model.head.untie()
-        self.optimizers.adopt({f"head.{new}": f"head.{old}" for new, old in copies.items()})
+        full = {f"head.{new}": f"head.{old}" for new, old in copies.items()}
+        self.optimizers.adopt(full)
+        self.averages.adopt(full)
         self.untied = True
 
     def watch(self) -> None:
@@ -190,6 +206,7 @@ class Session:
         """The gradients of the next step; `finish` it."""
         return Step(
             number=self.step,
+            remaining=remaining,
             scale=self.rate_scale(remaining),
             tokens=tokens,
             targets=targets,
@@ -200,6 +217,7 @@ class Session:
         """Change the weights by a step's gradients."""
         self.optimizers.step(step.number, step.scale)
         self.step += 1
+        self.averages.update(self.step, self.step / (step.number + step.remaining))
         if self.step == self.check_at:
             check_moved(self.initial, self.model)
             self.initial = {}

@@ -204,6 +204,9 @@ def test_defaults_are_the_baselines_constants() -> None:
         "muon_momentum_start": 0.85,
         "muon_momentum_steps": 500,
         "muon_iterations": 5,
+        "muon_coefficients": "constant",
+        "muon_rows": False,
+        "muon_decay": 0.0,
     }
 
 

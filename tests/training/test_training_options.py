@@ -1,0 +1,222 @@
+"""Options of the optimizers, averages of the weights and the learning rate's floor."""
+
+import dataclasses
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tokgolf.artifact.checkpoint import load_run, read_checkpoint
+from tokgolf.config import TrunkConfig
+from tokgolf.corpora import Corpus, Document
+from tokgolf.errors import ConfigError, TrainingError
+from tokgolf.tokenizers import build_tokenizer
+from tokgolf.training import RunConfig, StepReport, train
+from tokgolf.training.averages import YOUNG, AverageConfig, Averages
+from tokgolf.training.optimizers import Muon, OptimizerConfig, orthogonalize
+
+TRUNK = TrunkConfig(layers=1, d_model=16, heads=2, kv_heads=1, mlp_hidden=24, sequence_length=16)
+CONFIG = RunConfig(
+    trunk=TRUNK, batch_tokens=64, steps=12, warmdown_steps=3, precision="fp32", compile="off"
+)
+DOCUMENTS = [Document(str(i), f"an average of {i} weights. ".encode()) for i in range(30)]
+CORPUS = Corpus(name="tiny", split=None, source=lambda: iter(DOCUMENTS))
+TOKENIZER = build_tokenizer("byte", [], None)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
+def run_it(run: Path, *, resume: bool = False, on_step: Any = None, **changes: Any) -> None:
+    train(
+        dataclasses.replace(CONFIG, **changes),
+        TOKENIZER,
+        CORPUS,
+        run,
+        device="cpu",
+        resume=resume,
+        on_step=on_step or (lambda report: None),
+    )
+
+
+# --- Muon
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (48, 16), (16, 48)], ids=str)
+def test_polar_express_brings_singular_values_nearer_to_one(shape: tuple[int, int]) -> None:
+    x = torch.randn(6, *shape)
+    lifted = torch.linalg.svdvals(x) / x.norm(dim=(-2, -1), keepdim=True).squeeze(-1) > 0.01
+    off = {
+        express: (torch.linalg.svdvals(orthogonalize(x, polar_express=express).float()) - 1).abs()
+        for express in (False, True)
+    }
+    assert float(off[True][lifted].mean()) < 0.6 * float(off[False][lifted].mean())
+    assert float(off[True][lifted].max()) < 0.2
+
+
+def muon_step(config: OptimizerConfig, start: Tensor, gradient: Tensor) -> Tensor:
+    parameter = nn.Parameter(start.clone())
+    parameter.grad = gradient.clone()
+    Muon({"p": parameter}, config).step(0, 0.5)
+    return parameter.detach()
+
+
+def test_rows_are_brought_to_one_length_before_they_are_orthogonalised() -> None:
+    start, gradient = torch.randn(12, 20), torch.randn(12, 20)
+    uneven = gradient * torch.logspace(-3, 3, 12)[:, None]
+    by_rows = OptimizerConfig(muon_rows=True)
+    torch.testing.assert_close(
+        muon_step(by_rows, start, uneven), muon_step(by_rows, start, gradient), rtol=0, atol=1e-3
+    )
+    plain = OptimizerConfig()
+    lengths = uneven.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(
+        muon_step(by_rows, start, uneven),
+        muon_step(plain, start, uneven / lengths),
+        rtol=0,
+        atol=1e-3,
+    )
+
+
+def test_decay_takes_its_part_of_the_rate_from_a_matrix() -> None:
+    start, gradient = torch.randn(12, 20), torch.randn(12, 20)
+    plain = muon_step(OptimizerConfig(), start, gradient)
+    decayed = muon_step(OptimizerConfig(muon_decay=0.3), start, gradient)
+    torch.testing.assert_close(plain - decayed, 0.04 * 0.5 * 0.3 * start)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"muon_coefficients": "polar-express"}, {"muon_rows": True}, {"muon_decay": 0.2}]
+)
+def test_every_option_of_muon_changes_a_run_that_learns(
+    changes: dict[str, Any], tmp_path: Path
+) -> None:
+    losses: dict[str, list[float]] = {"plain": [], "changed": []}
+    for name, more in (("plain", {}), ("changed", changes)):
+        run_it(
+            tmp_path / name,
+            optimizer=OptimizerConfig(**more),
+            on_step=lambda report, name=name: losses[name].append(report.loss),
+        )
+    assert losses["plain"][0] == losses["changed"][0]
+    assert losses["plain"][-1] != losses["changed"][-1] < losses["changed"][0]
+
+
+# --- averages
+
+
+def weights_over_time(steps: int) -> Iterator[tuple[nn.Linear, int]]:
+    layer = nn.Linear(3, 2)
+    for step in range(1, steps + 1):
+        yield layer, step
+        with torch.no_grad():
+            layer.weight.copy_(torch.randn(2, 3))
+
+
+def test_an_exponential_average_equals_its_slow_twin() -> None:
+    averages, expected = None, torch.zeros(2, 3)
+    for layer, step in weights_over_time(40):
+        if averages is None:
+            averages = Averages(layer, AverageConfig(ema=0.6))
+            expected = layer.weight.detach().clone()
+        decay = min(0.6, (1 + step) / (YOUNG + step))
+        expected = decay * expected + (1 - decay) * layer.weight.detach()
+        averages.update(step, 0.0)
+        torch.testing.assert_close(averages.exported()["weight"], expected)
+
+
+def test_a_plain_average_is_the_mean_of_the_steps_it_names() -> None:
+    averages, seen = None, []
+    for layer, step in weights_over_time(20):
+        averages = averages or Averages(layer, AverageConfig(swa_from=0.5, swa_every=3))
+        averages.update(step, step / 20)
+        if step in (12, 15, 18):
+            seen.append(layer.weight.detach().clone())
+        if not seen:
+            assert averages.exported() == {}
+    assert averages is not None
+    torch.testing.assert_close(averages.exported()["weight"], torch.stack(seen).mean(0))
+
+
+AVERAGES: dict[str, dict[str, Any]] = {
+    "ema": {"average": AverageConfig(ema=0.9)},
+    "swa": {"average": AverageConfig(swa_from=0.4, swa_every=2)},
+    "ema of a head that unties": {
+        "average": AverageConfig(ema=0.9),
+        "head": {"name": "untied", "untie_at": 0.5},
+    },
+}
+
+
+@pytest.mark.parametrize("name", AVERAGES)
+def test_the_average_is_what_a_run_exports_and_changes_no_step(name: str, tmp_path: Path) -> None:
+    changes = AVERAGES[name]
+    run_it(tmp_path / "with", **changes)
+    run_it(tmp_path / "without", **{**changes, "average": AverageConfig()})
+    averaged, plain = (read_checkpoint(tmp_path / run)[0] for run in ("with", "without"))
+    model = load_run(tmp_path / "with").model.state_dict()
+    for parameter, value in model.items():
+        assert torch.equal(averaged[f"live.{parameter}"], plain[f"model.{parameter}"])
+        assert torch.equal(averaged[f"model.{parameter}"], value)
+        assert not value.numel() or not torch.equal(averaged[f"live.{parameter}"], value)
+    assert not any(key.startswith("live.") for key in plain)
+
+
+@pytest.mark.parametrize("at", [1, 7])
+@pytest.mark.parametrize("name", AVERAGES)
+def test_an_averaged_run_resumes_bit_by_bit(name: str, at: int, tmp_path: Path) -> None:
+    def interrupt(report: StepReport) -> None:
+        if report.step == at:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(TrainingError, match="interrupted"):
+        run_it(tmp_path / "cut", on_step=interrupt, **AVERAGES[name])
+    run_it(tmp_path / "cut", resume=True, **AVERAGES[name])
+    run_it(tmp_path / "whole", **AVERAGES[name])
+    cut, whole = (read_checkpoint(tmp_path / run)[0] for run in ("cut", "whole"))
+    assert cut.keys() == whole.keys()
+    assert all(torch.equal(cut[key], whole[key]) for key in whole)
+
+
+# --- the floor of the rate, and what is refused
+
+
+def test_the_rate_falls_to_its_floor(tmp_path: Path) -> None:
+    scales: list[float] = []
+    run_it(
+        tmp_path / "run",
+        steps=8,
+        warmdown_steps=4,
+        warmdown_to=0.2,
+        on_step=lambda report: scales.append(report.learning_rate_scale),
+    )
+    assert scales == pytest.approx([1, 1, 1, 1, 1, 0.8, 0.6, 0.4])
+
+
+@pytest.mark.parametrize(
+    ("part", "values", "message"),
+    [
+        (AverageConfig, {"ema": 1.0}, r"ema is 1\.0"),
+        (AverageConfig, {"swa_from": 1.5}, r"swa_from is 1\.5"),
+        (AverageConfig, {"swa_every": 0}, "swa_every is 0"),
+        (AverageConfig, {"ema": 0.9, "swa_from": 0.5}, "set ema to 0 or swa_from to 1"),
+        (OptimizerConfig, {"muon_decay": -0.1}, r"muon_decay -0\.1"),
+        (OptimizerConfig, {"muon_decay": 30.0}, r"muon_decay 30\.0 times lr_matrix 0\.04"),
+        (RunConfig, {"warmdown_to": 1.0}, r"warmdown_to is 1\.0"),
+        (RunConfig, {"max_gradient": 0.0}, r"max_gradient is 0\.0"),
+    ],
+)
+def test_values_without_a_meaning_are_refused(
+    part: Any, values: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        part(**values)
