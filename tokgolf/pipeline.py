@@ -69,6 +69,7 @@ def golf(
         held_out=held_out,
         device=device,
         on_step=on_step,
+        say=say,
     )
     say(
         f"training  {result.params:,} parameters, {result.steps:,} steps, "

@@ -13,6 +13,7 @@ from tokgolf.cli.options import (
     open_corpus,
     print_json,
     print_rows,
+    say,
 )
 
 
@@ -70,6 +71,7 @@ def train(
             device=device,
             resume=resume,
             on_step=on_step,
+            say=say,
         )
     values = {**vars(result), "run": str(result.run)}
     print_json(values) if as_json else print_rows(list(values.items()))
