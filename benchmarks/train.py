@@ -10,14 +10,14 @@ all logits and `F.cross_entropy`, `torch.optim.AdamW` and, for the matrices, `to
 fp32 and under bf16 autocast; their batches are in memory already. Compiling is timed apart, with
 nothing cached and with what that left.
 
-Memory is the most that training holds beyond what it started with: on CUDA as the allocator
-counts, on a CPU the growth of a fresh process' largest resident size (Linux only).
+Memory is the most that three steps hold beyond what was there before: on CUDA as the allocator
+counts, on a CPU the resident size of a fresh process (Linux only; tokgolf's holds its tokenizing,
+checkpoints and the compiler's cache as well).
 """
 
 import json
 import os
 import platform
-import resource
 import statistics
 import sys
 import sysconfig
@@ -191,25 +191,34 @@ def measure(size: str, tokenizer: Tokenizer, device: str, rounds: int) -> Result
     }
 
 
-def memory(size: str, tokenizer: Tokenizer, device: str, who: str) -> float:
-    """Most MB held by three steps; call it in a fresh process."""
+def memory(size: str, tokenizer: Tokenizer, device: str, who: str) -> float | None:
+    """Most MB held by three steps; call it in a fresh process. Unknown on a CPU without Linux."""
     config, place = config_of(size), torch.device(device)
-
-    def held() -> float:
-        if place.type == "cuda":
-            return torch.cuda.max_memory_allocated(place) / 1e6
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-
-    if who == "tokgolf":
-        # Compiled before, so that the compiler's own memory is another process'.
-        before = held()
+    peer = None if who == "tokgolf" else Plain(config, tokenizer, place, "bf16" in who)
+    held(place)  # what importing held is no part of it
+    before = held(place)
+    if peer is None:
         trained(config, tokenizer, device, 3, lambda: None)
     else:
-        peer = Plain(config, tokenizer, place, "bf16" in who)
-        before = held()
         for _ in range(3):
             peer.step()
-    return held() - before
+    after = held(place)
+    return None if before is None or after is None else after - before
+
+
+def held(device: torch.device) -> float | None:
+    """The most MB that was held since the last call; a process' resident size on a CPU."""
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return peak / 1e6
+    try:
+        status = Path("/proc/self/status").read_text()
+        Path("/proc/self/clear_refs").write_text("5")  # a new peak
+    except OSError:
+        return None
+    (line,) = (line for line in status.splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1e3
 
 
 def first_step(size: str, tokenizer: Tokenizer, device: str) -> float:
@@ -258,7 +267,7 @@ def main(
             ratio = result["ratio"].get(who, 1.0)
             click.echo(
                 f"{size:>8}  {who:<22} {rate:>12,.0f} tokens/s  tokgolf is {ratio:.2f} of it  "
-                f"{result['peak_mb'][who]:,.0f} MB"
+                f"{result['peak_mb'][who] or 0:,.0f} MB"
             )
         click.echo(
             f"{size:>8}  first step after {compiling['first']:.1f} s, {compiling['cached']:.1f} s "

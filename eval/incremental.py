@@ -83,8 +83,9 @@ def hidden(model: LanguageModel, tokens: Tensor, cache: Cache) -> Tensor:
 
     tokens (batch, time) int64, as the positions of the pass -> (batch, time, d_model)
     """
-    prev = cache.shift(tokens, model.head.shape.bos_id)
-    return model.trunk(model.head.embed(tokens, prev), cache)  # type: ignore[no-any-return]
+    bos = model.head.shape.bos_id
+    x = model.head.embed(tokens, cache.shift(tokens, bos))
+    return model.trunk(x, cache, tokens == bos)  # type: ignore[no-any-return]
 
 
 def step(model: LanguageModel, tokens: Tensor, cache: Cache) -> Tensor:

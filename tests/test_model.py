@@ -46,7 +46,35 @@ TRUNKS = {
     "one head": tiny(heads=1, kv_heads=1),
     "narrow heads": tiny(heads=8, kv_heads=2, mlp_hidden=7),
     "other constants": tiny(rope_base=77.0, qk_gain=3.5),
+    "leaky": tiny(negative_slope=0.5),
+    "partial rope": tiny(heads=2, kv_heads=1, rope_fraction=0.5),
+    "layer scale": tiny(layer_scale=True),
+    "norms before projections": tiny(out_norm=True),
+    "parallel": tiny(layers=4, parallel=2),
+    "exclusive": tiny(xsa=2),
+    "loop": tiny(layers=5, loop_start=1, loop_blocks=2, loops=3),
+    "more loops in scoring": tiny(layers=4, loop_start=1, loop_blocks=2, loops_scored=2),
+    "smear": tiny(smear=True),
+    "orthogonal": tiny(orthogonal_init=True),
+    "document mask": tiny(document_mask=True),
+    "all at once": tiny(
+        layers=6,
+        negative_slope=0.3,
+        rope_fraction=0.5,
+        layer_scale=True,
+        out_norm=True,
+        parallel=2,
+        xsa=4,
+        loop_start=2,
+        loop_blocks=3,
+        loops=2,
+        loops_scored=3,
+        smear=True,
+        document_mask=True,
+        orthogonal_init=True,
+    ),
 }
+OPTIONS = list(TRUNKS)[10:]
 every_trunk = pytest.mark.parametrize("config", TRUNKS.values(), ids=TRUNKS)
 
 
@@ -85,9 +113,9 @@ def norm(x: Array) -> Array:
     return result
 
 
-def rotated(x: Array, position: int, base: float) -> Array:
-    width = len(x)
-    result = np.empty(width)
+def rotated(x: Array, position: int, config: TrunkConfig) -> Array:
+    width, base = int(len(x) * config.rope_fraction), config.rope_base
+    result = x.copy()
     for i in range(width // 2):
         angle = position * base ** (-2 * i / width)
         a, b = x[i], x[i + width // 2]
@@ -96,7 +124,9 @@ def rotated(x: Array, position: int, base: float) -> Array:
     return result
 
 
-def slow_attention(config: TrunkConfig, w: dict[str, Array], x: list[Array]) -> list[Array]:
+def slow_attention(
+    config: TrunkConfig, w: dict[str, Array], x: list[Array], index: int
+) -> list[Array]:
     width = config.d_model // config.heads
     queries_per_key = config.heads // config.kv_heads
     outputs = [np.zeros(config.d_model) for _ in x]
@@ -105,64 +135,133 @@ def slow_attention(config: TrunkConfig, w: dict[str, Array], x: list[Array]) -> 
         shared = head // queries_per_key
         key_rows = slice(shared * width, (shared + 1) * width)
         keys = [
-            rotated(norm(w["attention.key.weight"][key_rows] @ xt), t, config.rope_base)
+            rotated(norm(w["attention.key.weight"][key_rows] @ xt), t, config)
             for t, xt in enumerate(x)
         ]
         values = [w["attention.value.weight"][key_rows] @ xt for xt in x]
+        begins = [max((s for s in w["starts"] if s <= t), default=0) for t in range(len(x))]
         for t, xt in enumerate(x):
-            query = rotated(norm(w["attention.query.weight"][own] @ xt), t, config.rope_base)
+            query = rotated(norm(w["attention.query.weight"][own] @ xt), t, config)
             query = query * w["attention.gain"][head]
-            scores = [float(query @ keys[s]) / math.sqrt(width) for s in range(t + 1)]
+            begin = begins[t] if config.document_mask else 0
+            scores = [float(query @ keys[s]) / math.sqrt(width) for s in range(begin, t + 1)]
             weights = [math.exp(score - max(scores)) for score in scores]
-            for weight, value in zip(weights, values, strict=False):
+            for weight, value in zip(weights, values[begin:], strict=False):
                 outputs[t][own] += weight / sum(weights) * value
+    if config.out_norm:
+        outputs = [norm(output) for output in outputs]
+    for head in range(config.heads if index >= config.layers - config.xsa else 0):
+        own, shared = slice(head * width, (head + 1) * width), head // queries_per_key
+        for xt, output in zip(x, outputs, strict=True):
+            value = w["attention.value.weight"][shared * width : (shared + 1) * width] @ xt
+            output[own] -= (output[own] @ value) / (value @ value) * value
     return [w["attention.out.weight"] @ output for output in outputs]
 
 
-def slow_mlp(w: dict[str, Array], x: Array) -> Array:
-    hidden = np.maximum(w["mlp.up.weight"] @ x, 0)
-    result: Array = w["mlp.out.weight"] @ (hidden * hidden)
+def slow_mlp(config: TrunkConfig, w: dict[str, Array], x: Array) -> Array:
+    hidden = w["mlp.up.weight"] @ x
+    hidden = np.where(hidden > 0, hidden, config.negative_slope * hidden) ** 2
+    if config.out_norm:
+        hidden = norm(hidden)
+    result: Array = w["mlp.out.weight"] @ hidden
     return result
 
 
 def slow_block(
-    config: TrunkConfig, w: dict[str, Array], x: list[Array], first: list[Array]
+    config: TrunkConfig, w: dict[str, Array], x: list[Array], first: list[Array], index: int
 ) -> list[Array]:
     keep, back = w["residual_mix"]
     x = [keep * xt + back * ft for xt, ft in zip(x, first, strict=True)]
-    attended = slow_attention(config, w, [norm(xt) for xt in x])
+    divisor = math.sqrt(index + 1) if config.layer_scale else 1.0
+    before = [norm(xt) / divisor for xt in x]
+    attended = slow_attention(config, w, before, index)
     x = [xt + w["attention_scale"] * at for xt, at in zip(x, attended, strict=True)]
-    return [xt + w["mlp_scale"] * slow_mlp(w, norm(xt)) for xt in x]
+    if index < config.layers - config.parallel:
+        before = [norm(xt) / divisor for xt in x]
+    mixed = [slow_mlp(config, w, bt) for bt in before]
+    return [xt + w["mlp_scale"] * mt for xt, mt in zip(x, mixed, strict=True)]
 
 
-def slow_trunk(trunk: Trunk, embedded: Array, nearest_first: bool = True) -> Array:
+def slow_smear(w: Array, x: Array, starts: list[int]) -> Array:
+    result = x.copy()
+    for t in range(1, len(x)):
+        if t not in starts:
+            result[t] += w[12] / (1 + math.exp(-float(x[t][:12] @ w[:12]))) * x[t - 1]
+    return result
+
+
+def slow_trunk(
+    trunk: Trunk, embedded: Array, nearest_first: bool = True, starts: tuple[int, ...] = ()
+) -> Array:
     """One sequence through the trunk; `nearest_first=False` pairs the skips the wrong way."""
     config = trunk.config
     weights = {n: p.detach().double().numpy() for n, p in trunk.named_parameters()}
+    if config.smear:
+        embedded = slow_smear(weights["smear"], embedded, [*starts])
     x = first = [norm(row) for row in embedded]
     half = config.layers // 2
     outputs: dict[int, list[Array]] = {}
-    for index in range(config.layers):
+    end = config.loop_start + config.loop_blocks
+    loops = config.loops if trunk.training else config.loops_scored or config.loops
+    sequence = [*range(end), *[*range(config.loop_start, end)] * (loops - 1)]
+    for index in [*sequence, *range(end, config.layers)]:
         skip = index - half
-        if 0 <= skip < half:
+        if 0 <= skip < half and index not in outputs:
             source = half - 1 - skip if nearest_first else skip
             pairs = zip(x, outputs[source], strict=True)
             x = [xt + weights["skips"][skip] * ot for xt, ot in pairs]
         prefix = f"blocks.{index}."
         own = {n.removeprefix(prefix): w for n, w in weights.items() if n.startswith(prefix)}
-        x = outputs[index] = slow_block(config, own, x, first)
+        x = slow_block(config, {**own, "starts": np.array(starts)}, x, first, index)
+        outputs.setdefault(index, x)  # of several times the first
     return np.stack([norm(xt) for xt in x])
 
 
+@pytest.mark.parametrize("training", [True, False])
 @every_trunk
-def test_the_trunk_agrees_with_its_slow_twin(config: TrunkConfig) -> None:
-    trunk = randomised(Trunk(config)).double()
+def test_the_trunk_agrees_with_its_slow_twin(config: TrunkConfig, training: bool) -> None:
+    trunk = randomised(Trunk(config)).double().train(training)
     embedded = torch.randn(2, 9, 16, dtype=torch.float64)
-    fast = trunk(embedded).detach().numpy()
+    starts = torch.zeros(2, 9, dtype=torch.bool)
+    starts[:, [0, 4]] = True
+    fast = trunk(embedded, starts=starts).detach().numpy()
     for row in range(2):
-        slow = slow_trunk(trunk, embedded[row].numpy())
+        slow = slow_trunk(trunk, embedded[row].numpy(), starts=(0, 4))
         # The rotary tables are rounded to float32.
         np.testing.assert_allclose(fast[row], slow, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name in OPTIONS if name != "orthogonal"])
+def test_every_option_changes_what_a_trunk_computes(name: str) -> None:
+    changed = TRUNKS[name]
+    plain = tiny(layers=changed.layers, heads=changed.heads, kv_heads=changed.kv_heads)
+    trunks = [Trunk(config).eval() for config in (changed, plain)]
+    for trunk in trunks:
+        torch.manual_seed(1)
+        randomised(trunk)
+    trunks[1].load_state_dict(trunks[0].state_dict(), strict=False)
+    x, starts = torch.randn(1, 9, 16), torch.arange(9)[None] % 5 == 0
+    assert (
+        float((trunks[0](x, starts=starts) - trunks[1](x, starts=starts)).detach().abs().max())
+        > 1e-2
+    )
+
+
+def test_orthogonal_weights_are_orthogonal_and_the_others_as_they_were() -> None:
+    trunk = Trunk(tiny(orthogonal_init=True))
+    for name, weight in trunk.named_parameters():
+        if name.endswith("out.weight"):
+            assert not weight.any()
+        elif name.endswith(".weight"):
+            w = weight if weight.size(0) <= weight.size(1) else weight.T
+            torch.testing.assert_close(w @ w.T, torch.eye(len(w)))
+
+
+def test_a_block_that_is_applied_twice_is_stored_once() -> None:
+    assert tiny(loop_blocks=3, loops=4).num_params() == tiny().num_params()
+    assert tiny(layers=4, loop_start=1, loop_blocks=2, loops=2).order(scored=False) == [
+        *(0, 1, 2, 1, 2, 3)
+    ]
 
 
 @pytest.mark.parametrize("layers", [4, 5, 6, 7])
@@ -211,6 +310,45 @@ def test_a_token_changes_the_scores_at_its_position_and_later_only(head: str) ->
         assert torch.equal(after[:, :position], before[:, :position])  # bit for bit
         differs = (after[:, position:] != before[:, position:]).any(dim=-1)
         assert differs.all()
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_no_option_lets_a_position_see_a_later_one(name: str) -> None:
+    model = model_with("tied", TRUNKS[name]).double()
+    tokens = random_tokens(1, 12)
+    before = model.log_probs(tokens)
+    for position in (0, 5, 11):
+        changed = tokens.clone()
+        changed[0, position] = (tokens[0, position] + 1) % SHAPE.vocab_size
+        after = model.log_probs(changed)
+        torch.testing.assert_close(after[0, :position], before[0, :position], rtol=0, atol=1e-12)
+        assert not torch.equal(after[0, position], before[0, position])
+
+
+@pytest.mark.parametrize("smear", [False, True])
+def test_a_masked_document_is_what_it_is_alone(smear: bool) -> None:
+    model = model_with("tied", tiny(document_mask=True, smear=smear)).double()
+    bos, (text,) = SHAPE.bos_id, random_tokens(1, 12)
+    text[text == bos] = 0
+    text[[0, 4, 9]] = bos
+    together = model.hidden(text[None])
+    for begin, end in ((0, 4), (4, 9), (9, 12)):
+        # Positions are relative, but for the rounding of the tables.
+        alone = model.hidden(text[None, begin:end])
+        torch.testing.assert_close(together[:, begin:end], alone, rtol=0, atol=1e-5)
+
+
+def test_nothing_smears_across_the_start_of_a_document() -> None:
+    """Only the input's smearing: attention sees across documents, so it is taken out."""
+    model = model_with("tied", tiny(layers=1, smear=True))
+    with torch.no_grad():
+        model.trunk.get_parameter("blocks.0.attention.out.weight").zero_()
+    tokens = torch.tensor([[7, 8, SHAPE.bos_id, 9]])
+    other = torch.tensor([[7, 6, SHAPE.bos_id, 9]])
+    one, two = model.hidden(tokens), model.hidden(other)
+    assert torch.equal(one[:, 2:], two[:, 2:])
+    other = torch.tensor([[7, 8, 5, 9]])
+    assert not torch.equal(model.hidden(other)[:, 3], one[:, 3])
 
 
 @every_head
@@ -352,10 +490,13 @@ def test_stored_is_sorted_unique_and_total(head: str, layers: int) -> None:
             assert kinds[f"trunk.{name}"] == role
 
 
-@every_head
-def test_every_tensor_of_the_model_moves_within_four_steps(head: str) -> None:
+@pytest.mark.parametrize(
+    ("head", "trunk"),
+    [*((head, "baseline shape") for head in HEAD_OPTIONS), *(("tied", name) for name in OPTIONS)],
+)
+def test_every_tensor_of_the_model_moves_within_four_steps(head: str, trunk: str) -> None:
     built = head_config(HEAD_OPTIONS[head]).build(SHAPE, torch.arange(SHAPE.vocab_size))
-    model = LanguageModel(Trunk(tiny()), built)
+    model = LanguageModel(Trunk(TRUNKS[trunk]), built)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     grouped = [p for _, group in model.param_groups() for p in group.values()]
     optimizer = torch.optim.Adam(grouped, lr=0.01)

@@ -21,13 +21,26 @@ from tokgolf.errors import ConfigError
 Config = TypeVar("Config")
 MAX_TOML_BYTES = 1 << 18
 MAX_SCALE = 1e12
+MAX_LOOPS = 16
+SMEAR_INPUTS = 12
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrunkConfig:
     """Shape of the shared transformer trunk; the defaults are the challenge's naive baseline.
 
-    Source: openai/parameter-golf, record 2026-03-17 "NaiveBaseline".
+    Options beyond the baseline, which change nothing at their defaults:
+    `negative_slope` of the MLP's activation, leaky_relu(x, slope)^2; `rope_fraction` of a head's
+    width that is rotated; `layer_scale` divides what block i (from 0) reads by sqrt(i + 1);
+    `out_norm` normalises what the output projections read; in the last `parallel` blocks attention
+    and MLP read the same vector; in the last `xsa` blocks a head's output loses its part along the
+    position's own value; the `loop_blocks` blocks from `loop_start` on are applied `loops` times in
+    training and `loops_scored` times (0: as in training) in scoring; `smear` adds a gated part of
+    the position before to each input, but not to a document's first; with `document_mask` attention
+    does not look back across the start of a document; `orthogonal_init` of the projections that do
+    not start at zero.
+
+    Source: openai/parameter-golf, record 2026-03-17 "NaiveBaseline"; the options from its records.
     """
 
     layers: int = 9
@@ -38,6 +51,19 @@ class TrunkConfig:
     sequence_length: int = 1024
     rope_base: float = 10_000.0
     qk_gain: float = 1.5
+    negative_slope: float = 0.0
+    rope_fraction: float = 1.0
+    layer_scale: bool = False
+    out_norm: bool = False
+    parallel: int = 0
+    xsa: int = 0
+    loop_start: int = 0
+    loop_blocks: int = 0
+    loops: int = 1
+    loops_scored: int = 0
+    smear: bool = False
+    document_mask: bool = False
+    orthogonal_init: bool = False
 
     def __post_init__(self) -> None:
         check_positive(self, "layers", "d_model", "heads", "kv_heads", "mlp_hidden")
@@ -54,6 +80,48 @@ class TrunkConfig:
             )
         if self.heads % self.kv_heads:
             raise ConfigError(f"heads {self.heads} is not a multiple of kv_heads {self.kv_heads}")
+        for name in ("parallel", "xsa", "loop_start", "loop_blocks", "loops", "loops_scored"):
+            most = MAX_LOOPS if name.startswith("loops") else self.layers
+            if not (name == "loops") <= getattr(self, name) <= most:
+                raise ConfigError(
+                    f"{name} is {getattr(self, name)}; it must be from {int(name == 'loops')} to "
+                    f"{most}"
+                )
+        if self.loop_start + self.loop_blocks > self.layers:
+            raise ConfigError(
+                f"loop_start {self.loop_start} and loop_blocks {self.loop_blocks} reach beyond the "
+                f"{self.layers} layers"
+            )
+        if (self.loops > 1 or self.loops_scored) and not self.loop_blocks:
+            raise ConfigError(
+                f"loops is {self.loops} and loops_scored {self.loops_scored}, but loop_blocks 0: "
+                "say how many blocks they repeat"
+            )
+        if not 0 <= self.negative_slope <= 1:
+            raise ConfigError(f"negative_slope is {self.negative_slope}; it must be in [0, 1]")
+        if not 0 < self.rope_fraction <= 1 or self.rotary_width() < 2:
+            raise ConfigError(
+                f"rope_fraction is {self.rope_fraction}; it must be in (0, 1] and leave at least 2 "
+                f"of a head's {self.d_model // self.heads} dimensions"
+            )
+        if self.smear and self.d_model < SMEAR_INPUTS:
+            raise ConfigError(
+                f"smear reads {SMEAR_INPUTS} dimensions and d_model is {self.d_model}"
+            )
+
+    def rotary_width(self) -> int:
+        """Dimensions of a head that are rotated: even."""
+        return 2 * int(self.rope_fraction * (self.d_model // self.heads) / 2)
+
+    def order(self, *, scored: bool) -> list[int]:
+        """The blocks in the order in which they are applied.
+
+        layers=4, loop_start=1, loop_blocks=2, loops=2 -> [0, 1, 2, 1, 2, 3]
+        """
+        times = (self.loops_scored if scored else 0) or self.loops
+        end = self.loop_start + self.loop_blocks
+        loop = [*range(self.loop_start, end)]
+        return [*range(self.loop_start), *loop * times, *range(end, self.layers)]
 
     def num_params(self) -> int:
         """Trainable parameters of the trunk, without either end of the vocabulary."""
@@ -62,7 +130,8 @@ class TrunkConfig:
         mlp = 2 * self.d_model * self.mlp_hidden
         vectors = 4 * self.d_model + self.heads  # attn_scale, mlp_scale, resid_mix (2), q_gain
         skips = (self.layers // 2) * self.d_model
-        return self.layers * (attention + mlp + vectors) + skips
+        smear = SMEAR_INPUTS + 1 if self.smear else 0
+        return self.layers * (attention + mlp + vectors) + skips + smear
 
 
 def check_positive(config: Any, *names: str) -> None:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokgolf.config import TrunkConfig
+from tokgolf.config import SMEAR_INPUTS, TrunkConfig
 from tokgolf.errors import ConfigError
 from tokgolf.heads.base import Generates, Head, HeadConfig, HeadShape, ParamGroup, Stored
 from tokgolf.tokenizers.base import Tokenizer
@@ -53,21 +53,34 @@ def rms_norm(x: Tensor) -> Tensor:
 
 
 def rotary_tables(config: TrunkConfig, length: int) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of the rotary embedding.  # each (length, head_width / 2)
+    """Cosines and sines of the rotary embedding.  # each (length, rotary_width / 2)
 
     Computed in double precision: the tables are regenerated on load, and must not depend on how
     a library evaluates a float32 power.
     """
-    width = config.d_model // config.heads
+    width = config.rotary_width()
     frequency = config.rope_base ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
     angle = torch.outer(torch.arange(length, dtype=torch.float64), frequency)
     return angle.cos().float(), angle.sin().float()
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the two halves of the last axis: (a cos + b sin, b cos - a sin)."""
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat([a * cos + b * sin, b * cos - a * sin], dim=-1)
+    """Rotate the two halves of the last axis, (a cos + b sin, b cos - a sin), or of its start."""
+    half = cos.size(-1)
+    a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    return torch.cat([a * cos + b * sin, b * cos - a * sin, rest], dim=-1)
+
+
+def within_documents(starts: Tensor, cache: "Cache | None") -> Tensor:
+    """Which positions each may see: the earlier ones of its document.
+
+    starts (batch, time) bool -> (batch, 1, time, seen) bool
+    """
+    seen = starts.long() if cache is None else cache.extend(starts.long())
+    document = seen.cumsum(1)
+    own = document if cache is None else document.gather(1, cache.positions)
+    same = (own[:, :, None] == document[:, None, :])[:, None]
+    return same.tril() if cache is None else same & cache.mask
 
 
 def scaled(linear: nn.Linear, x: Tensor, scale: Tensor) -> Tensor:
@@ -78,7 +91,8 @@ def scaled(linear: nn.Linear, x: Tensor, scale: Tensor) -> Tensor:
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     """Softmax attention, causal without a mask; consecutive query heads share a key/value head.
 
-    q (batch, time, heads, head_width), k, v (batch, seen, kv_heads, head_width), mask as a cache's
+    q (batch, time, heads, head_width), k, v (batch, seen, kv_heads, head_width), mask
+    (batch, 1, time, seen) bool
     -> (batch, time, heads * head_width)
     """
     grouped = q.size(2) > k.size(2)
@@ -94,9 +108,10 @@ class Attention(nn.Module):
     `attend` and `scaled` may be replaced by functions of the same values that train faster.
     """
 
-    def __init__(self, config: TrunkConfig) -> None:
+    def __init__(self, config: TrunkConfig, index: int) -> None:
         super().__init__()
         self.config = config
+        self.exclusive = index >= config.layers - config.xsa
         kv_width = config.kv_heads * (config.d_model // config.heads)
         self.query = nn.Linear(config.d_model, config.d_model, bias=False)
         self.key = nn.Linear(config.d_model, kv_width, bias=False)
@@ -107,7 +122,13 @@ class Attention(nn.Module):
         nn.init.zeros_(self.out.weight)
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, scale: Tensor, cache: "Cache | None" = None
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        scale: Tensor,
+        mask: Tensor | None = None,
+        cache: "Cache | None" = None,
     ) -> Tensor:
         batch, time, _ = x.shape
         q = self.query(x).view(batch, time, self.config.heads, -1)
@@ -115,10 +136,18 @@ class Attention(nn.Module):
         v = self.value(x).view(batch, time, self.config.kv_heads, -1)
         q = rotate(rms_norm(q), cos, sin) * self.gain.to(q.dtype)[:, None]
         k = rotate(rms_norm(k), cos, sin)
-        mask = None
+        own = v
         if cache is not None:
-            k, v, mask = cache.extend(k), cache.extend(v), cache.mask
-        return self.scaled(self.out, self.attend(q, k, v.to(q.dtype), mask), scale)
+            k, v = cache.extend(k), cache.extend(v)
+        y = self.attend(q, k, v.to(q.dtype), mask)
+        if self.config.out_norm:
+            y = rms_norm(y)
+        if self.exclusive:  # last, as it leaves nothing at the first position: no norm of that
+            # (batch, time, kv_heads, groups, head_width), every query head beside its own value
+            own = F.normalize(own, dim=-1).to(y.dtype)[:, :, :, None]
+            y = y.view(batch, time, self.config.kv_heads, -1, own.size(-1))
+            y = (y - (y * own).sum(-1, keepdim=True) * own).flatten(2)
+        return self.scaled(self.out, y, scale)
 
 
 class MLP(nn.Module):
@@ -126,21 +155,27 @@ class MLP(nn.Module):
 
     def __init__(self, config: TrunkConfig) -> None:
         super().__init__()
+        self.config = config
         self.up = nn.Linear(config.d_model, config.mlp_hidden, bias=False)
         self.out = nn.Linear(config.mlp_hidden, config.d_model, bias=False)
         self.scaled = scaled
         nn.init.zeros_(self.out.weight)
 
     def forward(self, x: Tensor, scale: Tensor) -> Tensor:
-        return self.scaled(self.out, F.relu(self.up(x)).square(), scale)
+        slope = self.config.negative_slope
+        x = self.up(x)
+        x = (F.leaky_relu(x, slope) if slope else F.relu(x)).square()
+        return self.scaled(self.out, rms_norm(x) if self.config.out_norm else x, scale)
 
 
 class Block(nn.Module):
     """A mix with the trunk's input, then attention and MLP, each with a scale per channel."""
 
-    def __init__(self, config: TrunkConfig) -> None:
+    def __init__(self, config: TrunkConfig, index: int) -> None:
         super().__init__()
-        self.attention = Attention(config)
+        self.read_scale = (index + 1) ** -0.5 if config.layer_scale else 1.0
+        self.parallel = index >= config.layers - config.parallel
+        self.attention = Attention(config, index)
         self.mlp = MLP(config)
         self.attention_scale = nn.Parameter(torch.ones(config.d_model))
         self.mlp_scale = nn.Parameter(torch.ones(config.d_model))
@@ -148,17 +183,30 @@ class Block(nn.Module):
         self.residual_mix = nn.Parameter(torch.stack([ones, zeros]))
 
     def forward(
-        self, x: Tensor, first: Tensor, cos: Tensor, sin: Tensor, cache: "Cache | None" = None
+        self,
+        x: Tensor,
+        first: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        mask: Tensor | None = None,
+        cache: "Cache | None" = None,
     ) -> Tensor:
         mix = self.residual_mix.to(x.dtype)
         x = mix[0] * x + mix[1] * first
-        x = x + self.attention(rms_norm(x), cos, sin, self.attention_scale, cache)
-        return x + self.mlp(rms_norm(x), self.mlp_scale)  # type: ignore[no-any-return]
+        read = self._read(x)
+        x = x + self.attention(read, cos, sin, self.attention_scale, mask, cache)
+        read = read if self.parallel else self._read(x)
+        return x + self.mlp(read, self.mlp_scale)  # type: ignore[no-any-return]
+
+    def _read(self, x: Tensor) -> Tensor:
+        x = rms_norm(x)
+        return x if self.read_scale == 1 else x * self.read_scale
 
 
 class Trunk(nn.Module):
     """Blocks with U-Net skips: the first half's outputs are added, last in first out, before the
-    blocks of the second half; with an odd count the last block gets none."""
+    blocks of the second half; with an odd count the last block gets none. Of a block that is
+    applied several times this is the first time."""
 
     cos: Tensor
     sin: Tensor
@@ -166,32 +214,61 @@ class Trunk(nn.Module):
     def __init__(self, config: TrunkConfig) -> None:
         super().__init__()
         self.config = config
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(Block(config, index) for index in range(config.layers))
         self.skips = nn.Parameter(torch.ones(config.layers // 2, config.d_model))
+        # The gate's weights, then how much it lets through.
+        self.smear = nn.Parameter(torch.zeros(SMEAR_INPUTS + 1)) if config.smear else None
+        if config.orthogonal_init:
+            for name, parameter in self.blocks.named_parameters():
+                if name.endswith(".weight") and not name.endswith("out.weight"):
+                    nn.init.orthogonal_(parameter)
         cos, sin = rotary_tables(config, config.sequence_length)
         self.register_buffer("cos", cos[:, None, :], persistent=False)  # broadcast over heads
         self.register_buffer("sin", sin[:, None, :], persistent=False)
 
-    def forward(self, x: Tensor, cache: "Cache | None" = None) -> Tensor:
-        """Embedded tokens to final hidden states.  # (batch, time, d_model) -> the same"""
+    def forward(
+        self, x: Tensor, cache: "Cache | None" = None, starts: Tensor | None = None
+    ) -> Tensor:
+        """Embedded tokens to final hidden states; `starts` are documents' first positions.
+
+        x (batch, time, d_model), starts (batch, time) bool -> (batch, time, d_model)
+        """
         time = x.size(1)
         if time > self.config.sequence_length:
             raise ConfigError(
                 f"a window of {time} tokens is longer than the model's "
                 f"sequence_length of {self.config.sequence_length}"
             )
+        if self.smear is not None:
+            x = x + self._smeared(x, cache, starts)
         x = first = rms_norm(x)
         at = slice(time) if cache is None else cache.positions
         cos, sin = self.cos[at].to(x.dtype), self.sin[at].to(x.dtype)
+        mask = None if cache is None else cache.mask
+        if self.config.document_mask and starts is not None:
+            mask = within_documents(starts, cache)
         half = self.config.layers // 2
         outputs: list[Tensor] = []
-        for index, block in enumerate(self.blocks):
-            if half <= index < 2 * half:
+        applied: set[int] = set()
+        for index in self.config.order(scored=not self.training):
+            again = index in applied
+            applied.add(index)
+            if half <= index < 2 * half and not again:
                 x = x + self.skips[index - half].to(x.dtype) * outputs.pop()
-            x = block(x, first, cos, sin, cache)
-            if index < half:
+            x = self.blocks[index](x, first, cos, sin, mask, cache)
+            if index < half and not again:
                 outputs.append(x)
         return rms_norm(x)
+
+    def _smeared(self, x: Tensor, cache: "Cache | None", starts: Tensor | None) -> Tensor:
+        """What the position before adds.  # (batch, time, d_model), (batch, time) -> as x"""
+        assert self.smear is not None
+        before = F.pad(x[:, :-1], (0, 0, 1, 0)) if cache is None else cache.shift(x, 0)
+        smear = self.smear.to(x.dtype)
+        gate = smear[-1] * torch.sigmoid(x[..., :SMEAR_INPUTS] @ smear[:-1])
+        if starts is not None:
+            gate = gate.masked_fill(starts, 0)
+        return gate[..., None] * before
 
     def param_groups(self) -> Iterator[ParamGroup]:
         """A partition of all trainable tensors into roles."""
@@ -221,13 +298,14 @@ class LanguageModel(nn.Module):
 
         tokens (batch, time) int64, time <= sequence_length -> (batch, time, d_model)
         """
-        prev = F.pad(tokens[:, :-1], (1, 0), value=self.head.shape.bos_id)
+        bos = self.head.shape.bos_id
+        prev = F.pad(tokens[:, :-1], (1, 0), value=bos)
         x = self.head.embed(tokens, prev, rows)
         if x.is_cuda and torch.is_autocast_enabled("cuda"):
             # All that blocks add to. The baseline's step takes 0.69 of the time on an H100; on a
             # CPU it would take 1.07.
             x = x.to(torch.get_autocast_dtype("cuda"))
-        return self.trunk(x)  # type: ignore[no-any-return]
+        return self.trunk(x, None, tokens == bos)  # type: ignore[no-any-return]
 
     def nll(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """Nats of each of `targets`, the tokens after `tokens`.

@@ -23,13 +23,13 @@ MOST_SCORES = 1 << 28
 
 
 def attend_in_parts(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """As `tokgolf.model.attend`, by at most `PARTS` ranges of queries. Training has no mask.
+    """As `tokgolf.model.attend`, by at most `PARTS` ranges of queries; a mask must be causal.
 
-    q (batch, time, heads, head_width), k, v (batch, time, kv_heads, head_width)
-    -> (batch, time, heads * head_width)
+    q (batch, time, heads, head_width), k, v (batch, time, kv_heads, head_width), mask
+    (batch, 1, time, time) bool -> (batch, time, heads * head_width)
     """
     batch, time, heads, width = q.shape
-    if mask is not None or batch * heads * time * time > MOST_SCORES:
+    if batch * heads * time * time > MOST_SCORES:
         return attend(q, k, v, mask)
     groups = heads // k.size(2)
     # Query heads that share a key are rows of one product.
@@ -42,7 +42,11 @@ def attend_in_parts(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None)
         rows = q[:, :, :, start:end].flatten(2, 3)  # (batch, kv_heads, groups * queries, width)
         z = at_least_fp32(rows @ k[..., :end]).view(batch, -1, groups, end - start, end)
         position = torch.arange(end, device=q.device)
-        z = z.masked_fill(position > position[start:, None], -math.inf)
+        if mask is None:
+            hidden = position > position[start:, None]
+        else:
+            hidden = ~mask[:, :, None, start:end, :end]
+        z = z.masked_fill(hidden, -math.inf)
         p = z.softmax(-1).to(v.dtype).flatten(2, 3)
         parts.append((p @ v[:, :, :end]).view(batch, -1, groups, end - start, width))
     y = torch.cat(parts, 3) if len(parts) > 1 else parts[0]

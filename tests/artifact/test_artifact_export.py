@@ -200,11 +200,15 @@ def test_over_the_cap_nothing_is_written_and_an_older_file_stays(tmp_path: Path)
 # Checkpoints.
 
 
-def test_a_checkpoint_comes_back_and_replaces_the_one_before(tmp_path: Path) -> None:
+def test_a_checkpoint_comes_back_and_replaces_the_one_before_the_last(tmp_path: Path) -> None:
     save_run(tmp_path, make(), step=3)
+    save_run(tmp_path, make(), step=7)
     save_run(tmp_path, make("untied", seed=5), step=12)
-    first, second = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
-    assert first == "latest.json" and re.fullmatch(r"step-000012-\w{8}\.safetensors", second)
+    *pointers, first, second = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert pointers == ["latest.json", "previous.json"]
+    assert re.fullmatch(r"step-000007-\w{8}\.safetensors", first)
+    assert re.fullmatch(r"step-000012-\w{8}\.safetensors", second)
+    assert read_checkpoint(tmp_path, "previous.json")[1]["step"] == 7
     tensors, state = read_checkpoint(tmp_path)
     assert state["step"] == 12 and "adam.0.m" in tensors
     run, source = load_run(tmp_path), make("untied", seed=5)

@@ -29,6 +29,21 @@ TRUNKS: dict[str, dict[str, Any]] = {
     "one layer": {"layers": 1, "heads": 2, "kv_heads": 2},
     "skips and grouped keys": {"layers": 3, "heads": 4, "kv_heads": 2},
     "one key head": {"layers": 2, "heads": 4, "kv_heads": 1},
+    "every option": {
+        "layers": 4,
+        "negative_slope": 0.3,
+        "rope_fraction": 0.5,
+        "layer_scale": True,
+        "out_norm": True,
+        "parallel": 2,
+        "xsa": 3,
+        "loop_start": 1,
+        "loop_blocks": 2,
+        "loops": 2,
+        "loops_scored": 3,
+        "smear": True,
+        "document_mask": True,
+    },
 }
 
 
@@ -90,6 +105,7 @@ def test_any_cut_of_a_window_gives_the_same_hidden_states(
     while sum(chunks) > LENGTH:
         chunks = chunks[:-1]
     tokens = ordinary(sum(chunks), 2, tokenizer)
+    tokens[1, 2:3] = tokenizer.bos_id  # another document begins
     got = states(model, tokens, Cache(2, LENGTH), chunks)
     torch.testing.assert_close(got, model.hidden(tokens), rtol=0, atol=1e-12)
 

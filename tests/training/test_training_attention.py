@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from tokgolf.config import TrunkConfig
-from tokgolf.model import MLP, Attention, Trunk, attend, scaled
+from tokgolf.model import MLP, Attention, Trunk, attend, scaled, within_documents
 from tokgolf.training import attention
 from tokgolf.training.attention import attend_in_parts, scaled_by_rows, speed_up
 
@@ -18,15 +18,19 @@ def inputs(time: int, heads: int, kv_heads: int) -> list[Tensor]:
     return [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
 
 
+@pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("heads", [(2, 2), (4, 2), (6, 1)], ids=str)
 @pytest.mark.parametrize("time", [1, 2, 5, 7, 16])
 def test_attention_in_parts_has_the_values_and_gradients_of_the_trunk_s_own(
-    time: int, heads: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+    time: int, heads: tuple[int, int], masked: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(attention, "LEAST_QUERIES", 2)
     own = inputs(time, *heads)
     fast = [t.detach().clone().requires_grad_() for t in own]
-    expected, found = attend(own[0], own[1], own[2]), attend_in_parts(fast[0], fast[1], fast[2])
+    starts = torch.rand(2, time) < 0.3
+    mask = within_documents(starts, None) if masked else None
+    expected = attend(own[0], own[1], own[2], mask)
+    found = attend_in_parts(fast[0], fast[1], fast[2], mask)
     torch.testing.assert_close(found, expected)
     upstream = torch.randn_like(expected)
     gradients = (torch.autograd.grad(y, x, upstream) for y, x in ((expected, own), (found, fast)))
