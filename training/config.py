@@ -25,7 +25,8 @@ class RunConfig:
     baseline's does to zero, or, when that is 0, over the last `warmdown_fraction` of the budget.
     `compile` "auto" compiles the model where that works and goes on without, saying so, where it
     does not (on a CPU it needs a C++ compiler); `precision` "auto" is bf16 where the hardware has
-    it. A tensor whose gradient's norm is above `max_gradient` stops the run.
+    it. A tensor whose gradient's norm is above `max_gradient` stops the run. Until the fraction
+    `short_until` of the budget every sequence is cut into sequences of `short_length` (0: none is).
     """
 
     trunk: TrunkConfig = field(default_factory=TrunkConfig)
@@ -39,6 +40,8 @@ class RunConfig:
     warmdown_steps: int = 1_200
     warmdown_fraction: float = 0.0
     warmdown_to: float = 0.0
+    short_length: int = 0
+    short_until: float = 0.0
     seed: int = 1337
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
@@ -64,6 +67,15 @@ class RunConfig:
                 f"{self.warmdown_fraction}; set one of them to 0"
             )
         length = self.trunk.sequence_length
+        if self.short_length and (self.short_length < 0 or length % self.short_length):
+            raise ConfigError(
+                f"short_length {self.short_length} does not divide trunk.sequence_length {length}"
+            )
+        if not 0 <= self.short_until <= 1 or bool(self.short_until) != bool(self.short_length):
+            raise ConfigError(
+                f"short_until is {self.short_until} and short_length {self.short_length}; set both "
+                "(short_until up to 1) or neither"
+            )
         micro = min(self.micro_batch_tokens, self.batch_tokens)
         if self.batch_tokens % length or micro % length or self.batch_tokens % micro:
             raise ConfigError(

@@ -137,6 +137,7 @@ def _run(
         while (remaining := session.remaining_steps()) > 0:
             tokens, targets = batches.step(session.step)
             session.untie_if_due(remaining, tokens, targets)
+            session.lengthen_if_due(remaining, tokens, targets)
             late = session.reads_late()
             step = session.start(remaining, tokens, targets)
             if not late:

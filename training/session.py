@@ -76,6 +76,7 @@ class Session:
         self.optimizers = Optimizers(self.model, config.optimizer)
         self.averages = Averages(self.model, config.average)
         self.loss_of: Callable[[Tensor, Tensor], Tensor] = self.model.loss
+        self.length = config.short_length or config.trunk.sequence_length
         self.step = 0
         self.untied = False
         self.initial: dict[str, Tensor] = {}
@@ -140,6 +141,13 @@ class Session:
             self.watch()
             self.compile(tokens, targets)
 
+    def lengthen_if_due(self, remaining: float, tokens: Tensor, targets: Tensor) -> None:
+        """Once, at the fraction of the budget until which sequences are short."""
+        whole, until = self.config.trunk.sequence_length, self.config.short_until
+        if self.length < whole and self.step >= until * (self.step + remaining):
+            self.length = whole
+            self.compile(tokens, targets)
+
     def compile(self, tokens: Tensor, targets: Tensor) -> None:
         """Compile the loss for micro-batches of this shape; "auto" stays eager where that fails,
         and says why."""
@@ -147,7 +155,7 @@ class Session:
             return
         began = time.perf_counter()
         self.loss_of = torch.compile(self.model.loss, dynamic=False)
-        rows = self.micro_rows()
+        rows = max(1, self.config.micro_batch_tokens // self.config.trunk.sequence_length)
         try:
             self.gradients(tokens[:rows], targets[:rows])
         except Exception as error:  # the compiler's own errors have no common base
@@ -158,10 +166,6 @@ class Session:
             self.loss_of = self.model.loss
         self.model.zero_grad(set_to_none=True)
         self.compile_seconds += time.perf_counter() - began
-
-    def micro_rows(self) -> int:
-        """Sequences of a micro-batch."""
-        return max(1, self.config.micro_batch_tokens // self.config.trunk.sequence_length)
 
     def remaining_steps(self) -> float:
         """Steps that are left of the budget, by count or by the clock, whichever is less."""
@@ -189,10 +193,11 @@ class Session:
 
         Returns that loss in nats, and the norm of each tensor's gradient.  # (1 + tensors,) fp64
         """
-        rows = self.micro_rows()
+        rows = max(1, self.config.micro_batch_tokens // self.length)
         total = torch.zeros((), dtype=torch.float64, device=self.device)
-        tokens = tokens.to(self.device, non_blocking=True)
-        targets = targets.to(self.device, non_blocking=True)
+        tokens, targets = (
+            t.reshape(-1, self.length).to(self.device, non_blocking=True) for t in (tokens, targets)
+        )
         for start in range(0, len(tokens), rows):
             x, y = tokens[start : start + rows], targets[start : start + rows]
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):

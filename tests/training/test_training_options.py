@@ -15,6 +15,7 @@ from tokgolf.artifact.checkpoint import load_run, read_checkpoint
 from tokgolf.config import TrunkConfig
 from tokgolf.corpora import Corpus, Document
 from tokgolf.errors import ConfigError, TrainingError
+from tokgolf.model import LanguageModel
 from tokgolf.tokenizers import build_tokenizer
 from tokgolf.training import RunConfig, StepReport, train
 from tokgolf.training.averages import YOUNG, AverageConfig, Averages
@@ -187,6 +188,45 @@ def test_an_averaged_run_resumes_bit_by_bit(name: str, at: int, tmp_path: Path) 
     assert all(torch.equal(cut[key], whole[key]) for key in whole)
 
 
+# --- short sequences first
+
+SHORT: dict[str, Any] = {"short_length": 4, "short_until": 0.5}
+
+
+def test_sequences_are_short_until_their_part_of_the_budget_is_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loss = LanguageModel.loss
+    batches: list[Tensor] = []
+
+    def watched(model: LanguageModel, tokens: Tensor, targets: Tensor) -> Tensor:
+        assert torch.equal(tokens[:, 1:], targets[:, :-1])
+        batches.append(tokens)
+        return loss(model, tokens, targets)
+
+    monkeypatch.setattr(LanguageModel, "loss", watched)
+    run_it(tmp_path / "short", **SHORT)
+    run_it(tmp_path / "whole")
+    short, whole = batches[:12], batches[12:]
+    assert [tuple(tokens.shape) for tokens in short] == [(16, 4)] * 6 + [(4, 16)] * 6
+    for one, two in zip(short, whole, strict=True):
+        assert torch.equal(one.flatten(), two.flatten())  # the same text in the same order
+
+
+@pytest.mark.parametrize("at", [3, 8])
+def test_a_run_of_short_sequences_resumes_bit_by_bit(at: int, tmp_path: Path) -> None:
+    def interrupt(report: StepReport) -> None:
+        if report.step == at:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(TrainingError, match="interrupted"):
+        run_it(tmp_path / "cut", on_step=interrupt, **SHORT)
+    run_it(tmp_path / "cut", resume=True, **SHORT)
+    run_it(tmp_path / "whole", **SHORT)
+    cut, whole = (read_checkpoint(tmp_path / run)[0] for run in ("cut", "whole"))
+    assert all(torch.equal(cut[key], whole[key]) for key in whole)
+
+
 # --- the floor of the rate, and what is refused
 
 
@@ -213,6 +253,9 @@ def test_the_rate_falls_to_its_floor(tmp_path: Path) -> None:
         (OptimizerConfig, {"muon_decay": 30.0}, r"muon_decay 30\.0 times lr_matrix 0\.04"),
         (RunConfig, {"warmdown_to": 1.0}, r"warmdown_to is 1\.0"),
         (RunConfig, {"max_gradient": 0.0}, r"max_gradient is 0\.0"),
+        (RunConfig, {"short_length": 100, "short_until": 0.5}, "short_length 100 .* 1024"),
+        (RunConfig, {"short_length": 64}, r"short_until is 0\.0 and short_length 64; set both"),
+        (RunConfig, {"short_length": 64, "short_until": 1.5}, r"short_until is 1\.5"),
     ],
 )
 def test_values_without_a_meaning_are_refused(

@@ -1,0 +1,151 @@
+"""What a run on a GPU does otherwise, tried on a CPU: losses read late, batches made ahead."""
+
+import dataclasses
+import json
+import math
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tokgolf.artifact.checkpoint import read_checkpoint
+from tokgolf.config import TrunkConfig
+from tokgolf.corpora import Corpus, Document
+from tokgolf.errors import TrainingError
+from tokgolf.model import LanguageModel
+from tokgolf.tokenizers import build_tokenizer
+from tokgolf.training import RunConfig, StepReport, train
+from tokgolf.training.data import Ahead, Batches, TokenStream
+from tokgolf.training.session import Session
+
+TRUNK = TrunkConfig(layers=1, d_model=16, heads=2, kv_heads=1, mlp_hidden=24, sequence_length=16)
+CONFIG = RunConfig(
+    trunk=TRUNK, batch_tokens=64, steps=12, warmdown_steps=3, precision="fp32", compile="off"
+)
+DOCUMENTS = [Document(str(i), f"late is as good as early, {i}. ".encode()) for i in range(30)]
+CORPUS = Corpus(name="tiny", split=None, source=lambda: iter(DOCUMENTS))
+TOKENIZER = build_tokenizer("byte", [], None)
+
+
+def run_it(run: Path, *, on_step: Callable[[StepReport], None], **changes: Any) -> list[str]:
+    """Train; returns what was said."""
+    said: list[str] = []
+    resume = changes.pop("resume", False)
+    train(
+        dataclasses.replace(CONFIG, **changes),
+        TOKENIZER,
+        CORPUS,
+        run,
+        device="cpu",
+        resume=resume,
+        on_step=on_step,
+        say=said.append,
+    )
+    return said
+
+
+def losses_of(run: Path) -> list[tuple[int, float]]:
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [(value["step"], value["loss"]) for value in map(json.loads, lines)]
+
+
+@pytest.fixture
+def late(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Session, "reads_late", lambda session: session.step > 3)
+
+
+@pytest.fixture(scope="module")
+def early(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[int, float]]]:
+    """A run that reads every loss at once, and what it reported."""
+    path, reports = tmp_path_factory.mktemp("runs") / "early", list[tuple[int, float]]()
+    run_it(path, on_step=lambda report: reports.append((report.step, report.loss)))
+    return path, reports
+
+
+def assert_same(one: Path, two: Path) -> None:
+    first, second = read_checkpoint(one)[0], read_checkpoint(two)[0]
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert losses_of(one) == losses_of(two)
+
+
+@pytest.mark.usefixtures("late")
+def test_reading_late_reports_the_same_steps_with_the_same_losses(
+    early: tuple[Path, list[tuple[int, float]]], tmp_path: Path
+) -> None:
+    path, expected = early
+    reports: list[tuple[int, float]] = []
+    run_it(tmp_path / "run", on_step=lambda report: reports.append((report.step, report.loss)))
+    assert reports == expected
+    assert_same(tmp_path / "run", path)
+
+
+@pytest.mark.usefixtures("late")
+def test_a_loss_that_is_read_late_still_names_its_step_and_spoils_no_checkpoint(
+    early: tuple[Path, list[tuple[int, float]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loss, calls = LanguageModel.loss, 0
+
+    def broken(model: LanguageModel, tokens: Tensor, targets: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return loss(model, tokens, targets) * (math.nan if calls == 8 else 1.0)
+
+    monkeypatch.setattr(LanguageModel, "loss", broken)
+    with pytest.raises(TrainingError, match="the loss is nan at step 7"):
+        run_it(tmp_path / "run", on_step=lambda report: None, checkpoint_minutes=1e-9)
+    monkeypatch.undo()
+    tensors, state = read_checkpoint(tmp_path / "run")
+    assert state["step"] == 7
+    assert all(bool(tensor.isfinite().all()) for tensor in tensors.values())
+    run_it(tmp_path / "run", on_step=lambda report: None, resume=True)
+    assert_same(tmp_path / "run", early[0])
+
+
+@pytest.mark.usefixtures("late")
+def test_an_interrupt_waits_for_the_step_that_is_under_way(
+    early: tuple[Path, list[tuple[int, float]]], tmp_path: Path
+) -> None:
+    def interrupt(report: StepReport) -> None:
+        if report.step == 6:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(TrainingError, match="interrupted after step 7"):
+        run_it(tmp_path / "run", on_step=interrupt)
+    assert read_checkpoint(tmp_path / "run")[1]["step"] == 7
+    run_it(tmp_path / "run", on_step=lambda report: None, resume=True)
+    assert_same(tmp_path / "run", early[0])
+
+
+def test_batches_made_ahead_are_the_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = TokenStream([np.arange(1000, dtype=np.uint16)])
+    plain, made = (Batches(stream, rows=3, length=8, seed=1) for _ in range(2))
+    monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: tensor)  # it needs a GPU
+    with Ahead(made, torch.device("cuda")) as ahead:
+        for step in (0, 0, 1, 2, 50, 51, 3):
+            for one, two in zip(ahead.step(step), plain.step(step), strict=True):
+                assert torch.equal(one, two)
+    with Ahead(plain, torch.device("cpu")) as ahead:
+        assert torch.equal(ahead.step(4)[0], made.step(4)[0])
+
+
+def test_a_model_that_does_not_compile_says_why_and_runs_all_the_same(
+    early: tuple[Path, list[tuple[int, float]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*args: Any, **options: Any) -> Any:
+        def call(*inputs: Any) -> Any:
+            raise RuntimeError("no C++ compiler\nand more lines")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", fails)
+    said = run_it(tmp_path / "run", on_step=lambda report: None, compile="auto")
+    assert said == ["compile   the model does not compile here and runs slower: no C++ compiler"]
+    assert_same(tmp_path / "run", early[0])
+    with pytest.raises(TrainingError, match=r"does not compile here: no C\+\+ compiler$"):
+        run_it(tmp_path / "other", on_step=lambda report: None, compile="on")
