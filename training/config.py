@@ -46,7 +46,7 @@ class RunConfig:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
     checkpoint_minutes: float = 5.0
-    max_gradient: float = 1e4
+    max_gradient: float = 1e6
 
     def __post_init__(self) -> None:
         check_positive(self, "batch_tokens", "micro_batch_tokens", "steps", "checkpoint_minutes")
