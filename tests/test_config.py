@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tokgolf.config import (
     MAX_TOML_BYTES,
+    SHAPE,
     TrunkConfig,
     check_positive,
     from_dict,
@@ -394,3 +395,13 @@ def test_toml_that_python_cannot_take_is_an_error_with_its_path(text: str, tmp_p
     path.write_bytes(b"#" * (MAX_TOML_BYTES + 1))
     with pytest.raises(ConfigError, match="x.toml has over 262,144 bytes"):
         read_toml(path)
+
+
+def test_a_stored_trunk_is_its_shape_and_what_is_on() -> None:
+    shape = TrunkConfig(layers=3).stored()
+    assert sorted(shape) == sorted(SHAPE) and shape["layers"] == 3
+    options = {f.name: f.default for f in dataclasses.fields(TrunkConfig) if f.name not in SHAPE}
+    assert len(options) > 10
+    on = TrunkConfig(smear=True, loops=2, loop_blocks=1)
+    assert on.stored() == {**TrunkConfig().stored(), "smear": True, "loops": 2, "loop_blocks": 1}
+    assert from_dict(TrunkConfig, on.stored(), "header") == on

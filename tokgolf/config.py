@@ -23,13 +23,17 @@ MAX_TOML_BYTES = 1 << 18
 MAX_SCALE = 1e12
 MAX_LOOPS = 16
 SMEAR_INPUTS = 12
+SHAPE = (
+    "layers", "d_model", "heads", "kv_heads", "mlp_hidden",
+    "sequence_length", "rope_base", "qk_gain",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrunkConfig:
     """Shape of the shared transformer trunk; the defaults are the challenge's naive baseline.
 
-    Options beyond the baseline, which change nothing at their defaults:
+    Options beyond the baseline are off at their defaults, which must stay so (`stored`):
     `negative_slope` of the MLP's activation, leaky_relu(x, slope)^2; `rope_fraction` of a head's
     width that is rotated; `layer_scale` divides what block i (from 0) reads by sqrt(i + 1);
     `out_norm` normalises what the output projections read; in the last `parallel` blocks attention
@@ -108,6 +112,16 @@ class TrunkConfig:
             raise ConfigError(
                 f"smear reads {SMEAR_INPUTS} dimensions and d_model is {self.d_model}"
             )
+
+    def stored(self) -> dict[str, Any]:
+        """What an artifact's header says: the shape, and the options that are on.
+
+        One that is off costs no byte, and a new one leaves the files of before as they are.
+        """
+        options = [field for field in dataclasses.fields(self) if field.name not in SHAPE]
+        values = dataclasses.asdict(self)
+        off = {field.name for field in options if values[field.name] == field.default}
+        return {name: value for name, value in values.items() if name not in off}
 
     def rotary_width(self) -> int:
         """Dimensions of a head that are rotated: even."""

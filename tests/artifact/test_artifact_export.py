@@ -333,7 +333,7 @@ def repacked(
 
 
 def trunk(**changes: Any) -> dict[str, Any]:
-    return {"trunk": {**to_dict(TRUNK), **changes}}
+    return {"trunk": {**TRUNK.stored(), **changes}}
 
 
 def head(**values: Any) -> dict[str, Any]:
@@ -364,6 +364,7 @@ FORGERIES: dict[str, tuple[dict[str, Any], str]] = {
     "layers in words": (trunk(layers="2"), "must be of type int"),
     "layers of true": (trunk(layers=True), "must be of type int"),
     "layers of 1.0": (trunk(layers=1.0), "must be of type int"),
+    "an option that is off": (trunk(smear=False), "does not spell out"),
     "heads that do not split": (trunk(heads=3), "does not split"),
     "rank 10**9": (head(name="factorized", rank=LARGE), "at most"),
     "codes 10**9": (head(name="vq", codes=LARGE), "greater than the vocabulary"),

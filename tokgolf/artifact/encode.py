@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from tokgolf.artifact import rans
 from tokgolf.artifact.weights import Layout, layout
-from tokgolf.config import TrunkConfig, to_dict
+from tokgolf.config import TrunkConfig
 from tokgolf.errors import ArtifactError
 from tokgolf.heads import HeadConfig, head_to_dict
 from tokgolf.heads.base import Stored
@@ -39,7 +39,7 @@ def header_of(
 ) -> dict[str, Any]:
     """The header of an artifact of this model, but for what the container adds."""
     return {
-        "trunk": to_dict(trunk),
+        "trunk": trunk.stored(),
         "head": head_to_dict(head),
         "quantizer": "trellis" if trellis else "scalar",
         "lead": lead,

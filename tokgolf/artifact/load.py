@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tokgolf.artifact import container, weights
-from tokgolf.config import TrunkConfig, from_dict, to_dict
+from tokgolf.config import TrunkConfig, from_dict
 from tokgolf.errors import ArtifactError, TokgolfError
 from tokgolf.heads import HeadConfig, HeadShape, head_config, head_to_dict
 from tokgolf.model import LanguageModel, build_model, head_shape
@@ -93,7 +93,7 @@ def decode_artifact(data: bytes) -> Artifact:
     lead = _lead(header["lead"], trunk.d_model)
     weights.decode(model.stored(), sections, trellis, trunk.d_model, lead)
     _check_usable(model)
-    spelt_out = {**header, "trunk": to_dict(trunk), "head": head_to_dict(head)}
+    spelt_out = {**header, "trunk": trunk.stored(), "head": head_to_dict(head)}
     if container.canonical(spelt_out) != container.canonical(header):
         raise ArtifactError(
             "the artifact's header does not spell out its trunk and head as this tokgolf does, so "
