@@ -209,7 +209,7 @@ def write_documents(path: str | os.PathLike[str], documents: Sequence[bytes]) ->
         folder = Path(place, "documents")
         folder.mkdir()
         for document in named:
-            (folder / document.id).write_bytes(document.data)
+            write_bytes(folder / document.id, document.data)
         folder.rename(target)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -132,7 +133,7 @@ def test_the_example_in_the_help_is_a_command_with_known_options(path: tuple[str
     for name in path:
         assert isinstance(command, click.Group)
         command = command.commands[name]
-    example = str(command.help).rpartition("Example: ")[2].split()
+    example = shlex.split(str(command.help).rpartition("Example: ")[2])
     assert example[0] == "tokgolf"
     target: click.Command = cli.cli
     words = example[1:]

@@ -177,7 +177,7 @@ def read_artifact(data: bytes) -> None:
     artifact = decode_artifact(data)
     header, sections = container.unpack(data)
     assert artifact.data == data == container.pack(header, sections)
-    assert header["trunk"] == to_dict(artifact.trunk)
+    assert header["trunk"] == artifact.trunk.stored()
     assert header["head"] == head_to_dict(artifact.head)
     assert artifact.tokenizer.asset() == sections["tokenizer"]
     assert all(bool(tensor.isfinite().all()) for _, tensor, _ in artifact.model.stored())
