@@ -110,10 +110,12 @@ def test_any_cut_of_a_window_gives_the_same_hidden_states(
     torch.testing.assert_close(got, model.hidden(tokens), rtol=0, atol=1e-12)
 
 
-def test_rows_may_be_at_different_places_and_start_anew(tokenizer: Tokenizer) -> None:
+@pytest.mark.parametrize("trunk", ["skips and grouped keys", "every option"])
+def test_rows_may_be_at_different_places_and_start_anew(trunk: str, tokenizer: Tokenizer) -> None:
     """Row 0 is in its second window while row 1 is late in its first, and row 2 was prefilled."""
-    model = model_of(tokenizer, "every add-on")
+    model = model_of(tokenizer, "every add-on", **TRUNKS[trunk])
     texts = ordinary(LENGTH, 3, tokenizer)
+    texts[1, 3] = texts[2, 2] = tokenizer.bos_id
     cache = Cache(3, LENGTH)
     states(model, texts[:2].flip(0), cache, [7])
     cache.begin(2, torch.arange(4)[None])

@@ -8,6 +8,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,11 @@ from torch import Tensor
 from tokgolf.artifact.checkpoint import read_checkpoint
 from tokgolf.artifact.export import export_run
 from tokgolf.config import TrunkConfig
-from tokgolf.corpora import Corpus, Document
+from tokgolf.corpora import Corpus, Document, ShardWriter
 from tokgolf.errors import ArtifactError, TrainingError
 from tokgolf.quantize.rows import QuantConfig
 from tokgolf.tokenizers import build_tokenizer
-from tokgolf.training import RunConfig, StepReport, TrainResult, train
+from tokgolf.training import RunConfig, StepReport, TrainResult, data, train
 from tokgolf.training.session import Session
 
 TRUNK = TrunkConfig(layers=1, d_model=16, heads=2, kv_heads=1, mlp_hidden=24, sequence_length=16)
@@ -161,14 +162,18 @@ def test_two_damaged_checkpoints_are_an_error(tmp_path: Path) -> None:
         run_it(run, resume=True)
 
 
-def test_a_missing_shard_is_made_again(whole: Path, tmp_path: Path) -> None:
+def test_a_missing_shard_is_made_again(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data, "ShardWriter", partial(ShardWriter, shard_tokens=300))
     run = tmp_path / "run"
     stopped_at(run, 9)
-    (shard,) = (run / "tokens").glob("*.bin")
-    before = shard.read_bytes()
-    shard.unlink()
+    *others, last = sorted((run / "tokens").glob("*.bin"))
+    assert len(others) > 1  # without the last one they would still make a corpus
+    before = last.read_bytes()
+    last.unlink()
     run_it(run, resume=True)
-    assert shard.read_bytes() == before
+    assert last.read_bytes() == before
     assert_same_run(run, whole)
 
 
