@@ -22,6 +22,7 @@ Config = TypeVar("Config")
 MAX_TOML_BYTES = 1 << 18
 MAX_SCALE = 1e12
 MAX_LOOPS = 16
+MAX_WIDTH = 1 << 24
 SMEAR_INPUTS = 12
 SHAPE = (
     "layers", "d_model", "heads", "kv_heads", "mlp_hidden",
@@ -77,6 +78,8 @@ class TrunkConfig:
                 raise ConfigError(
                     f"{name} is {value}; it must be between {1 / MAX_SCALE} and {MAX_SCALE}"
                 )
+        if self.d_model > MAX_WIDTH:
+            raise ConfigError(f"d_model is {self.d_model}; it must be at most {MAX_WIDTH:,}")
         if self.d_model % self.heads or (self.d_model // self.heads) % 2:
             raise ConfigError(
                 f"d_model {self.d_model} does not split into {self.heads} heads of even width; "
