@@ -1,4 +1,4 @@
-"""What else a score can be predicted from: the stream of all documents, and longer windows.
+"""What else a score can be predicted from: the stream of all documents, longer windows, more loops.
 
 Apart from `scorer.py`, because an artifact pays for the code that scores it, and is not scored so.
 """
@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from tokgolf.config import TrunkConfig
 from tokgolf.eval.scorer import Row
 from tokgolf.model import LanguageModel, Trunk
 from tokgolf.tokenizers.base import Ids
@@ -36,7 +37,19 @@ def widened(model: LanguageModel, window: int) -> LanguageModel:
     """The same model for windows up to `window`: its weights, with longer rotary tables."""
     if window <= model.trunk.config.sequence_length:
         return model
-    config = replace(model.trunk.config, sequence_length=window)
+    return _with_config(model, replace(model.trunk.config, sequence_length=window))
+
+
+def unrolled(model: LanguageModel, loops: int | None) -> LanguageModel:
+    """The same model with its shared blocks applied `loops` times; None: as its config says."""
+    config = model.trunk.config
+    if loops is None or loops == (config.loops_scored or config.loops):
+        return model
+    return _with_config(model, replace(config, loops_scored=loops))
+
+
+def _with_config(model: LanguageModel, config: TrunkConfig) -> LanguageModel:
+    """The model's weights under a config of the same shapes, with rotary tables of its own."""
     with torch.random.fork_rng(devices=[]):  # the weights that it begins with are not used
         trunk = Trunk(config)
     trunk.load_state_dict(model.trunk.state_dict(), assign=True)

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokgolf.errors import ScoreError
-from tokgolf.eval.contexts import widened
 from tokgolf.eval.invariants import Scorer
 from tokgolf.eval.official import Stream, official_windows, scored_targets, token_stream
 from tokgolf.eval.protocol import Protocol
@@ -42,8 +41,8 @@ def official_documents(
     """Of each document the bytes and nats of its scored targets, in order.
 
     A BOS belongs to the document that it ends. Those in the tail that the challenge cuts off have
-    none. `protocol` has its window and stride settled. Raises `ScoreError` for text that is no
-    UTF-8 or does not fill a window.
+    none. The model must take the protocol's window, which is settled. Raises `ScoreError` for text
+    that is no UTF-8 or does not fill a window.
     """
     assert protocol.window is not None
     stream = token_stream(tokenizer, map(witness.same.seen, documents))
@@ -68,7 +67,6 @@ def official_documents(
     rows = _shown(
         official_rows(stream.tokens, protocol.window, protocol.stride), stream, bounds, witness
     )
-    model = widened(model, protocol.window)
     values = row_nats(model, rows, protocol.precision, batch_tokens, observe)
     for number, nats in enumerate(regrouped(values, deque(np.diff(bounds).tolist()))):
         witness.once.scored(nats)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from tokgolf.artifact.load import MAX_ROTARY
-from tokgolf.config import TrunkConfig, check_positive
+from tokgolf.config import MAX_LOOPS, TrunkConfig, check_positive
 from tokgolf.errors import ConfigError, ScoreError
 from tokgolf.eval.adapt import AdaptConfig
 
@@ -30,7 +30,8 @@ class Protocol:
 
     `window` is the most tokens that a prediction sees; None: as many as in training. A longer one
     needs no weights, as rotary tables can be computed to any length. `stride` is how far windows
-    are apart; 0: disjoint. `precision` "bf16" is an estimate, and never the score.
+    are apart; 0: disjoint. `loops` is how often a trunk's shared blocks are applied; None: as its
+    config says. `precision` "bf16" is an estimate, and never the score.
     `time_budget` is in seconds, for all that scoring takes once the model is read, checks included;
     a score that takes longer is refused. `adapt` is how the model learns from what is scored, if
     it does: in fp32, from documents as they are.
@@ -40,6 +41,7 @@ class Protocol:
     context: Context = "document"
     window: int | None = None
     stride: int = 0
+    loops: int | None = None
     precision: Precision = "fp32"
     time_budget: float | None = None
     adapt: AdaptConfig | None = None
@@ -57,6 +59,8 @@ class Protocol:
             )
         if self.window is not None:
             check_positive(self, "window")
+        if self.loops is not None and not 1 <= self.loops <= MAX_LOOPS:
+            raise ConfigError(f"loops is {self.loops}; it must be from 1 to {MAX_LOOPS}")
         if self.time_budget is not None:
             check_positive(self, "time_budget")
 
@@ -66,10 +70,10 @@ class Protocol:
         return self.precision != "fp32"
 
     def of(self, trunk: TrunkConfig) -> "Protocol":
-        """The protocol with the window and stride that it has for a model.
+        """The protocol with the window, stride and loops that it has for a model.
 
-        Raises `ScoreError` for a stride that is no part of the window, or a window for which the
-        rotary tables do not fit.
+        Raises `ScoreError` for a stride that is no part of the window, a window for which the
+        rotary tables do not fit, or loops of a trunk that shares no blocks.
         """
         window = self.window or trunk.sequence_length
         if not 0 <= self.stride <= window:
@@ -81,7 +85,10 @@ class Protocol:
                 f"a window of {window:,} tokens with heads {width:,} wide is over "
                 f"{MAX_ROTARY:,} as their product; use at most {MAX_ROTARY // width:,}"
             )
-        return replace(self, window=window, stride=self.stride or window)
+        if self.loops is not None and not trunk.loop_blocks:
+            raise ScoreError(f"loops is {self.loops}, and the model's trunk has 0 blocks to repeat")
+        loops = (self.loops or trunk.loops_scored or trunk.loops) if trunk.loop_blocks else None
+        return replace(self, window=window, stride=self.stride or window, loops=loops)
 
     def as_dict(self) -> dict[str, Any]:
         """Every option as a plain value, for JSON."""

@@ -23,7 +23,7 @@ from tokgolf.artifact.load import Artifact, decode_artifact, load_artifact
 from tokgolf.corpora import Corpus, check_disjoint, read_digests
 from tokgolf.errors import ConfigError, ScoreError
 from tokgolf.eval.adapt import ADAPT_MODULES, adapted_nats
-from tokgolf.eval.contexts import widened
+from tokgolf.eval.contexts import unrolled, widened
 from tokgolf.eval.invariants import Results, Scorer
 from tokgolf.eval.official_score import official_documents, official_scorer
 from tokgolf.eval.protocol import Clock, Protocol
@@ -234,7 +234,7 @@ def scored_documents(
     documents = (document.data for document in corpus)
     if protocol.mode == "official":
         yield from official_documents(
-            source.model,
+            scored_model(protocol, source.model),
             source.tokenizer,
             documents,
             protocol,
@@ -248,11 +248,16 @@ def scored_documents(
         yield len(data), values
 
 
+def scored_model(protocol: Protocol, model: LanguageModel) -> LanguageModel:
+    """The model in the protocol's form: the same weights, which it does not copy."""
+    return unrolled(widened(model, protocol.window or 0), protocol.loops)
+
+
 def scorer_of(
     protocol: Protocol, model: LanguageModel, clock: Clock, batch_tokens: int = BATCH_TOKENS
 ) -> Scorer:
     """What takes nats by this protocol, whose window and stride are settled, in time."""
-    model = widened(model, protocol.window or 0)  # once, and not for each call
+    model = scored_model(protocol, model)  # once, and not for each call
     if protocol.mode == "official":
         return official_scorer(model, protocol, batch_tokens)
 

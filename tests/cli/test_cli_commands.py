@@ -346,7 +346,7 @@ def test_score_has_modes_contexts_windows_and_estimates(call: Call, data: Path, 
     stream = of("--context", "stream", "--window", 48, "--stride", 16, "--time-budget", 600)
     assert stream["protocol"] == {
         "mode": "raw", "context": "stream", "window": 48, "stride": 16, "precision": "fp32",
-        "time_budget": 600, "adapt": None,
+        "loops": None, "time_budget": 600, "adapt": None,
     }  # fmt: skip
     official = of("--mode", "official", "--window", 16)
     assert official["val_bpb"] == official["bpb"] and "val_bpb" not in stream

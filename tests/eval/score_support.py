@@ -26,15 +26,16 @@ def source_of(
     model_class: type[LanguageModel] = LanguageModel,
     tokenizer: Tokenizer | None = None,
     head_class: type[TiedHead] = TiedHead,
+    trunk: TrunkConfig = TRUNK,
 ) -> FloatModel:
     """A random model of these classes."""
     torch.manual_seed(0)
     tokenizer = tokenizer or build_tokenizer("bpe", [b"return import " * 30], 264)
     shape = HeadShape(vocab_size=tokenizer.vocab_size, d_model=16, bos_id=tokenizer.bos_id)
     config = TiedConfig()
-    model = model_class(Trunk(TRUNK), head_class(shape, config))
+    model = model_class(Trunk(trunk), head_class(shape, config))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0, 0.4)
     model.eval().requires_grad_(False)
-    return FloatModel(tokenizer=tokenizer, model=model, trunk=TRUNK, head=config, state={})
+    return FloatModel(tokenizer=tokenizer, model=model, trunk=trunk, head=config, state={})

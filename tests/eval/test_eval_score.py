@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from score_support import CORPUS, TEXTS, corpus_of, source_of
+from score_support import CORPUS, TEXTS, TRUNK, corpus_of, source_of
 from torch import Tensor
 
 from tokgolf.artifact.checkpoint import FloatModel, record_export
@@ -214,7 +215,7 @@ def test_a_saved_score_is_json_with_these_keys(source: FloatModel, tmp_path: Pat
     assert found["document_tokens"] == [len(source.tokenizer.encode(data)) + 1 for data in TEXTS]
     assert found["protocol"] == {
         "mode": "raw", "context": "document", "window": 16, "stride": 16, "precision": "fp32",
-        "time_budget": None, "adapt": None,
+        "loops": None, "time_budget": None, "adapt": None,
     }  # fmt: skip
     assert found["nats_per_token"] == result.total_nats / result.tokens
     assert (found["documents"], found["artifact_bytes"]) == (4, None)
@@ -283,3 +284,24 @@ def test_a_document_of_a_thousand_windows_is_held_as_tokens_only(source: FloatMo
     sizes = [len(nats) for _, nats in document_nats_of]
     assert sizes == [1, len(source.tokenizer.encode(long)) + 1]
     assert sum(sizes) > 900 * 16 and max(seen) <= CHUNK["cpu"]
+
+
+def test_shared_blocks_are_unrolled_as_often_as_the_protocol_says() -> None:
+    loop = replace(TRUNK, layers=3, loop_start=1, loop_blocks=1, loops=2)
+    source = source_of(trunk=loop)
+    own, more = (score(source, CORPUS, Protocol(loops=loops)) for loops in (None, 3))
+    assert own.protocol.loops == 2 and more.protocol.loops == 3 and own.bpb != more.bpb
+    # As a model whose config says three: in either mode, and the source is as before.
+    three = source_of(trunk=replace(loop, loops_scored=3))
+    assert score(three, CORPUS).nats == more.nats
+    official = Protocol(mode="official", context="stream", window=8, loops=3)
+    plain = replace(official, loops=None)
+    assert score(source, CORPUS, official).nats == score(three, CORPUS, plain).nats
+    assert score(source, CORPUS).nats == own.nats
+
+
+def test_loops_of_a_trunk_without_shared_blocks_are_refused() -> None:
+    with pytest.raises(ScoreError, match="loops is 2.* has 0 blocks"):
+        score(source_of(), CORPUS, Protocol(loops=2))
+    with pytest.raises(ConfigError, match="loops is 0"):
+        Protocol(loops=0)

@@ -27,6 +27,7 @@ from tokgolf.cli.progress import scoring_progress
 )
 @click.option("--window", type=int, help="Most tokens seen at once; default: as in training.")
 @click.option("--stride", default=0, help="Start a window every N tokens; 0: disjoint windows.")
+@click.option("--loops", type=int, help="Apply a trunk's shared blocks N times; default: its own.")
 @click.option(
     "--precision",
     type=click.Choice(["fp32", "bf16"]),
@@ -65,6 +66,7 @@ def score(
     context: Literal["document", "stream"] | None,
     window: int | None,
     stride: int,
+    loops: int | None,
     precision: Literal["fp32", "bf16"],
     adapt: str,
     adapt_set: tuple[str, ...],
@@ -102,6 +104,7 @@ def score(
         context=context or ("stream" if mode == "official" else "document"),
         window=window,
         stride=stride,
+        loops=loops,
         precision=precision,
         time_budget=time_budget,
         adapt=adapt_config(adapt, parse_overrides(adapt_set)),
