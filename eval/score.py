@@ -20,11 +20,13 @@ from numpy.typing import NDArray
 
 from tokgolf.artifact.checkpoint import FloatModel, exported, load_run
 from tokgolf.artifact.load import Artifact, decode_artifact, load_artifact
-from tokgolf.corpora import Corpus, check_disjoint, read_digests
+from tokgolf.config import TrunkConfig
+from tokgolf.corpora import Corpus, Document, check_disjoint, read_digests
 from tokgolf.errors import ConfigError, ScoreError
 from tokgolf.eval.adapt import ADAPT_MODULES, adapted_nats
 from tokgolf.eval.contexts import unrolled, widened
 from tokgolf.eval.invariants import Results, Scorer
+from tokgolf.eval.official import normalise
 from tokgolf.eval.official_score import official_documents, official_scorer
 from tokgolf.eval.protocol import Clock, Protocol
 from tokgolf.eval.scorer import BATCH_TOKENS, Encoder, Nats, Observer, document_nats
@@ -160,6 +162,8 @@ def score(
     clock = Clock(began, protocol.time_budget, corpus.name)
     if train_digests is not None:
         check_disjoint(train_digests, corpus, held_out_name=corpus.name)
+        if protocol.mode == "official":  # whose text may be what was trained on
+            check_disjoint(train_digests, normalised(corpus), held_out_name=corpus.name)
     summary = corpus.summary()
     model = source.model
     artifact = source if isinstance(source, Artifact) else None
@@ -172,7 +176,7 @@ def score(
         decoded=decode_artifact(artifact.data).model if artifact else None,
     )
     clock.check()
-    beside = ADAPT_MODULES if protocol.adapt else ()
+    beside = modules_beside(protocol, source.trunk)
     nats: list[float] = []
     sizes: list[int] = []
     tokens: list[int] = []
@@ -246,6 +250,23 @@ def scored_documents(
     for data, values in scorer(witness, documents, witness.observe):
         witness.scored(data, values)
         yield len(data), values
+
+
+def normalised(corpus: Corpus) -> Iterator[Document]:
+    """The documents as official mode scores them."""
+    return (Document(document.id, normalise(document.data)) for document in corpus)
+
+
+def modules_beside(protocol: Protocol, trunk: TrunkConfig) -> list[str]:
+    """What a protocol's predictions need beside the plain scorer, so that an artifact pays for it.
+
+    Not the challenge's text and byte table: those are the referee's.
+    """
+    longer = (protocol.window or 0) > trunk.sequence_length
+    looped = protocol.loops not in (None, trunk.loops_scored or trunk.loops)
+    stream = protocol.context == "stream" and protocol.mode == "raw"
+    contexts = ["tokgolf.eval.contexts"] if longer or looped or stream else []
+    return [*(ADAPT_MODULES if protocol.adapt else ()), *contexts]
 
 
 def scored_model(protocol: Protocol, model: LanguageModel) -> LanguageModel:

@@ -494,6 +494,9 @@ def test_an_output_folder_that_is_not_there(refused: Refused, made: Path, tmp_pa
     assert f"{output.parent} is no folder; make it" in refused(*build)
     export = ["export", made / "run", "-o", tmp_path / "none" / "m.golf"]
     assert f"{output.parent} is no folder; make it" in refused(*export)
+    for command in (build, export):
+        command[command.index("-o") + 1] = tmp_path
+        assert f"{tmp_path} is a folder; name a file in it" in refused(*command)
 
 
 def on_a_full_disk(limit: int, *arguments: object) -> subprocess.CompletedProcess[str]:

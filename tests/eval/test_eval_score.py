@@ -19,7 +19,14 @@ from tokgolf.artifact.export import encode_artifact
 from tokgolf.corpora import Document, document_digests, write_digests
 from tokgolf.errors import ArtifactError, ConfigError, CorpusError, ScoreError
 from tokgolf.eval.protocol import Clock, Protocol
-from tokgolf.eval.score import Score, open_source, read_train_digests, save_score, score
+from tokgolf.eval.score import (
+    Score,
+    modules_beside,
+    open_source,
+    read_train_digests,
+    save_score,
+    score,
+)
 from tokgolf.eval.scorer import CHUNK, document_nats
 from tokgolf.heads.tied import TiedHead
 from tokgolf.quantize.rows import QuantConfig
@@ -305,3 +312,28 @@ def test_loops_of_a_trunk_without_shared_blocks_are_refused() -> None:
         score(source_of(), CORPUS, Protocol(loops=2))
     with pytest.raises(ConfigError, match="loops is 0"):
         Protocol(loops=0)
+
+
+def test_an_artifact_pays_for_the_code_of_streams_windows_and_loops(source: FloatModel) -> None:
+    loop = replace(TRUNK, loop_blocks=1)
+    plain = (Protocol(), Protocol(window=16), Protocol(stride=3), Protocol(loops=1))
+    for protocol in plain:
+        assert modules_beside(protocol.of(loop), loop) == []
+    for protocol in (Protocol(context="stream"), Protocol(window=17), Protocol(loops=2)):
+        assert modules_beside(protocol.of(loop), loop) == ["tokgolf.eval.contexts"]
+    artifact = encode_artifact(source, QuantConfig(method="nearest", bits=8.0))
+    full = [
+        score(artifact, CORPUS, Protocol(context=context)).as_dict()["artifact_bytes"]
+        for context in ("document", "stream")
+    ]
+    assert 100 < full[1] - full[0] < 1000
+
+
+def test_official_mode_knows_text_that_was_trained_on_normalised(source: FloatModel) -> None:
+    texts = [b"one\ntwo  three and some more of it", b"four five six seven"]
+    trained = document_digests([Document("0", b"one two three and some more of it")])
+    corpus = corpus_of(texts)
+    official = Protocol(mode="official", context="stream", window=4)
+    assert score(source, corpus, train_digests=trained).invariants["train_disjoint"]
+    with pytest.raises(CorpusError, match="1 of 2 documents"):
+        score(source, corpus, official, train_digests=trained)

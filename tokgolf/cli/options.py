@@ -90,9 +90,12 @@ def is_bare_name(spec: str) -> bool:
 
 
 def check_folder(path: Path) -> None:
-    """Raise `ConfigError` before any work is done if `path` is in a folder that is not there."""
+    """Raise `ConfigError` before any work is done if no file can be written at `path`: in a folder
+    that is not there, or where a folder is."""
     if not path.parent.is_dir():
         raise ConfigError(f"{path.parent} is no folder; make it, or write {path.name} elsewhere")
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder; name a file in it, or another place")
 
 
 def say(message: str) -> None:

@@ -77,9 +77,9 @@ def decompress(path: Path, model: Path, output: Path, as_json: bool) -> None:
     from tokgolf.eval.proof import check_target, write_documents
     from tokgolf.eval.proof import decompress as run_decompress
 
-    check_folder(output)
     data = read_bits(path)
     check_target(output, len(unpack(data).counts))
+    check_folder(output)
     artifact = load_artifact(model)
     began = time.perf_counter()
     documents = run_decompress(artifact, data, on_progress=token_lines("decompressing"))
