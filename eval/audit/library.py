@@ -58,6 +58,7 @@ def library_subject(data: bytes) -> Subject:
         encode=run.encode,
         decode=lambda ids: run.decoded[tuple(ids)],
         text=lambda data: run.texts[data],
+        decodes=False,
         stretches=facts["model"] in ("BPE", "Unigram"),
         text_only=True,
         facts={"kind": kind, "vocab_size": len(names), "normalizer": rules},

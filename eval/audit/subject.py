@@ -60,6 +60,10 @@ class Subject:
     """Bytes of a document's ids, where they depend on more than two tokens."""
     exact: bool = True
     """Whether `encode` is what the tokenizer does, or near it; else nothing can be measured."""
+    same_ids: bool = True
+    """Whether `encode` writes the very ids that the tokenizer does, or only near ones."""
+    decodes: bool = True
+    """Whether `decode` gives the text of any ids, or only of those that `encode` just wrote."""
     stretches: bool = True
     """Whether its pieces are stretches of the text, so that their bytes can be counted."""
     text_only: bool = False

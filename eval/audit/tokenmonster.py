@@ -66,6 +66,8 @@ def read_vocabulary(data: bytes) -> Subject:
         unknown=-1 if complete or capcode else size,
         case_marks=capcode,
         exact=not capcode,
+        same_ids=False,
+        decodes=not capcode,
         encode=encode,
         decode=lambda ids: b"".join(pieces[token] for token in ids),
         text=lambda data: data,

@@ -5,10 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from audit_support import documents
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
+from tokgolf.corpora import write_shard
 from tokgolf.errors import TokenizerError
 from tokgolf.eval.audit import library
 from tokgolf.eval.audit.accounting import accounting_findings, measure
@@ -16,6 +18,7 @@ from tokgolf.eval.audit.audit import open_subject
 from tokgolf.eval.audit.findings import ERROR
 from tokgolf.eval.audit.library import answer, library_subject
 from tokgolf.eval.audit.lossless import check_text, stress, text_findings
+from tokgolf.eval.audit.shards import ShardSet, audit_shards
 from tokgolf.eval.audit.subject import Subject
 
 TEXTS = [text.decode() for text in documents()]
@@ -126,6 +129,30 @@ def test_a_byte_level_file_is_the_same_read_either_way(tmp_path: Path) -> None:
     assert [ids.tolist() for ids in ours.encode(texts)] == theirs.encode(texts)
     assert ours.pieces[: len(theirs.pieces)] == theirs.pieces
     assert errors(theirs) == []
+
+
+def test_shards_are_audited_as_far_as_the_library_tells(tmp_path: Path) -> None:
+    """It decodes nothing but what it just encoded, so some of it is left out, and said to be."""
+    made = folding()
+    made.add_special_tokens(["<s>"])
+    subject = library_subject(made.to_str().encode())
+    texts = [text[:300].encode() for text in TEXTS]
+    bos = len(subject.pieces) - 1
+    tokens = [token for ids in subject.encode(texts) for token in [bos, *ids]]
+    nothing: Any = {"fingerprint": "", "corpus_sha256": "", "byte_count": 0, "documents": 0}
+    write_shard(tmp_path / "val.bin", tokens, **nothing)
+    sizes = np.where(np.array(tokens) == bos, 0, 1)
+    write_shard(tmp_path / "val_bytes.bin", sizes, **nothing)
+    shards = ShardSet()
+    shards.add(tmp_path)
+    facts, found = audit_shards(shards, subject, texts)
+    assert found == []
+    assert facts["not_checked"] == (
+        "whether the text has these tokens when encoded again; whether capitals are lost; "
+        "whether the byte counts are those of the text"
+    )
+    (finding,) = audit_shards(shards, subject, [*texts[:-1], b"another"])[1]
+    assert finding.name == "documents-missing" and f"document {len(texts) - 1}" in finding.evidence
 
 
 def test_a_file_that_cannot_be_imported_is_run_in_a_process_of_its_own(

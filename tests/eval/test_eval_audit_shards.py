@@ -14,6 +14,7 @@ from tokgolf.errors import CorpusError
 from tokgolf.eval.audit.findings import ERROR, WARNING, Finding
 from tokgolf.eval.audit.shards import ShardSet, audit_shards, documents_of, longest_run
 from tokgolf.eval.audit.subject import MARKS, Subject, mark, subject_of
+from tokgolf.eval.audit.tokenmonster import read_vocabulary
 from tokgolf.eval.official import token_stream
 from tokgolf.tokenizers import Tokenizer
 
@@ -172,6 +173,38 @@ def test_another_tokenizer_s_shards_are_named(tmp_path: Path) -> None:
     write(tmp_path, "val", VAL)
     (finding,) = audited(tmp_path, subject_of(built("byte")))[1]
     assert finding.name == "not-the-tokenizer's" and "BOS is 256" in finding.evidence
+
+
+def monster(capcode: str = "0") -> Subject:
+    """A TokenMonster vocabulary of all bytes, "ab" and a BOS."""
+    tokens = [*(bytes([byte]) for byte in range(256)), b"ab", b"<bos>"]
+    lines = ["charset: utf-8", "normalization: none", f"capcode: {capcode}", "tokens:"]
+    for number, token in enumerate(tokens):
+        lines += [f"  - token: TokenMonsterHexEncode{{{token.hex()}}}", f"    id: {number}"]
+    return read_vocabulary("\n".join(lines).encode())
+
+
+@pytest.mark.parametrize("capcode", ["0", "2"])
+def test_tokenmonster_s_own_cut_is_no_error(capcode: str, tmp_path: Path) -> None:
+    """It may cut "ab" in two where the audit would not, so the ids are not held against ours."""
+    texts = [b"ab" * (40 + n) + b"A" for n in range(9)]
+    raw_shard(tmp_path / "val.bin", [token for text in texts for token in [257, *text]])
+    subject = monster(capcode)
+    facts, found = audited(tmp_path, subject, texts)
+    assert found == []
+    assert "whether all documents of the corpus are there" in facts["not_checked"]
+    assert ("capitals" in facts["not_checked"]) is (capcode == "2")
+    raw_shard(tmp_path / "val.bin", [257, 97, 999])
+    assert names(tmp_path, subject, texts) == ["not-the-tokenizer's"]
+
+
+def test_tokenmonster_s_text_in_lower_case_and_its_counts_are_seen(tmp_path: Path) -> None:
+    raw_shard(tmp_path / "val.bin", [257, *b"ab" * 1500])
+    assert names(tmp_path, monster()) == ["lower-cased-text"]
+    raw_shard(tmp_path / "val.bin", [257, *b"aB" * 1500])
+    raw_shard(tmp_path / "val_bytes.bin", [0, *[2] * 3000])
+    assert names(tmp_path, monster()) == ["sidecar-does-not-match"]
+    assert names(tmp_path, monster("2")) == []  # what its marks stand for is not known here
 
 
 # --- byte counts beside the tokens
