@@ -259,6 +259,9 @@ def _schedule(claim: Claim) -> list[Finding]:
         return []
     if min(min(span) for span in claim.windows) < 0:
         raise ConfigError("a window starts before the first target; targets count from 0")
+    if backwards := [span for span in claim.windows if span[0] > span[1]]:
+        first, stop = backwards[0]
+        raise ConfigError(f"a window starts at target {first} and ends at {stop}; swap the two")
     end = max(max(stop for _, stop in claim.windows), claim.targets or 0)
     if end > MAX_TARGETS:
         raise ConfigError(f"a window ends at target {end}; up to {MAX_TARGETS} can be checked")
@@ -288,7 +291,7 @@ def _schedule(claim: Claim) -> list[Finding]:
 
 def _count(values: dict[str, Any], keys: tuple[str, ...]) -> int | None:
     found = (values[key] for key in keys if _is_number(values.get(key)))
-    return next((int(value) for value in found if value <= MAX_TARGETS), None)
+    return next((int(value) for value in found if 1 <= value <= MAX_TARGETS), None)
 
 
 def _is_number(value: Any) -> bool:

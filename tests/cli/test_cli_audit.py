@@ -202,6 +202,13 @@ def test_what_cannot_be_audited_is_one_line(
     assert code == 1 and out == "" and err.count("\n") == 1 and message in err
 
 
+@pytest.mark.parametrize("tokens", ["0", "-5", "1" + "0" * 400])
+def test_a_count_of_tokens_out_of_range_is_refused(call: Call, tokens: str) -> None:
+    given = "--val-loss", "2", "--val-bpb", "1", "--challenge", "--tokens", tokens
+    code, out, err = call(*given)
+    assert code != 0 and out == "" and "is not in the range 1<=x<=1073741824" in err
+
+
 @pytest.mark.parametrize(
     ("name", "data"),
     [

@@ -205,6 +205,8 @@ def test_a_count_beyond_reason_is_none(tmp_path: Path) -> None:
     path = tmp_path / "claim.json"
     path.write_text('{"val_loss": 2.0, "val_bpb": 1.0, "tokens": 1e999, "val_bytes": true}')
     assert (read_claim(path).targets, read_claim(path).bytes) == (None, None)
+    path.write_text('{"val_loss": 2.0, "val_bpb": 1.0, "tokens": 0.5}')
+    assert read_claim(path).targets is None
 
 
 def test_a_log_is_read_to_its_last_numbers(tmp_path: Path) -> None:
@@ -244,7 +246,15 @@ def test_what_is_no_claim_is_one_line(text: str, message: str, tmp_path: Path) -
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("windows", [[(-1, 4)], [(0, 1 << 40)]])
-def test_windows_out_of_reach_are_refused(windows: list[tuple[int, int]]) -> None:
-    with pytest.raises(ConfigError):
+@pytest.mark.parametrize(
+    ("windows", "message"),
+    [
+        ([(-1, 4)], "before the first target"),
+        ([(0, 1 << 40)], "up to 1073741824"),
+        ([(10, 5)], "starts at target 10 and ends at 5"),
+        ([(0, 20), (10, 5)], "starts at target 10 and ends at 5"),
+    ],
+)
+def test_windows_out_of_reach_are_refused(windows: list[tuple[int, int]], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         claim_findings(Claim(pairs=[], windows=windows), None)

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 )
 @click.option("--val-loss", help="Claimed nats a token, in all its digits.")
 @click.option("--val-bpb", help="Claimed bits a byte, in all its digits.")
-@click.option("--tokens", type=int, help="How many targets the claim scored.")
+@click.option(
+    "--tokens", type=click.IntRange(1, 1 << 30), help="How many targets the claim scored."
+)
 @click.option(
     "--claim",
     "claim_file",
