@@ -83,6 +83,12 @@ def audit(
         raise ConfigError(f"whose table is {given.tables[0][0]}? Give its tokenizer beside it")
     if len(given.tables) > 1:
         raise ConfigError(f"{len(given.tables)} tables are given; audit one at a time")
+    if challenge and claim is None:
+        raise ConfigError("--challenge is about a claim; add --claim, or --val-loss and --val-bpb")
+    if own_corpus and not named:
+        raise ConfigError(
+            f"nothing is there to encode {corpus.name} with; add the tokenizer, or give no corpus"
+        )
     usage = None
     for name, subject in named:
         if given.tables:

@@ -78,11 +78,18 @@ def audit_shards(
 ) -> tuple[dict[str, Any], list[Finding]]:
     """Facts and findings; with a tokenizer its pieces are looked at, with documents their order.
 
-    What the tokenizer cannot be asked is among the facts as `not_checked`.
+    What the tokenizer cannot be asked is among the facts as `not_checked`. Raises `CorpusError`
+    for shards that hold nothing to score.
     """
     first = (shards.val or shards.train)[:1]
     if not first:
         raise CorpusError("there are byte counts but no tokens; give the shards beside them")
+    for path in shards.val + shards.train:
+        if (tokens := len(read_shard(path))) < 2:
+            raise CorpusError(
+                f"{path} has {tokens} tokens; a shard to score or train on has 2 or more, so "
+                "tokenize again or leave it out"
+            )
     known = subject is not None and subject.bos_id >= 0
     bos_id = subject.bos_id if subject and known else int(read_shard(first[0])[:1].sum())
     facts: dict[str, Any] = {"bos_id": bos_id}

@@ -52,6 +52,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines = [json.dumps({"text": text}) + "\n" for text in TEXTS]
     (place / "text.jsonl").write_text("".join(lines))
     (place / "empty.d").mkdir()
+    write_shard(
+        place / "val.bin", [1, 5, 6], fingerprint="", corpus_sha256="", byte_count=0, documents=1
+    )
     train(place / "good.model")
     train(place / "suffix.model", treat_whitespace_as_suffix=True)
     save_tokenizer(build_tokenizer("bpe", [t.encode() for t in TEXTS], 280), place / "ours.tok")
@@ -189,6 +192,10 @@ def test_a_count_of_targets_is_held_against_the_corpus(
         (["--val-loss", "2"], "give both"),
         (["--val-loss", "2", "--val-bpb", "x"], "both are numbers above 0"),
         (["--val-loss", "2", "--val-bpb", "1", "--challenge"], "add --tokens"),
+        (["ours.tok", "--challenge"], "--challenge is about a claim"),
+        (["ours.tok", "--tokens", "9"], "--tokens is about a claim"),
+        (["--val-loss", "2", "--val-bpb", "1", "--corpus", "text.jsonl"], "add the tokenizer"),
+        (["val.bin", "--corpus", "text.jsonl"], "add the tokenizer"),
         (["good.model", "ours.tok", "--val-loss", "2", "--val-bpb", "1"], "give its own alone"),
         (["missing.model"], "No such file"),
         (["empty.d"], "holds no token shards"),
@@ -226,7 +233,7 @@ def test_damaged_files_are_one_line_with_their_name(
 ) -> None:
     path = tmp_path / ("val_" + name)
     path.write_bytes(data)
-    given = [path, "--corpus", folder / "text.jsonl"]
-    code, out, err = call(*given)
+    corpus = [] if name == "x.bin" else ["--corpus", folder / "text.jsonl"]
+    code, out, err = call(path, *corpus)
     assert code == 1 and out == "" and err.count("\n") == 1
     assert path.name in err

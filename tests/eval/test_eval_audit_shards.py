@@ -296,6 +296,15 @@ def test_documents_run_across_the_ends_of_shards(
     assert [tokens.tolist() for tokens in documents_of(paths, 1)] == texts
 
 
+@pytest.mark.parametrize("tokens", [[], [1]])
+@pytest.mark.parametrize("role", ["val", "train"])
+def test_a_shard_without_a_target_is_refused(role: str, tokens: list[int], tmp_path: Path) -> None:
+    write(tmp_path, "val", VAL)
+    raw_shard(tmp_path / f"{role}_1.bin", tokens)
+    with pytest.raises(CorpusError, match=f"{role}_1.bin has {len(tokens)} tokens"):
+        audited(tmp_path)
+
+
 def test_a_shard_of_no_known_role_is_refused(tmp_path: Path) -> None:
     raw_shard(tmp_path / "tokens.bin", [1, 2])
     with pytest.raises(CorpusError, match="neither val nor train by its name"):

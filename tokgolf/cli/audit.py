@@ -88,6 +88,8 @@ def _claim(
     if file is not None and val_loss is not None:
         raise ConfigError("a claim comes from --claim or from --val-loss and --val-bpb, not both")
     if file is None and (val_loss is None or val_bpb is None):
+        if tokens is not None:
+            raise ConfigError("--tokens is about a claim; add --claim, or --val-loss and --val-bpb")
         return None
     if file is not None:
         claim = read_claim(file)
