@@ -3,7 +3,8 @@
 An error means that a number rests on wrong bytes, on text that is not the corpus', or does not
 follow from its own parts. A warning means that the text is changed, but only by what nmt_nfkc
 changes too (white space, compatibility forms), and the bytes counted are those of the changed
-text; or that something wrong is there and was not met. A sound subject has no error.
+text; or that something wrong is there and was not met, or may be there and cannot be seen. A
+sound subject has no error.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -40,6 +41,7 @@ NAMES = {
     "bits-a-token": "what is called bits per byte is bits per token",
     "bytes-inflated": "the claim counts more bytes a token than the text has",
     "bytes-deflated": "the claim counts fewer bytes a token than the text has",
+    "claim-held-loosely": "the claim differs from the text by what only other text excuses",
     "claim-contradicts-itself": "numbers of one claim give different bytes a token",
 }
 

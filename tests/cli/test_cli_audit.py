@@ -169,6 +169,21 @@ def test_a_right_claim_shows_that_a_wrong_table_was_not_used(call: Call, folder:
     assert "as the table counts" in out
 
 
+def test_a_claim_without_a_count_of_tokens_is_held_loosely_and_that_is_said(
+    call: Call, folder: Path
+) -> None:
+    given = folder / "suffix.model", "--corpus", folder / "text.jsonl"
+    facts = json.loads(call(*given, "--json")[1])["tokenizers"]["suffix.model"]
+    bpb = 2.0 / np.log(2) / facts["bytes_per_token"] / 1.02
+    claim = "--val-loss", "2.000000", "--val-bpb", f"{bpb:.6f}"
+    code, out, _ = call(*given, *claim)
+    assert code == 0 and "warning: claim-held-loosely" in out and "give --tokens" in out
+    assert "warning: space-at-piece-end" in out  # its table would count far more
+    targets = facts["tokens"] + len(TEXTS) - 1
+    code, out, _ = call(*given, *claim, "--tokens", targets)
+    assert code == 1 and "error: bytes-inflated" in out
+
+
 @pytest.mark.parametrize(
     ("targets", "names"),
     [(5_999, []), (6_001, ["scored-twice"]), (600, ["scored-in-part"]), (60_000, [])],
