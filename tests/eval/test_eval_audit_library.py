@@ -147,7 +147,9 @@ def test_shards_are_audited_as_far_as_the_library_tells(tmp_path: Path) -> None:
     shards.add(tmp_path)
     facts, found = audit_shards(shards, subject, texts)
     assert found == []
-    assert facts["not_checked"] == (
+    assert facts["not_checked"] == "whether the byte counts are those of the text"
+    facts, found = audit_shards(shards, subject, None)
+    assert found == [] and facts["not_checked"] == (
         "whether the text has these tokens when encoded again; whether capitals are lost; "
         "whether the byte counts are those of the text"
     )
