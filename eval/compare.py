@@ -213,7 +213,7 @@ def compare(
     `test` "auto" pairs runs by seed where every run's seed is known and both sides have the same
     ones, and is Welch's otherwise; "paired" takes a side's runs in the order given. `level` is of
     the intervals. Raises `ScoreError` for scores that are not of the same documents, mode and
-    protocol (but for `across_protocols`), `ConfigError` for options that do not fit.
+    protocol (between sides, but for `across_protocols`), `ConfigError` for options that do not fit.
     """
     if test not in get_args(Test):
         raise ConfigError(f"--test is {test!r}; {nearest(test, get_args(Test))}")
@@ -224,8 +224,8 @@ def compare(
             f"{sum(map(bool, sides))} side to compare; give two scores or more, or sides of "
             "several seeds with vs between them: a1.json a2.json vs b1.json b2.json"
         )
+    reference, *candidates = [_side(side) for side in sides]
     _check_comparable([score for side in sides for score in side], across_protocols)
-    reference, *candidates = (_side(side) for side in sides)
     return [_comparison(reference, candidate, test, level, exchange) for candidate in candidates]
 
 
@@ -268,16 +268,25 @@ def _seeds_test(a: Sequence[SavedScore], b: Sequence[SavedScore], test: str) -> 
 
 def _side(scores: Sequence[SavedScore]) -> Side:
     for index, score in enumerate(scores):
+        pair = f"{scores[0].name} and {score.name} are on one side but"
         if score.tokenizer != scores[0].tokenizer:
+            raise ScoreError(f"{pair} have different tokenizers; put vs between them")
+        unlike = "; ".join(protocol_differences(scores[0], score))
+        if unlike:
             raise ScoreError(
-                f"{scores[0].name} and {score.name} are on one side but have different "
-                "tokenizers; put vs between them"
+                f"{pair} of different protocols: {unlike}; score them alike, or put vs between them"
             )
         for other in scores[:index]:
-            if (score.bits == other.bits).all():
+            pair = f"{other.name} and {score.name}"
+            if np.array_equal(score.bits, other.bits):
                 raise ScoreError(
-                    f"{other.name} and {score.name} are one result twice; a side's scores must be "
-                    "of runs that differ by their seeds"
+                    f"{pair} are one result twice; a side's scores must be of runs that differ by "
+                    "their seeds"
+                )
+            if score.artifact_sha256 is not None and score.artifact_sha256 == other.artifact_sha256:
+                raise ScoreError(
+                    f"{pair} are on one side but of one artifact, {score.artifact_sha256[:12]}; a "
+                    "side's scores must be of runs that differ by their seeds"
                 )
     return Side(scores=tuple(scores))
 

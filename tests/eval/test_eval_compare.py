@@ -188,6 +188,25 @@ def test_a_side_is_of_one_tokenizer_and_of_different_runs() -> None:
         compare([[*A, replace(A[0], name="again")], B])
 
 
+def test_one_artifact_scored_twice_is_no_second_seed() -> None:
+    one_file = [replace(score, artifact_sha256="a" * 64) for score in A]
+    for sides in ([one_file, B], [B, one_file[:2]]):
+        with pytest.raises(ScoreError, match="a1 and a2 are on one side but of one artifact, aaa"):
+            compare(sides)
+    other = replace(A[1], artifact_sha256="b" * 64)
+    assert one([one_file[0], other], [one_file[2]]).reference.name == "a1 and 1 more"
+
+
+@pytest.mark.parametrize("across", [False, True])
+def test_a_side_is_of_one_protocol_even_across_protocols(across: bool) -> None:
+    odd = scored("odd", 1.19, 4, protocol={"stride": 128})
+    message = "a1 and odd are on one side but of different protocols: stride 64 and 128; .* put vs"
+    with pytest.raises(ScoreError, match=message):
+        compare([[A[0], odd], B], across_protocols=across)
+    timed = scored("timed", 1.19, 4, protocol={"stride": 64, "time_budget": 600.0})
+    assert one([A[0], timed], B).reference.name == "a1 and 1 more"
+
+
 @pytest.mark.parametrize(
     ("sides", "options", "message"),
     [
