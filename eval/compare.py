@@ -8,7 +8,7 @@ Differences are candidate less reference, in bits per byte: below zero, the cand
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
@@ -17,7 +17,7 @@ import numpy as np
 from tokgolf.config import nearest
 from tokgolf.errors import ConfigError, ScoreError
 from tokgolf.eval.exchange import Exchange, Segment
-from tokgolf.eval.saved import Doubles, SavedScore
+from tokgolf.eval.saved import Doubles, SavedScore, protocol_differences, taken_differences
 from tokgolf.eval.statistics import TTest, paired, ratio_interval, welch
 
 # openai/parameter-golf, README: a record beats the one before by 0.005 nats at p < 0.01. The nats
@@ -25,8 +25,6 @@ from tokgolf.eval.statistics import TTest, paired, ratio_interval, welch
 RULE_NATS = 0.005
 RULE_P = 0.01
 FEW_DOCUMENTS = 30  # below, a 95 % interval covers the truth in some 90 %: see ratio_interval
-
-NO_PART = {"time_budget"}  # of a protocol: a score that was in time is the same without it
 
 Test = Literal["auto", "paired", "welch"]
 
@@ -249,6 +247,12 @@ def _segment(exchange: Exchange, reference: Side) -> Segment:
             f"{reference.name} is of a float model, which has no size, so --exchange has no place "
             "to be read at; score the exported artifact"
         )
+    unlike = exchange.taken and "; ".join(taken_differences(reference.scores[0], exchange.taken))
+    if unlike:
+        raise ScoreError(
+            f"{reference.name} and the scores of --exchange are not of one corpus, mode and "
+            f"protocol: {unlike}; score the points as the reference was"
+        )
     return exchange.segment(reference.artifact_bytes)
 
 
@@ -317,18 +321,3 @@ def _check_comparable(scores: Sequence[SavedScore], across_protocols: bool) -> N
                 f"{pair} are of different protocols: {'; '.join(unlike)}; score both alike, or "
                 "say --across-protocols if that difference is what you want to see"
             )
-
-
-def protocol_differences(a: SavedScore, b: SavedScore) -> Iterator[str]:
-    """What differs between two scores' protocols: "stride 64 and 128", "adapt.lr 0.1 and 0.2"."""
-    yield from _differences(a.protocol, b.protocol, "")
-
-
-def _differences(a: Mapping[str, Any], b: Mapping[str, Any], where: str) -> Iterator[str]:
-    for key in sorted((a.keys() | b.keys()) - NO_PART):
-        one, other = a.get(key), b.get(key)
-        if isinstance(one, Mapping) and isinstance(other, Mapping):
-            yield from _differences(one, other, f"{where}{key}.")
-        elif one != other:
-            names = (x.get("kind", x) if isinstance(x, Mapping) else x for x in (one, other))
-            yield where + key + " " + " and ".join(map(str, names))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tokgolf.errors import ScoreError
-from tokgolf.eval.saved import read_json_object, read_score
+from tokgolf.eval.saved import SavedScore, read_json_object, read_score, taken_differences
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,8 @@ class Segment:
     small_bpb: float
     large_bytes: float
     large_bpb: float
+    text_known: bool
+    """Whether both points are scores, whose text is known; a benchmark's file does not name it."""
 
     @property
     def rate(self) -> float:
@@ -36,6 +38,7 @@ class Segment:
         return self.small_bpb - self.rate * (size - self.small_bytes)
 
 
+SCORES = "the scores given"
 MOST = 1 << 62  # bytes, or bits a byte; neither is ever so many
 Point = tuple[float, float]
 """Artifact bytes and bits per byte."""
@@ -43,9 +46,13 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class Exchange:
-    """The falling hulls of measured points, by where each is from."""
+    """The falling hulls of measured points, by where each is from.
+
+    `taken` is one of the scores among them: all are of its corpus, mode and protocol.
+    """
 
     curves: Mapping[str, Sequence[Point]]
+    taken: SavedScore | None = None
 
     def segment(self, size: float) -> Segment:
         """The measured points about an artifact of `size` bytes, on the best curve there.
@@ -53,7 +60,7 @@ class Exchange:
         Raises `ScoreError` for a size beyond them all.
         """
         found = [
-            Segment(source, *small, *large)
+            Segment(source, *small, *large, text_known=source == SCORES)
             for source, points in self.curves.items()
             for small, large in pairwise(points)
             if small[0] <= size <= large[0]
@@ -70,10 +77,11 @@ class Exchange:
 def read_exchange(paths: Sequence[str | os.PathLike[str]]) -> Exchange:
     """The exchange of files: saved scores of artifacts, or JSON with "points" of bytes and bpb.
 
-    Raises `ScoreError` for files without two points that trade bytes for bits per byte.
+    Raises `ScoreError` for files without two points that trade bytes for bits per byte, and for
+    scores that are not of one corpus, mode and protocol: those gain by more than bytes.
     """
     curves: dict[str, list[Point]] = {}
-    corpora: dict[tuple[str, str], str] = {}
+    taken: SavedScore | None = None
     scores: list[Point] = []
     for path in map(Path, paths):
         values = {} if path.is_dir() else read_json_object(path)
@@ -82,14 +90,17 @@ def read_exchange(paths: Sequence[str | os.PathLike[str]]) -> Exchange:
                 curves.setdefault(source, []).append(point)
             continue
         score = read_score(path)
-        corpora[score.corpus_sha256, score.mode] = score.name
+        taken = taken or score
+        if unlike := "; ".join(taken_differences(taken, score)):
+            raise ScoreError(
+                f"{taken.name} and {score.name} are not scores of one corpus, mode and protocol: "
+                f"{unlike}; score all points of --exchange alike"
+            )
         if score.artifact_bytes is None:
             raise ScoreError(f"{path} is the score of a float model, which has no size")
         scores.append((float(score.artifact_bytes), score.bpb))
-    if len(corpora) > 1:
-        raise ScoreError(f"{' and '.join(corpora.values())} are not scores of one corpus and mode")
     if scores:
-        curves["the scores given"] = scores
+        curves[SCORES] = scores
     hulls = {source: falling_hull(points) for source, points in curves.items()}
     usable = {source: hull for source, hull in hulls.items() if len(hull) > 1}
     if not usable:
@@ -98,7 +109,7 @@ def read_exchange(paths: Sequence[str | os.PathLike[str]]) -> Exchange:
             f"{', '.join(os.fspath(path) for path in paths)}: {count} points with bytes and bpb, "
             "of which no two gain by bytes; an exchange rate needs 2"
         )
-    return Exchange(curves=usable)
+    return Exchange(curves=usable, taken=taken)
 
 
 def falling_hull(points: Sequence[Point]) -> list[Point]:

@@ -7,6 +7,7 @@ say whether two scores are of the same thing.
 import json
 import math
 import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from tokgolf.errors import ConfigError, ScoreError
 MAX_FILE = 1 << 30
 MAX_COUNT = 1 << 62
 SUM_TOLERANCE = 1e-9  # relative: the sums were made in another order
+
+NO_PART = {"time_budget"}  # of a protocol: a score that was in time is the same without it
 
 Doubles = NDArray[np.float64]
 
@@ -48,6 +51,28 @@ class SavedScore:
     def bpb(self) -> float:
         """Bits per byte, pooled over documents."""
         return math.fsum(self.bits) / math.fsum(self.sizes)
+
+
+def protocol_differences(a: SavedScore, b: SavedScore) -> Iterator[str]:
+    """What differs between two scores' protocols: "stride 64 and 128", "adapt.lr 0.1 and 0.2"."""
+    yield from _differences(a.protocol, b.protocol, "")
+
+
+def taken_differences(a: SavedScore, b: SavedScore) -> Iterator[str]:
+    """What differs in all that a score is of but the model: corpus, mode and protocol."""
+    if a.corpus_sha256 != b.corpus_sha256:
+        yield f"corpus {a.corpus} {a.corpus_sha256[:12]} and {b.corpus} {b.corpus_sha256[:12]}"
+    yield from _differences({**a.protocol, "mode": a.mode}, {**b.protocol, "mode": b.mode}, "")
+
+
+def _differences(a: Mapping[str, Any], b: Mapping[str, Any], where: str) -> Iterator[str]:
+    for key in sorted((a.keys() | b.keys()) - NO_PART):
+        one, other = a.get(key), b.get(key)
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            yield from _differences(one, other, f"{where}{key}.")
+        elif one != other:
+            names = (x.get("kind", x) if isinstance(x, Mapping) else x for x in (one, other))
+            yield where + key + " " + " and ".join(map(str, names))
 
 
 def read_score(path: str | os.PathLike[str]) -> SavedScore:

@@ -93,8 +93,25 @@ def test_the_table_says_all_of_it(scores: Path, call: Call) -> None:
         "0.05000 bpb for 1,000 bytes, measured between 80,000 and 100,000 bytes in",
         "as much as 397 bytes more would gain the reference; at equal bytes the difference would "
         "be +0.03017 bpb",
+        "points' text  not known: the file names no corpus",
     ):
         assert part in out, out
+
+
+def test_points_that_are_scores_are_of_the_references_text(scores: Path, call: Call) -> None:
+    for name, size in (("c2", 80_000), ("c3", 99_000)):
+        path = scores / f"{name}.json"
+        values = json.loads(path.read_text())
+        bits = [each * 9e4 / size for each in values["document_bits"]]
+        change = {"artifact_bytes": size, "document_bits": bits, "bpb": sum(bits) / 5050}
+        path.write_text(json.dumps({**values, **change}))
+    points = ["--exchange", scores / "c2.json", "--exchange", scores / "c3.json"]
+    code, out, _ = call(*sides(scores, "a1", "b1"), *points)
+    assert code == 0 and "bytes in the scores given" in out and "not known" not in out
+    values["stride"] = 16
+    path.write_text(json.dumps({**values, **change}))
+    code, out, err = call(*sides(scores, "a1", "b1"), *points)
+    assert (code, out) == (1, "") and "stride 64 and 16; score all points" in err
 
 
 def test_estimates_say_so(scores: Path, call: Call) -> None:

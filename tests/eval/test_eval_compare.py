@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokgolf.errors import ConfigError, ScoreError
-from tokgolf.eval.compare import Comparison, compare, protocol_differences
+from tokgolf.eval.compare import Comparison, compare
 from tokgolf.eval.exchange import Exchange, falling_hull, read_exchange
-from tokgolf.eval.saved import SavedScore, read_score
+from tokgolf.eval.saved import SavedScore, protocol_differences, read_score
 
 SIZES = np.array([100.0, 0.0, 900.0, 40.0, 3000.0])
 TOKENS = 1620  # 4,040 bytes and 5 closing BOS
@@ -260,6 +260,23 @@ def test_a_rate_is_never_read_off_beyond_the_points() -> None:
         one(A[:1], B, exchange=exchange)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"protocol": {"stride": 16}}, "protocol: stride 64 and 16; score the points as"),
+        ({"mode": "official"}, "protocol: mode raw and official;"),
+        ({"corpus_sha256": "d" * 64}, "protocol: corpus web:val cccccccccccc and web:val ddd"),
+    ],
+)
+def test_a_rate_of_other_text_or_options_is_refused(change: dict[str, Any], message: str) -> None:
+    exchange = Exchange(curves={"ex": POINTS}, taken=scored("p", 1.5, **change))
+    a = [replace(A[0], artifact_bytes=1500)]
+    with pytest.raises(ScoreError, match=f"^a1 and the scores of --exchange are not .*{message}"):
+        one(a, B, exchange=exchange)
+    timed = scored("p", 1.5, protocol={"stride": 64, "time_budget": 600.0})
+    assert one(a, B, exchange=Exchange(curves={"ex": POINTS}, taken=timed)).rate is not None
+
+
 def test_each_scheme_is_a_curve_and_the_best_about_a_size_is_read(tmp_path: Path) -> None:
     file = tmp_path / "points.json"
     rows = [("good", 10, 2.0), ("good", 20, 1.0), ("bad", 5, 9.0), ("bad", 30, 4.0), ("one", 9, 1)]
@@ -268,6 +285,7 @@ def test_each_scheme_is_a_curve_and_the_best_about_a_size_is_read(tmp_path: Path
     exchange = read_exchange([file])
     assert exchange.segment(15).source == f"{file}, good"
     assert exchange.segment(15).rate == pytest.approx(0.1)
+    assert not exchange.segment(15).text_known
     assert exchange.segment(25).source == exchange.segment(7).source == f"{file}, bad"
     with pytest.raises(ScoreError, match="from 5 to 30 bytes, the reference has 31"):
         exchange.segment(31)
@@ -300,9 +318,10 @@ def test_an_exchange_is_read_from_points_or_from_scores(tmp_path: Path, saved: P
             {**values, "document_bits": bits, "bpb": values["bpb"] / 2, "artifact_bytes": 2000}
         )
     )
-    assert read_exchange([other, saved]).curves == {
-        "the scores given": [(1000.0, 1.25), (2000.0, 0.625)]
-    }
+    exchange = read_exchange([other, saved])
+    assert exchange.curves == {"the scores given": [(1000.0, 1.25), (2000.0, 0.625)]}
+    assert exchange.taken is not None and exchange.taken.name == str(other)
+    assert exchange.segment(1500).text_known
     for few in ([], [{"bytes": 1, "bpb": 1.0}], [{"bytes": 1, "bpb": 1}, {"bytes": 2, "bpb": 2}]):
         file.write_text(json.dumps({"points": few}))
         with pytest.raises(ScoreError, match="an exchange rate needs 2"):
@@ -317,9 +336,14 @@ def test_an_exchange_is_read_from_points_or_from_scores(tmp_path: Path, saved: P
         file.write_text(json.dumps({"points": points}))
         with pytest.raises(ScoreError, match="points.json: (a point|points)"):
             read_exchange([file])
-    other.write_text(json.dumps({**values, "corpus_sha256": "d" * 64}))
-    with pytest.raises(ScoreError, match="not scores of one corpus"):
-        read_exchange([other, saved])
+    for change, message in (
+        ({"corpus_sha256": "d" * 64}, "corpus web:val dddddddddddd and web:val cccccccccccc"),
+        ({"mode": "official"}, "mode official and raw"),
+        ({"protocol": {"stride": 16}}, "stride 16 and 64"),
+    ):
+        other.write_text(json.dumps({**values, "artifact_bytes": 2000, **change}))
+        with pytest.raises(ScoreError, match=f"not scores of one corpus, mode and .*: {message};"):
+            read_exchange([other, saved])
     other.write_text(json.dumps({**values, "artifact_bytes": None}))
     with pytest.raises(ScoreError, match="which has no size"):
         read_exchange([other, saved])

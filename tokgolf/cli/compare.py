@@ -89,7 +89,8 @@ def compare(
 
 def _print(found: "Comparison") -> None:
     """One comparison for a person."""
-    from tokgolf.eval.compare import FEW_DOCUMENTS, RULE_NATS, RULE_P, protocol_differences
+    from tokgolf.eval.compare import FEW_DOCUMENTS, RULE_NATS, RULE_P
+    from tokgolf.eval.saved import protocol_differences
 
     a, b = found.reference, found.candidate
     first = a.scores[0]
@@ -176,4 +177,9 @@ def _byte_notes(found: "Comparison") -> list[tuple[str, str]]:
         if equal is not None:
             worth += f"; at equal bytes the difference would be {equal:+.5f} bpb"
         notes.append(("worth", worth))
+        if not part.text_known:
+            text = (
+                "not known: the file names no corpus, so the rate may be of other text or options"
+            )
+            notes.append(("points' text", text))
     return notes
