@@ -57,6 +57,14 @@ class Side:
         return RULE_NATS / math.log(2) / self.bytes_per_token
 
     @property
+    def model(self) -> Literal["float", "artifact", "mixed"]:
+        """What was scored: weights as they were trained, files as they are shipped, or both."""
+        kinds = {score.artifact_sha256 is None for score in self.scores}
+        if len(kinds) > 1:
+            return "mixed"
+        return "float" if kinds == {True} else "artifact"
+
+    @property
     def artifact_bytes(self) -> int | None:
         """Full accounting of the largest artifact; None where a score is of a float model."""
         sizes = [score.artifact_bytes for score in self.scores]
@@ -77,6 +85,7 @@ class Side:
             "nats_per_token": nats * self.bytes_per_token,
             "bpb_of_each": [score.bpb for score in self.scores],
             "seeds": [score.seed for score in self.scores],
+            "model": self.model,
             "tokenizer": self.scores[0].tokenizer,
             "bytes_per_token": self.bytes_per_token,
             "rule_bpb": self.rule_bpb,
@@ -109,6 +118,11 @@ class Comparison:
     def same_tokenizer(self) -> bool:
         """Whether nats a token can be compared."""
         return self.reference.scores[0].tokenizer == self.candidate.scores[0].tokenizer
+
+    @property
+    def same_model(self) -> bool:
+        """Whether all are float models or all artifacts; else quantization is in the difference."""
+        return self.reference.model == self.candidate.model != "mixed"
 
     @property
     def rule_bpb(self) -> float:
@@ -179,6 +193,7 @@ class Comparison:
         return {
             "reference": self.reference.as_dict(),
             "candidate": self.candidate.as_dict(),
+            "same_model": self.same_model,
             "bpb": bits,
             "nats_per_byte": bits * math.log(2),
             "nats_per_token": None if per_token is None else bits * math.log(2) * per_token,

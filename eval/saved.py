@@ -85,8 +85,11 @@ def read_score(path: str | os.PathLike[str]) -> SavedScore:
     if run is not None:
         place = run / "score.json"
         if not place.is_file():
+            artifact = run / "model.golf"
+            first = "" if artifact.is_file() else f"tokgolf export {run}, then "
             raise ScoreError(
-                f"{run} holds no score.json; make one: tokgolf score {run} --save {place}"
+                f"{run} holds no score.json; make one of its artifact: {first}tokgolf score "
+                f"{artifact} --save {place}"
             )
     values = read_json_object(place)
     try:

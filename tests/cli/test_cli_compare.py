@@ -62,7 +62,7 @@ def test_sides_of_seeds_are_told_apart_by_vs(scores: Path, call: Call) -> None:
     assert set(found) == {
         "reference", "candidate", "bpb", "nats_per_byte", "nats_per_token", "documents", "seeds",
         "rule_bpb", "clears_rule", "bytes_difference", "bytes_paid_per_bpb", "exchange",
-        "worth_bytes", "difference_at_equal_bytes",
+        "worth_bytes", "difference_at_equal_bytes", "same_model",
     }  # fmt: skip
 
 
@@ -123,6 +123,16 @@ def test_estimates_say_so(scores: Path, call: Call) -> None:
     assert "estimates  in mixed precision" in call(*sides(scores, "a1", "b1"))[1]
     code, _, err = call(*sides(scores, "a1", "b2"))
     assert code == 1 and "precision bf16 and None" in err
+
+
+def test_a_float_model_beside_an_artifact_says_so(scores: Path, call: Call) -> None:
+    assert "models" not in call(*sides(scores, "a1", "b1"))[1]
+    path = scores / "b1.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "artifact_sha256": "a" * 64}))
+    _, out, _ = call(*sides(scores, "a1", "b1"))
+    assert "models     the reference is a float model, the candidate an artifact: what exp" in out
+    _, out, _ = call(*sides(scores, "a1", "vs", "b1", "b2"))
+    assert "the reference is a float model, the candidate some of each" in out
 
 
 def test_a_picture_is_written(

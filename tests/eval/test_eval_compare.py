@@ -87,6 +87,16 @@ def test_documents_are_those_of_the_sides_means() -> None:
     assert pair.documents == one([mean], B[:1]).documents
 
 
+def test_a_float_model_beside_an_artifact_is_told_apart() -> None:
+    files = [replace(score, artifact_sha256=score.name * 32) for score in B]
+    for sides, same in (((A, B), True), ((files[:1], files[1:]), True), ((A, files), False)):
+        assert one(*sides).same_model is one(*sides[::-1]).same_model is same
+    values = one(A, files).as_dict()
+    assert (values["reference"]["model"], values["candidate"]["model"]) == ("float", "artifact")
+    mixed = one([A[0], files[0]], [A[1], files[1]])
+    assert mixed.reference.model == "mixed" and mixed.as_dict()["same_model"] is False
+
+
 # --- the rule
 
 
@@ -417,5 +427,9 @@ def test_what_is_not_json_is_refused(saved: Path, text: str) -> None:
 
 
 def test_a_run_without_a_score_says_how_to_make_one(tmp_path: Path) -> None:
-    with pytest.raises(ScoreError, match=f"tokgolf score {tmp_path} --save {tmp_path}/score.json"):
+    command = f"tokgolf score {tmp_path}/model.golf --save {tmp_path}/score.json$"
+    with pytest.raises(ScoreError, match=f"artifact: tokgolf export {tmp_path}, then {command}"):
+        read_score(tmp_path)
+    (tmp_path / "model.golf").write_bytes(b"")
+    with pytest.raises(ScoreError, match=f"artifact: {command}"):
         read_score(tmp_path)

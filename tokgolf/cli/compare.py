@@ -124,6 +124,10 @@ def _print(found: "Comparison") -> None:
     notes: list[tuple[str, str]] = []
     if first.protocol.get("precision", "fp32") != "fp32":
         notes.append(("estimates", "in mixed precision; scores are taken in fp32"))
+    if not found.same_model:
+        kinds = {"float": "a float model", "artifact": "an artifact", "mixed": "some of each"}
+        text = f"the reference is {kinds[a.model]}, the candidate {kinds[b.model]}: "
+        notes.append(("models", text + "what export costs is in the difference"))
     if not found.same_tokenizer:
         notes.append(("tokenizers", "different: nats a token of the two are of different tokens"))
     if found.documents is None or count < FEW_DOCUMENTS:
