@@ -6,10 +6,12 @@ Below zero the candidate is better. Needs matplotlib.
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from tokgolf.eval.compare import Comparison
+from tokgolf.eval.saved import Doubles
 from tokgolf.files import write_bytes
 from tokgolf.inspection import check_plot, matplotlib_module
 
@@ -57,7 +59,7 @@ def plot_comparisons(found: Sequence[Comparison], path: Path) -> None:
         unique.values(), unique.keys(), loc="outside lower left", ncols=3, frameon=False, fontsize=8
     )
     right.axhline(0, color="black", linewidth=0.8)
-    right.set_xscale("log")
+    _scale_bytes(right, found[0].reference.scores[0].sizes)
     right.set_xlabel("bytes of the document")
     right.set_title("each document, bits per byte", loc="left", fontsize=10)
     if len(found) > 1:
@@ -74,6 +76,20 @@ def plot_comparisons(found: Sequence[Comparison], path: Path) -> None:
     buffer = BytesIO()
     figure.savefig(buffer, format=path.suffix[1:])
     write_bytes(path, buffer.getvalue())
+
+
+def _scale_bytes(axes: Any, sizes: Doubles) -> None:
+    """Make x logarithmic, with few ticks in plain numbers: the usual labels would overprint."""
+    ticker = matplotlib_module("ticker")
+    axes.set_xscale("log")
+    decades = np.log10(sizes.max() / sizes[sizes > 0].min())
+    if decades < 1:
+        locator = ticker.MaxNLocator(3, integer=True)
+    else:
+        locator = ticker.LogLocator(subs=(1, 3) if decades < 2 else (1,), numticks=5)
+    axes.xaxis.set_major_locator(locator)
+    axes.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))
+    axes.xaxis.set_minor_formatter(ticker.NullFormatter())
 
 
 def _short(name: str) -> str:
