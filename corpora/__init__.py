@@ -9,7 +9,7 @@ decodes text, knows a tokenizer or imports torch; a corpus larger than memory st
 """
 
 from tokgolf.corpora.catalog import corpus_names, open_corpus
-from tokgolf.corpora.corpus import SPLITS, Corpus, CorpusSummary, Document, split_of
+from tokgolf.corpora.corpus import SPLITS, Corpus, CorpusSummary, Document, framed, split_of
 from tokgolf.corpora.disjoint import (
     check_disjoint,
     document_digests,
@@ -36,6 +36,7 @@ __all__ = [
     "check_disjoint",
     "corpus_names",
     "document_digests",
+    "framed",
     "open_corpus",
     "read_digests",
     "read_shard",

@@ -83,8 +83,7 @@ class Corpus:
         for document in self.documents():
             documents += 1
             size += len(document.data)
-            digest.update(len(document.data).to_bytes(8, "little"))
-            digest.update(document.data)
+            digest.update(framed(document.data))
         return CorpusSummary(
             name=self.name,
             split=self.split,
@@ -93,6 +92,11 @@ class Corpus:
             sha256=digest.hexdigest(),
             provenance=self.provenance,
         )
+
+
+def framed(data: bytes) -> bytes:
+    """A document as the hash of a corpus takes it in: its length, then its bytes."""
+    return len(data).to_bytes(8, "little") + data
 
 
 def split_of(document_id: str) -> str:

@@ -35,7 +35,14 @@ from tokgolf.eval.adapters import (
     own_tensors,
     padded,
 )
-from tokgolf.eval.scorer import BATCH_TOKENS, Encoder, Nats, Observer
+from tokgolf.eval.scorer import (
+    BATCH_TOKENS,
+    Encoder,
+    Nats,
+    Observer,
+    settled_stride,
+    windows,
+)
 from tokgolf.model import LanguageModel
 
 Kind = Literal["lora", "online"]
@@ -157,18 +164,6 @@ class WriteOnce:
         return self._nats.copy()
 
 
-def pieces(begin: int, stop: int, length: int, stride: int) -> Iterator[tuple[int, int, int]]:
-    """(start, first, end): windows of inputs [start, end) that pay for targets [begin, stop).
-
-    begin=8, stop=13, length=4, stride=2 -> (6, 8, 10), (8, 10, 12), (9, 12, 13)
-    """
-    first = begin
-    while first < stop:
-        end = min(stop, length if first == 0 else first + stride)
-        yield max(0, end - length), first, end
-        first = end
-
-
 def make_adapter(model: LanguageModel, config: AdaptConfig, batch_tokens: int) -> GradientAdapter:
     """The adapter that a config describes, as it is before any text."""
     if config.rank:
@@ -208,15 +203,14 @@ def adapted_nats(
     model must be in eval mode and is left as it was.
     """
     length = window or model.trunk.config.sequence_length
-    if not 0 <= stride <= length:
-        raise ScoreError(f"stride is {stride}; it must be 1 to the window of {length}, or 0")
+    stride = settled_stride(stride, length)
     if length > model.trunk.config.sequence_length:
         from tokgolf.eval.contexts import widened
 
         model = widened(model, length)
     vocab = model.head.shape.vocab_size
     batch_tokens = max(1, min(batch_tokens, MOST_LOGITS // vocab))
-    scorer = _Scorer(model, length, stride or length, config, batch_tokens, observe)
+    scorer = _Scorer(model, length, stride, config, batch_tokens, observe)
     with torch.inference_mode(False), torch.no_grad():
         adapter = make(model, config, batch_tokens)
     run = scorer.per_document if config.kind == "lora" else scorer.running
@@ -309,7 +303,7 @@ class _Scorer:
         whole: list[tuple[bytes, WriteOnce]] = []  # end in the present chunk
         paid = 0
         for data, record in records:
-            for _, first, end in pieces(0, len(record), self.length, self.stride):
+            for _, first, end in windows(len(record), self.length, self.stride):
                 spans.append((0, record, first, end))
                 paid += end - first
                 if end == len(record):
@@ -324,37 +318,37 @@ class _Scorer:
 
     def _score(self, adapter: Adapter, spans: Sequence[Span]) -> None:
         """Fix the nats of spans of documents with the adapter as it is."""
-        windows = [
+        wanted = [
             (slot, record, *window)
             for slot, record, begin, stop in spans
-            for window in pieces(begin, stop, self.length, self.stride)
+            for window in windows(stop, self.length, self.stride, begin)
         ]
-        nats: list[Nats] = [np.empty(0)] * len(windows)
-        by_length = sorted(range(len(windows)), key=lambda i: windows[i][2] - windows[i][4])
+        nats: list[Nats] = [np.empty(0)] * len(wanted)
+        by_length = sorted(range(len(wanted)), key=lambda i: wanted[i][2] - wanted[i][4])
         deltas = adapter.deltas()
         while by_length:
-            longest = windows[by_length[0]][4] - windows[by_length[0]][2]
+            longest = wanted[by_length[0]][4] - wanted[by_length[0]][2]
             size = max(1, self.batch_tokens // longest)
             rows, by_length = by_length[:size], by_length[size:]
             with torch.inference_mode():
-                self._score_batch(deltas, [windows[row] for row in rows], rows, nats)
-        for (_, record, _, first, _), values in zip(windows, nats, strict=True):
+                self._score_batch(deltas, [wanted[row] for row in rows], rows, nats)
+        for (_, record, _, first, _), values in zip(wanted, nats, strict=True):
             record.fix(first, values)
 
     def _score_batch(
         self,
         deltas: Deltas,
-        windows: Sequence[tuple[int, WriteOnce, int, int, int]],
+        wanted: Sequence[tuple[int, WriteOnce, int, int, int]],
         rows: Sequence[int],
         nats: list[Nats],
     ) -> None:
         device = next(self.model.parameters()).device
-        questions = [record.question(start, first, end) for _, record, start, first, end in windows]
+        questions = [record.question(start, first, end) for _, record, start, first, end in wanted]
         tokens, paid = padded(questions, device)
-        slots = torch.tensor([window[0] for window in windows], device=device)
+        slots = torch.tensor([window[0] for window in wanted], device=device)
         inputs, paid = tokens[:, :-1], paid[:, :-1]
         found = log_probs(self.model, deltas, slots, inputs, paid)
-        numbers = [np.arange(first, end) + record.number for _, record, _, first, end in windows]
+        numbers = [np.arange(first, end) + record.number for _, record, _, first, end in wanted]
         self.observe(np.concatenate(numbers), found)
         picked = found.gather(1, tokens[:, 1:][paid][:, None])[:, 0]
         values = -picked.double().cpu().numpy()
@@ -367,7 +361,7 @@ class _Scorer:
         lessons = [
             (slot, record.lesson(*window))
             for slot, record, begin, stop in spans
-            for window in pieces(begin, stop, self.length, self.length)
+            for window in windows(stop, self.length, self.length, begin)
         ]
         with torch.inference_mode(False), torch.no_grad():
             adapter.learn(lessons)

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tokgolf.errors import ConfigError
+from tokgolf.eval import scorer
 from tokgolf.model import LanguageModel
 
 BIAS = "bias"
@@ -194,14 +195,11 @@ class GradientAdapter(Adapter):
             self.values[name][slots] = value - self.lr * grad
 
 
-def padded(lessons: Sequence[Lesson], device: Any) -> tuple[Tensor, Tensor]:
-    """Rows of tokens, and which inputs pay.  # -> (rows, time), (rows, time) bool"""
-    shape = len(lessons), max(len(lesson.tokens) for lesson in lessons)
-    tokens, paid = np.zeros(shape, np.int64), np.zeros(shape, bool)
-    for row, lesson in enumerate(lessons):
-        tokens[row, : len(lesson.tokens)] = lesson.tokens
-        paid[row, lesson.first : len(lesson.tokens) - 1] = True
-    return torch.from_numpy(tokens).to(device), torch.from_numpy(paid).to(device)
+def padded(lessons: Sequence[Lesson], device: torch.device) -> tuple[Tensor, Tensor]:
+    """As the scorer pads windows."""
+    return scorer.padded(
+        [each.tokens for each in lessons], [each.first for each in lessons], device
+    )
 
 
 def _parts(lessons: Sequence[tuple[int, Lesson]], batch_tokens: int) -> Iterator[list[int]]:

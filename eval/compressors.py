@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tokgolf.corpora import Corpus, Document
-from tokgolf.eval.official import normalise
+from tokgolf.corpora import Corpus
+from tokgolf.eval.official import normalised
 from tokgolf.tokenizers import Tokenizer
 from tokgolf.tokenizers.statistics import batches
 
@@ -94,10 +94,7 @@ def with_baselines(
     In official mode that is the normalised text, its cut-off tail included.
     """
     if score.mode == "official":
-        as_is = corpus.source
-        corpus = replace(
-            corpus, source=lambda: (Document(d.id, normalise(d.data)) for d in as_is())
-        )
+        corpus = normalised(corpus)
     return replace(score, baselines=baselines(corpus, tokenizer, compress=compress).as_dict())
 
 

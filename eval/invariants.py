@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tokgolf.corpora import CorpusSummary
+from tokgolf.corpora import CorpusSummary, framed
 from tokgolf.eval.scorer import Encoder, Nats, Observer
 from tokgolf.model import LanguageModel
 from tokgolf.tokenizers.base import Ids
@@ -109,7 +109,7 @@ class SameDocuments:
     def seen(self, data: bytes) -> bytes:
         """The next document, which is given back."""
         self.documents += 1
-        self.digest.update(len(data).to_bytes(8, "little") + data)
+        self.digest.update(framed(data))
         self.first = self.first or sha256(data).hexdigest()
         return data
 

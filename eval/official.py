@@ -17,7 +17,7 @@ accent), so no document is normalised twice. A lossless tokenizer's bytes are it
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from itertools import islice
 from typing import Any
@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tokgolf.corpora import Corpus, Document
 from tokgolf.errors import ScoreError
 from tokgolf.tokenizers import Tokenizer
 from tokgolf.tokenizers.pack_sentencepiece import read_model
@@ -41,6 +42,14 @@ def normalise(data: bytes) -> bytes:
     """
     normal: str = _normaliser().normalize(_text(data))
     return normal.encode()
+
+
+def normalised(corpus: Corpus) -> Corpus:
+    """A corpus with the text of each document as the challenge scores it."""
+    return replace(
+        corpus,
+        source=lambda: (Document(each.id, normalise(each.data)) for each in corpus.source()),
+    )
 
 
 @cache

@@ -25,10 +25,11 @@ import torch
 from numpy.typing import NDArray
 
 from tokgolf.artifact.load import Artifact
-from tokgolf.corpora import Document, write_jsonl
+from tokgolf.corpora import Document, framed, write_jsonl
 from tokgolf.errors import ArtifactError, ConfigError, ScoreError, TokenizerError
 from tokgolf.eval.bits import MAGIC, Header, machine, pack, sides, unpack
 from tokgolf.eval.incremental import Choose, grow
+from tokgolf.eval.scorer import settled_stride
 from tokgolf.files import write_bytes
 from tokgolf.tokenizers.pack import RangeEncoder
 from tokgolf.tokenizers.rangecoder import RangeDecoder
@@ -90,8 +91,7 @@ def compress(
     """
     began = time.perf_counter()
     length = artifact.trunk.sequence_length
-    if not 0 <= stride <= length:
-        raise ScoreError(f"stride is {stride}; it must be 1 to the window of {length}, or 0")
+    stride = settled_stride(stride, length)
     if not documents:
         raise ScoreError("there are no documents to compress")
     texts = [_tokens(artifact, data) for data in documents]
@@ -111,7 +111,7 @@ def compress(
         return chosen
 
     with _one_thread():
-        _grow(artifact, counts, stride or length, choose)
+        _grow(artifact, counts, stride, choose)
         kernels = probe(artifact)
     code = encoder.finish()
     digest = documents_hash(documents)
@@ -133,7 +133,7 @@ def compress(
         nats=nats,
         code_bytes=len(code),
         file_bytes=len(data),
-        stride=stride or length,
+        stride=stride,
         corpus_sha256=digest.hex(),
         artifact_sha256=artifact.sha256,
         seconds=time.perf_counter() - began,
@@ -267,7 +267,7 @@ def documents_hash(documents: Sequence[bytes]) -> bytes:
     """As `CorpusSummary.sha256`, and so as a score's."""
     digest = sha256()
     for data in documents:
-        digest.update(len(data).to_bytes(8, "little") + data)
+        digest.update(framed(data))
     return digest.digest()
 
 

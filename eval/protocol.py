@@ -11,6 +11,7 @@ from tokgolf.artifact.load import MAX_ROTARY
 from tokgolf.config import MAX_LOOPS, TrunkConfig, check_positive
 from tokgolf.errors import ConfigError, ScoreError
 from tokgolf.eval.adapt import AdaptConfig
+from tokgolf.eval.scorer import settled_stride
 
 Mode = Literal["raw", "official"]
 Context = Literal["document", "stream"]
@@ -76,10 +77,7 @@ class Protocol:
         rotary tables do not fit, or loops of a trunk that shares no blocks.
         """
         window = self.window or trunk.sequence_length
-        if not 0 <= self.stride <= window:
-            raise ScoreError(
-                f"stride is {self.stride}; it must be 1 to the window of {window}, or 0"
-            )
+        stride = settled_stride(self.stride, window)
         if window * (width := trunk.d_model // trunk.heads) > MAX_ROTARY:
             raise ScoreError(
                 f"a window of {window:,} tokens with heads {width:,} wide is over "
@@ -88,7 +86,7 @@ class Protocol:
         if self.loops is not None and not trunk.loop_blocks:
             raise ScoreError(f"loops is {self.loops}, and the model's trunk has 0 blocks to repeat")
         loops = (self.loops or trunk.loops_scored or trunk.loops) if trunk.loop_blocks else None
-        return replace(self, window=window, stride=self.stride or window, loops=loops)
+        return replace(self, window=window, stride=stride, loops=loops)
 
     def as_dict(self) -> dict[str, Any]:
         """Every option as a plain value, for JSON."""

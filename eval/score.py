@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 from tokgolf.artifact.checkpoint import FloatModel, exported, load_run
 from tokgolf.artifact.load import Artifact, decode_artifact, load_artifact
 from tokgolf.config import TrunkConfig
-from tokgolf.corpora import Corpus, Document, check_disjoint, read_digests
+from tokgolf.corpora import Corpus, check_disjoint, read_digests
 from tokgolf.errors import ConfigError, ScoreError
 from tokgolf.eval.adapt import ADAPT_MODULES, adapted_nats
 from tokgolf.eval.contexts import unrolled, widened
 from tokgolf.eval.invariants import Results, Scorer
-from tokgolf.eval.official import normalise
+from tokgolf.eval.official import normalised
 from tokgolf.eval.official_score import official_documents, official_scorer
 from tokgolf.eval.protocol import Clock, Protocol
 from tokgolf.eval.scorer import BATCH_TOKENS, Encoder, Nats, Observer, document_nats
@@ -34,6 +34,7 @@ from tokgolf.eval.witness import Witness
 from tokgolf.files import write_text
 from tokgolf.ledger import Ledger, ledger_of
 from tokgolf.model import LanguageModel
+from tokgolf.tokenizers import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,9 +184,10 @@ def score(
     with exact_products():
         try:
             model.to(device)
-            scorer = scorer_of(protocol, model, clock, batch_tokens)
+            used = unrolled(widened(model, protocol.window or 0), protocol.loops)
+            scorer = scorer_of(protocol, used, clock, batch_tokens)
             for size, values in scored_documents(
-                source, corpus, protocol, scorer, witness, clock, batch_tokens
+                used, source.tokenizer, corpus, protocol, scorer, witness, clock, batch_tokens
             ):
                 check_finite(values, len(nats), corpus.name)
                 nats.append(math.fsum(values.tolist()))
@@ -226,7 +228,8 @@ def check_invariants(score: Score, witness: Witness) -> tuple[Results, dict[str,
 
 
 def scored_documents(
-    source: Artifact | FloatModel,
+    model: LanguageModel,
+    tokenizer: Tokenizer,
     corpus: Corpus,
     protocol: Protocol,
     scorer: Scorer,
@@ -238,8 +241,8 @@ def scored_documents(
     documents = (document.data for document in corpus)
     if protocol.mode == "official":
         yield from official_documents(
-            scored_model(protocol, source.model),
-            source.tokenizer,
+            model,
+            tokenizer,
             documents,
             protocol,
             witness,
@@ -250,11 +253,6 @@ def scored_documents(
     for data, values in scorer(witness, documents, witness.observe):
         witness.scored(data, values)
         yield len(data), values
-
-
-def normalised(corpus: Corpus) -> Iterator[Document]:
-    """The documents as official mode scores them."""
-    return (Document(document.id, normalise(document.data)) for document in corpus)
 
 
 def modules_beside(protocol: Protocol, trunk: TrunkConfig) -> list[str]:
@@ -269,16 +267,10 @@ def modules_beside(protocol: Protocol, trunk: TrunkConfig) -> list[str]:
     return [*(ADAPT_MODULES if protocol.adapt else ()), *contexts]
 
 
-def scored_model(protocol: Protocol, model: LanguageModel) -> LanguageModel:
-    """The model in the protocol's form: the same weights, which it does not copy."""
-    return unrolled(widened(model, protocol.window or 0), protocol.loops)
-
-
 def scorer_of(
     protocol: Protocol, model: LanguageModel, clock: Clock, batch_tokens: int = BATCH_TOKENS
 ) -> Scorer:
     """What takes nats by this protocol, whose window and stride are settled, in time."""
-    model = scored_model(protocol, model)  # once, and not for each call
     if protocol.mode == "official":
         return official_scorer(model, protocol, batch_tokens)
 

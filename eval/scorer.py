@@ -62,16 +62,24 @@ class Row(NamedTuple):
     number: int
 
 
-def windows(count: int, length: int, stride: int) -> Iterator[tuple[int, int, int]]:
-    """(start, first, end): a window of inputs [start, end) that pays for targets [first, end).
+def windows(stop: int, length: int, stride: int, begin: int = 0) -> Iterator[tuple[int, int, int]]:
+    """(start, first, end): a window of inputs [start, end) that pays for targets [first, end), all
+    of them for [begin, stop).
 
-    count=10, length=4, stride=2 -> (0, 0, 4), (2, 4, 6), (4, 6, 8), (6, 8, 10)
+    stop=10, length=4, stride=2 -> (0, 0, 4), (2, 4, 6), (4, 6, 8), (6, 8, 10)
     """
-    first = 0
-    while first < count:
-        end = min(count, length if first == 0 else first + stride)
+    first = begin
+    while first < stop:
+        end = min(stop, length if first == 0 else first + stride)
         yield max(0, end - length), first, end
         first = end
+
+
+def settled_stride(stride: int, window: int) -> int:
+    """The stride of windows; 0 is that of disjoint ones. Raises `ScoreError` for no stride."""
+    if not 0 <= stride <= window:
+        raise ScoreError(f"stride is {stride}; it must be 1 to the window of {window}, or 0")
+    return stride or window
 
 
 def document_nats(
@@ -94,8 +102,7 @@ def document_nats(
     ones are for the caller to refuse. Raises `ScoreError` for a stride that is no part of a window.
     """
     length = window or model.trunk.config.sequence_length
-    if not 0 <= stride <= length:
-        raise ScoreError(f"stride is {stride}; it must be 1 to the window of {length}, or 0")
+    stride = settled_stride(stride, length)
     waiting: deque[bytes] = deque()
     sizes: deque[int] = deque()
 
@@ -116,7 +123,7 @@ def document_nats(
         from tokgolf.eval.contexts import widened
 
         model = widened(model, length)
-    rows = cut(targets(), tokenizer.bos_id, length, stride or length)
+    rows = cut(targets(), tokenizer.bos_id, length, stride)
     scored = row_nats(model, rows, precision, batch_tokens, observe)
     for nats in regrouped(scored, sizes):
         yield waiting.popleft(), nats
@@ -205,6 +212,21 @@ def _pool_nats(
     return nats
 
 
+def padded(
+    tokens: Sequence[NDArray[Any]], firsts: Sequence[int], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Windows as rows of one length, and which inputs pay: each one's from its first to the last
+    but one.  # -> (rows, time) int64, (rows, time) bool
+    """
+    shape = len(tokens), max(map(len, tokens))
+    # Padding comes after the last input that pays: a causal model cannot see it.
+    rows, pays = np.zeros(shape, np.int64), np.zeros(shape, bool)
+    for place, (row, first) in enumerate(zip(tokens, firsts, strict=True)):
+        rows[place, : len(row)] = row
+        pays[place, first : len(row) - 1] = True
+    return torch.from_numpy(rows).to(device), torch.from_numpy(pays).to(device)
+
+
 @torch.inference_mode()
 def _batch_nats(
     model: LanguageModel,
@@ -216,18 +238,11 @@ def _batch_nats(
 ) -> None:
     """Fill in the nats of a batch's targets; `nats` begins with target `base`."""
     device = next(model.parameters()).device
-    shape = len(batch), len(batch[0].tokens)
-    # Padding comes after the last input that pays: a causal model cannot see it.
-    padded = np.full(shape, model.head.shape.bos_id, np.int64)
-    pays = np.zeros(shape, bool)
-    for place, row in enumerate(batch):
-        padded[place, : len(row.tokens)] = row.tokens
-        pays[place, row.first : len(row.tokens) - 1] = True
+    tokens, paid = padded([row.tokens for row in batch], [row.first for row in batch], device)
     numbers = np.concatenate(
         [np.arange(len(row.tokens) - 1 - row.first) + row.number for row in batch]
     )
-    tokens = torch.from_numpy(padded).to(device)
-    paid = torch.from_numpy(pays[:, :-1].copy()).to(device)
+    paid = paid[:, :-1]
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
         hidden = model.hidden(tokens[:, :-1])[paid]  # (n, d_model)
     prev, target = tokens[:, :-1][paid], tokens[:, 1:][paid]

@@ -26,7 +26,6 @@ from tokgolf.eval.adapt import (
     adapt_config,
     adapted_nats,
     make_adapter,
-    pieces,
 )
 from tokgolf.eval.adapters import Adapter, Deltas, Lesson, low_rank_start
 from tokgolf.eval.invariants import Replay, state_hash
@@ -87,7 +86,7 @@ class Still(Adapter):
 
 
 def test_the_worked_example_of_the_pieces() -> None:
-    assert list(pieces(8, 13, 4, 2)) == [(6, 8, 10), (8, 10, 12), (9, 12, 13)]
+    assert list(windows(13, 4, 2, begin=8)) == [(6, 8, 10), (8, 10, 12), (9, 12, 13)]
 
 
 @given(st.integers(0, 90), st.integers(1, 20), st.integers(1, 40), st.data())
@@ -98,7 +97,7 @@ def test_pieces_of_all_chunks_pay_each_target_once(
     found = [
         piece
         for begin in range(0, count, chunk)
-        for piece in pieces(begin, min(count, begin + chunk), length, stride)
+        for piece in windows(min(count, begin + chunk), length, stride, begin)
     ]
     assert [n for _, first, end in found for n in range(first, end)] == list(range(count))
     assert all(0 <= start <= first < end <= start + length for start, first, end in found)
