@@ -141,6 +141,13 @@ def _run(
     offset = time.perf_counter() - session.seconds
     behind: Step | None = None  # started, and not yet read
 
+    def settle() -> None:
+        nonlocal behind
+        if behind is not None:
+            session.judge(behind)
+            finish(behind)
+            behind = None
+
     def finish(step: Step) -> None:
         session.seconds = time.perf_counter() - offset
         report = _report(session, step)
@@ -149,7 +156,8 @@ def _run(
             metrics(report)
 
     with _interrupt_flag() as interrupted, _metrics(run, session.step) as metrics:
-        session.compile(*batches.step(session.step))
+        if session.remaining_steps() > 0:  # a run that has ended may be resumed, to no end
+            session.compile(*batches.step(session.step))
         while (remaining := session.remaining_steps()) > 0:
             tokens, targets = batches.step(session.step)
             session.untie_if_due(remaining, tokens, targets)
@@ -159,18 +167,15 @@ def _run(
             if not late:
                 session.judge(step)
             session.update(step)
-            if behind is not None:
-                session.judge(behind)
-                finish(behind)
-            behind = step if late else None
-            if not late:
+            settle()
+            if late:
+                behind = step
+            else:
                 finish(step)
             session.seconds = time.perf_counter() - offset
             due = session.seconds - saved > config.checkpoint_minutes * 60
-            if behind is not None and (due or interrupted()):
-                session.judge(behind)
-                finish(behind)
-                behind = None
+            if due or interrupted():
+                settle()
             if interrupted():
                 session.save(run, state)
                 raise TrainingError(
@@ -180,9 +185,7 @@ def _run(
             if due:
                 session.save(run, state)
                 saved = session.seconds
-        if behind is not None:
-            session.judge(behind)
-            finish(behind)
+        settle()
     session.save(run, state, finished=True)
     return TrainResult(
         run=run,
