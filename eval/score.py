@@ -22,6 +22,7 @@ from tokgolf.artifact.checkpoint import FloatModel, exported, load_run
 from tokgolf.artifact.load import Artifact, decode_artifact, load_artifact
 from tokgolf.config import TrunkConfig
 from tokgolf.corpora import Corpus, check_disjoint, read_digests
+from tokgolf.device import in_one_order
 from tokgolf.errors import ConfigError, ScoreError
 from tokgolf.eval.adapt import ADAPT_MODULES, adapted_nats
 from tokgolf.eval.contexts import unrolled, widened
@@ -181,7 +182,7 @@ def score(
     nats: list[float] = []
     sizes: list[int] = []
     tokens: list[int] = []
-    with exact_products():
+    with exact_products(), in_one_order(torch.device(device)):
         try:
             model.to(device)
             used = unrolled(widened(model, protocol.window or 0), protocol.loops)

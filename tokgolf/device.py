@@ -1,4 +1,7 @@
-"""Which device the work runs on."""
+"""Which device the work runs on, and that it gives the same bits there each time."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -19,3 +22,19 @@ def resolve_device(device: str) -> str:
             f"{torch.cuda.device_count()}"
         )
     return device
+
+
+@contextmanager
+def in_one_order(device: torch.device) -> Iterator[None]:
+    """On a CPU, sums in the same order each time, whatever the number of threads.
+
+    Without it the gradient of a table is added up as the threads come by: two compiled runs
+    differed from the second step on, and an adapted score from itself. It costs no time that could
+    be measured in training.
+    """
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(before or device.type == "cpu")
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)

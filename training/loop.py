@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
-import torch
 
 from tokgolf.artifact.checkpoint import read_sound_checkpoint
 from tokgolf.config import to_dict
 from tokgolf.corpora import Corpus, check_disjoint, document_digests, write_digests
+from tokgolf.device import in_one_order
 from tokgolf.errors import TrainingError
 from tokgolf.files import write_bytes, write_text
 from tokgolf.heads import head_config, head_to_dict
@@ -107,23 +107,8 @@ def train(
     if started is not None:
         with _damage_named(run):
             session.load(*started)
-    with Ahead(batches, session.device) as ahead, _in_one_order(session.device):
+    with Ahead(batches, session.device) as ahead, in_one_order(session.device):
         return _run(session, ahead, run, state, on_step)
-
-
-@contextlib.contextmanager
-def _in_one_order(device: torch.device) -> Iterator[None]:
-    """On a CPU, sums in the same order each time, whatever the number of threads.
-
-    Without it the compiler adds up an embedding's gradient as the threads come by: two runs
-    differed from the second step on. It costs no time that could be measured.
-    """
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(before or device.type == "cpu")
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)
 
 
 def _run(

@@ -29,6 +29,7 @@ from tokgolf.eval.score import (
 )
 from tokgolf.eval.scorer import CHUNK, document_nats
 from tokgolf.heads.tied import TiedHead
+from tokgolf.model import LanguageModel
 from tokgolf.quantize.rows import QuantConfig
 from tokgolf.tokenizers import build_tokenizer
 
@@ -280,6 +281,19 @@ def test_the_same_flags_give_the_same_bits(source: FloatModel) -> None:
     for protocol in (Protocol(stride=3), Protocol(context="stream", window=40)):
         one, other = (score(source, CORPUS, protocol) for _ in range(2))
         assert (one.nats, one.bpb) == (other.nats, other.bpb)
+
+
+def test_sums_are_in_one_order_while_a_score_is_taken() -> None:
+    # With two threads an adapter's gradient differed from one time to the next.
+    seen: list[bool] = []
+
+    class Watched(LanguageModel):
+        def hidden(self, tokens: Tensor, rows: Tensor | None = None) -> Tensor:
+            seen.append(torch.are_deterministic_algorithms_enabled())
+            return super().hidden(tokens, rows)
+
+    score(source_of(Watched), CORPUS)
+    assert seen and all(seen) and not torch.are_deterministic_algorithms_enabled()
 
 
 def test_a_document_of_a_thousand_windows_is_held_as_tokens_only(source: FloatModel) -> None:

@@ -210,6 +210,13 @@ def test_the_same_run_twice_has_the_same_weights(
     assert_same_tensors(finished[0], tmp_path / "again")
 
 
+def test_sums_are_in_one_order_while_a_run_trains(run_it: Run, tmp_path: Path) -> None:
+    # Compiled and with two threads, two runs differed from the second step on.
+    seen: list[bool] = []
+    run_it(tmp_path, on_step=lambda _: seen.append(torch.are_deterministic_algorithms_enabled()))
+    assert seen and all(seen) and not torch.are_deterministic_algorithms_enabled()
+
+
 def test_another_seed_has_other_weights(
     finished: tuple[Path, TrainResult], run_it: Run, tmp_path: Path
 ) -> None:
