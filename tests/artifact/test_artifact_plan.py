@@ -167,6 +167,25 @@ def test_a_plan_that_does_not_fit_the_cap_is_refused() -> None:
         export_model(source, plan=plan, cap=full - 1)
 
 
+def test_a_tuned_file_lands_under_the_cap_and_its_plan_gives_the_same_bytes(tmp_path: Path) -> None:
+    source = make("tied", 48)
+    frame = ledger_of(export_model(source, plan=even_plan(source, "nearest")).artifact)
+    cap = dict(frame.rows)["code"] + 600 + int(weights_of(source) * 3 / 8)
+    config = QuantConfig(tune=4)
+    found = export_model(source, config, batches(source), cap=cap)
+    full = ledger_of(found.artifact).full
+    assert cap - LANDING <= full <= cap
+    assert cap - full <= max(256, 0.002 * weight_bytes(found.artifact))
+    untuned = export_model(source, QuantConfig(), batches(source), cap=cap)
+    assert untuned.artifact.data != found.artifact.data and not untuned.plan.touched
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(found.plan.as_dict()))
+    plan = read_plan(path)
+    assert plan == found.plan and plan.config.tune == 4
+    again = export_model(source, plan=plan, calibration=batches(source), cap=cap)
+    assert again.artifact.data == found.artifact.data
+
+
 # --- bits ---
 
 

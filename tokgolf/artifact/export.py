@@ -10,12 +10,13 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from tokgolf.artifact import container
@@ -31,6 +32,7 @@ from tokgolf.ledger import Ledger, scoring_modules
 from tokgolf.quantize import Quantized
 from tokgolf.quantize.allocate import COARSEST, gaussian_bits, sensitivities
 from tokgolf.quantize.rows import MOST_BITS, QuantConfig, Rounder
+from tokgolf.quantize.tuning import ROWS_TOKENS, parts_of, round_in_parts
 
 CALIBRATION_TOKENS = 1 << 16
 CALIBRATION_ROWS = 16
@@ -49,13 +51,15 @@ Say = Callable[[str], None]
 class Plan:
     """The step of every stored tensor, and what its error was measured to cost.
 
-    `damage` is nats a token for a step of 1, empty where nothing was measured. A plan can be
+    `damage` is nats a token for a step of 1, empty where nothing was measured. `touched` are the
+    steps of tensors that were rounded once more after tuning, to fit the file. A plan can be
     written, read and used again: it pins the steps.
     """
 
     config: QuantConfig
     steps: Mapping[str, float]
     damage: Mapping[str, float]
+    touched: Mapping[str, float] = field(default_factory=dict)
 
     def shares(self) -> dict[str, float]:
         """Each tensor's expected part of the damage."""
@@ -68,6 +72,7 @@ class Plan:
             "config": to_dict(self.config),
             "steps": dict(self.steps),
             "damage": dict(self.damage),
+            "touched": dict(self.touched),
         }
 
 
@@ -75,15 +80,17 @@ def read_plan(path: str | os.PathLike[str]) -> Plan:
     """The plan that was written to `path`. Raises `ArtifactError` if it is none."""
     try:
         values = json.loads(Path(path).read_text("utf-8"))
-        steps, damage = (
-            {str(name): float(value) for name, value in values[key].items()}
-            for key in ("steps", "damage")
+        steps, damage, touched = (
+            {str(name): float(value) for name, value in part.items()}
+            for part in (values["steps"], values["damage"], values.get("touched", {}))
         )
-        plan = Plan(
-            config=from_dict(QuantConfig, values["config"], str(path)), steps=steps, damage=damage
-        )
-        if not all(0 < value < math.inf for value in [*steps.values(), *damage.values()]):
+        config = from_dict(QuantConfig, values["config"], str(path))
+        plan = Plan(config=config, steps=steps, damage=damage, touched=touched)
+        numbers = [*steps.values(), *damage.values(), *touched.values()]
+        if not all(0 < value < math.inf for value in numbers):
             raise ValueError("a step or a damage is not a positive number")
+        if not touched.keys() <= steps.keys():
+            raise ValueError("a touched tensor has no step")
         if damage and damage.keys() != steps.keys():
             raise ValueError("steps and damage are not of the same tensors")
     except (
@@ -119,22 +126,23 @@ def export_model(
     *,
     cap: int | None = None,
     plan: Plan | None = None,
+    tuning: Iterable[Tensor] = (),
     say: Say = lambda line: None,
 ) -> Exported:
     """Quantize and encode a model, decode the bytes again, and return what came back.
 
     With a `cap` and no `config.bits`, the full accounting lands under the cap by `LANDING` bytes at
     the most, unless `MOST_BITS` a weight do not fill it. A `plan` is followed as it is.
-    `calibration` are batches of training tokens (rows, time). Raises `ArtifactError` for weights
-    that are not finite, `CapError` if the full accounting is over the cap.
+    `calibration` are batches of training tokens (rows, time), and so is `tuning`, one an update; by
+    default it is the calibration. Raises `ArtifactError` for weights that are not finite,
+    `CapError` if the full accounting is over the cap.
     """
     config = plan.config if plan else config or QuantConfig()
     rounder = Rounder(source.model, config, calibration)
-    fit = Fit(source, rounder, say)
+    fit = Fit(source, rounder, say, list(tuning))
     if plan is None:
         fit.settle(cap)
-        steps = {name: fit.steps[name] for name in sorted(fit.steps)}
-        plan = Plan(config=config, steps=steps, damage=fit.damage)
+        plan = fit.plan()
     else:
         fit.follow(plan)
     artifact = decode_artifact(fit.data)
@@ -146,8 +154,15 @@ def export_model(
 class Fit:
     """Steps, the integers at these steps, and the file that they make."""
 
-    def __init__(self, source: FloatModel, rounder: Rounder, say: Say = lambda line: None) -> None:
+    def __init__(
+        self,
+        source: FloatModel,
+        rounder: Rounder,
+        say: Say = lambda line: None,
+        tuning: list[Tensor] | None = None,
+    ) -> None:
         self.source, self.rounder, self.say = source, rounder, say
+        self.tuning = tuning or rounder.batches
         self.header = header_of(
             source.trunk, source.head, trellis=rounder.trellis, lead=rounder.lead
         )
@@ -161,6 +176,7 @@ class Fit:
         self.damage: dict[str, float] = {}
         self.relative: dict[str, float] = {}
         self.steps: dict[str, float] = {}
+        self.tuned: dict[str, float] = {}  # steps at which parts were rounded in turn, if they were
         self.factor = 0.0  # base-2 logarithm of what all steps are scaled by
         self.seen: list[tuple[float, int]] = []  # expected and measured bytes, of every pass
         self.quantized: dict[str, Quantized] = {}
@@ -179,6 +195,19 @@ class Fit:
         self.scale_to(size)
         self.round_all()
         self.approach(size, within=fill)
+        if self.rounder.config.tune:
+            self.tune()
+            self.land(size)
+
+    def plan(self) -> Plan:
+        """What was found."""
+        steps = self.tuned or self.steps
+        return Plan(
+            config=self.rounder.config,
+            steps={name: steps[name] for name in sorted(steps)},
+            damage=self.damage,
+            touched={n: step for n, step in sorted(self.steps.items()) if step != steps[n]},
+        )
 
     def fixed(self, cap: int) -> int:
         """Bytes of the full accounting that no step changes. Raises `CapError` if there is no room
@@ -215,7 +244,22 @@ class Fit:
             odd = sorted({*plan.steps} ^ {*self.sizes})[0]
             raise ArtifactError(f"the plan is not of this run: only one of them has {odd}")
         self.steps = dict(plan.steps)
-        self.round_all()
+        if not plan.config.tune:
+            self.round_all()
+            return
+        self.tune()
+        for name, step in plan.touched.items():
+            self.change(name, step)
+        self.pack()
+
+    def tune(self) -> None:
+        """Quantize in parts, tuning what is left, at the steps that were found."""
+        self.tuned = dict(self.steps)
+        self.rounder, self.quantized = round_in_parts(
+            self.source.model, self.rounder, self.steps, self.tuning, say=self.say
+        )
+        self.finest = {name: self.rounder.finest(name) for name in self.sizes}
+        self.pack()
 
     def steps_at(self, factor: float) -> dict[str, float]:
         """Steps at a common factor, each within what its tensor can use."""
@@ -263,7 +307,7 @@ class Fit:
     def approach(self, size: float, *, within: bool) -> None:
         """Bring the bytes of the weights to `size`: not over it and nearly there if `within`,
         else as near as a few passes come."""
-        slack = min(LANDING, max(int(size) >> 10, 256)) if within else 0.002 * size
+        slack = landing(size) if within else 0.002 * size
         least = math.inf
         best = self.steps, self.quantized, self.data
         passes = 1
@@ -316,27 +360,63 @@ class Fit:
         enough = [name for name in able if self.sizes[name] >= 16 * abs(off)]
         name = min(enough, key=self.sizes.__getitem__, default="")
         name = name or max(able, key=self.sizes.__getitem__)
-        self.steps[name] = steps[name]
-        self.quantized[name] = self.rounder.quantize(name, self.steps[name])
+        self.change(name, steps[name])
         self.pack()
         return True
+
+    def change(self, name: str, step: float) -> None:
+        """Round one tensor at another step."""
+        self.steps[name] = step
+        self.quantized[name] = self.rounder.quantize(name, step)
+
+    def land(self, size: float) -> None:
+        """After tuning: bring the bytes of the weights just under `size` by single tensors."""
+        slack = landing(size)
+        for _ in range(TOUCHES):
+            off = self.weight_bytes() - size
+            if -slack <= off <= 0 or not self.touch(off + slack / 2):
+                break
+        self.say(f"tuned: {self.weight_bytes():,} of {size:,.0f} bytes for weights")
+
+
+def landing(size: float) -> int:
+    """How many bytes under a size are near enough."""
+    return min(LANDING, max(int(size) >> 10, 256))
 
 
 def calibration_tokens(run: Path, source: FloatModel) -> Iterator[Tensor]:
     """Batches of windows spread evenly over the first shard of a run's training tokens."""
+    shard, length = _first_shard(run, source), source.trunk.sequence_length
+    count = max(1, min(CALIBRATION_TOKENS, len(shard)) // length)
+    starts = np.linspace(0, len(shard) - length, count).astype(np.int64)
+    yield from _windows(shard, starts, length, CALIBRATION_ROWS)
+
+
+def tuning_tokens(run: Path, source: FloatModel, updates: int) -> Iterator[Tensor]:
+    """As many batches as `updates` after each part need, from all over that shard."""
+    shard, length = _first_shard(run, source), source.trunk.sequence_length
+    rows = max(1, ROWS_TOKENS // length)
+    parts = len(parts_of(s for s in source.model.stored() if s.kind != "codes"))
+    starts = np.linspace(0, len(shard) - length, rows * updates * (parts - 1)).astype(np.int64)
+    yield from _windows(shard, np.random.default_rng(0).permutation(starts), length, rows)
+
+
+def _first_shard(run: Path, source: FloatModel) -> NDArray[np.uint16]:
     folder = run / "tokens"
     paths = shard_files(folder, "train") if folder.is_dir() else []
     if not paths:
         raise ArtifactError(
             f"{folder} holds no training tokens to calibrate on; use --method nearest"
         )
-    shard = read_shard(paths[0], fingerprint=source.tokenizer.fingerprint)
-    length = source.trunk.sequence_length
-    count = max(1, min(CALIBRATION_TOKENS, len(shard)) // length)
-    starts = np.linspace(0, len(shard) - length, count).astype(np.int64)
-    for first in range(0, count, CALIBRATION_ROWS):
-        rows = [shard[start : start + length] for start in starts[first : first + CALIBRATION_ROWS]]
-        yield torch.from_numpy(np.stack(rows).astype(np.int64))
+    return read_shard(paths[0], fingerprint=source.tokenizer.fingerprint)
+
+
+def _windows(
+    shard: NDArray[np.uint16], starts: NDArray[np.int64], length: int, rows: int
+) -> Iterator[Tensor]:
+    for first in range(0, len(starts), rows):
+        block = [shard[start : start + length] for start in starts[first : first + rows]]
+        yield torch.from_numpy(np.stack(block).astype(np.int64))
 
 
 def export_run(
@@ -359,7 +439,10 @@ def export_run(
     # Rounding to the nearest does without, but not without the tokens' frequencies if it can.
     wanted = config.method != "nearest" or (Path(run) / "tokens").is_dir()
     calibration = calibration_tokens(Path(run), source) if wanted else ()
-    artifact, plan = export_model(source, config, calibration, cap=cap, plan=plan, say=say)
+    tuning = tuning_tokens(Path(run), source, config.tune) if config.tune else ()
+    artifact, plan = export_model(
+        source, config, calibration, cap=cap, plan=plan, tuning=tuning, say=say
+    )
     # First the run's note that ties the file to its training documents: a note without a file
     # says nothing wrong.
     record_export(Path(run), artifact.sha256)

@@ -36,6 +36,12 @@ if TYPE_CHECKING:
     help="Error given up for bits, 0 to 2; 1 is the step's own exchange rate. Default: 0.25.",
 )
 @click.option(
+    "--tune",
+    type=int,
+    help="Updates of what is still float after each part is rounded; 0: round all at once. "
+    "Default: 40, or 0 for nearest.",
+)
+@click.option(
     "--plan",
     "plan_path",
     type=click.Path(path_type=Path),
@@ -55,14 +61,15 @@ def export(
     """Quantize and entropy-code the latest checkpoint of RUN into one artifact under a cap.
 
     The steps of all tensors are allocated by what their error costs on training tokens, so that
-    the full accounting (code and tokenizer included) lands just under the cap. What is over is not
-    written. The plan goes to OUTPUT.plan.json.
+    the full accounting (code and tokenizer included) lands just under the cap. The model is rounded
+    block by block; after each, --tune updates on training tokens bring what is left nearer to the
+    float model. What is over the cap is not written. The plan goes to OUTPUT.plan.json.
 
     Example: tokgolf export runs/golf --cap 250KB -o model.golf
     """
     from tokgolf.artifact.export import export_run, read_plan
     from tokgolf.device import resolve_device
-    from tokgolf.quantize.rows import QuantConfig
+    from tokgolf.quantize.rows import quant_config
 
     path = output or run / "model.golf"
     check_folder(path)
@@ -75,7 +82,7 @@ def export(
         run,
         path,
         cap=cap,
-        config=QuantConfig(**options),
+        config=quant_config(**options),
         plan=read_plan(plan_path) if plan_path else None,
         device=resolve_device(device),
         say=say,

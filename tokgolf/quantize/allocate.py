@@ -59,6 +59,12 @@ def probe_tokens(batches: Iterable[Tensor], vocab_size: int) -> list[Tensor]:
     return rows[:: max(len(rows) // wanted, 1)][:wanted]
 
 
+def divergences(expected: Tensor, got: Tensor) -> Tensor:
+    """The terms p (ln p - ln q) of a KL divergence; what cannot occur has ln p = -inf in both, and
+    counts for nothing.  # of any one shape"""
+    return torch.where(expected.isfinite(), expected.exp() * (expected - got), 0.0)
+
+
 @torch.no_grad()
 def divergence(
     model: LanguageModel, tokens: Iterable[Tensor], reference: Iterable[Tensor]
@@ -66,9 +72,7 @@ def divergence(
     """KL divergence from the reference log-probabilities, in nats a token."""
     total, count = 0.0, 0
     for expected, got in zip(reference, _log_probs(model, tokens), strict=True):
-        # What cannot occur has ln p = -inf in both, and counts for nothing.
-        terms = torch.where(expected.isfinite(), expected.exp() * (expected - got), 0.0)
-        total += float(terms.sum(dtype=torch.float64))
+        total += float(divergences(expected, got).sum(dtype=torch.float64))
         count += len(expected)
     return total / count
 

@@ -5,7 +5,7 @@ tr(dW H dW^T) with H = X^T X / n. Source: Frantar et al. 2022 (arXiv 2210.17323)
 integers by it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import numpy as np
 import torch
@@ -18,11 +18,11 @@ from tokgolf.model import LanguageModel
 
 @torch.no_grad()
 def input_hessians(
-    model: LanguageModel, batches: Iterable[Tensor]
+    model: LanguageModel, batches: Iterable[Tensor], only: Collection[str] | None = None
 ) -> dict[str, NDArray[np.float64]]:
     """X^T X / n of the inputs of every linear layer, and of the classifier where the head is one
-    softmax whose own matrix is one stored tensor, by the tensor's full name. `batches` are tokens
-    (rows, time)."""
+    softmax whose own matrix is one stored tensor, by the tensor's full name; `only` of some,
+    if that is said. `batches` are tokens (rows, time)."""
     sums: dict[str, Tensor] = {}
     count = 0
 
@@ -35,12 +35,14 @@ def input_hessians(
             lambda _, inputs, name=f"{name}.weight": add(name, inputs[0])
         )
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear)
+        if isinstance(module, nn.Linear) and (only is None or f"{name}.weight" in only)
     ]
     head = model.head
     linear = head if isinstance(head, LinearHead) else None
     matrix = None if linear is None else linear.matrix()
     classifier = next((s.name for s in model.stored() if s.tensor is matrix), None)
+    if only is not None and classifier not in only:
+        classifier = None
     try:
         device = next(model.parameters()).device
         for tokens in (batch.to(device) for batch in batches):

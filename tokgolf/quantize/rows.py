@@ -6,9 +6,10 @@ width. "Step" is here the distance between a weight's choices at its place; a tr
 twice as fine, at the same bits.
 """
 
+import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from tokgolf.quantize.trellis import error_spread, round_rows
 
 METHODS = ("trellis", "gptq", "nearest")
 MOST_BITS = 8.0
+TUNE = 40
 LEAD_IN, LEAD = 3, 13
 REACH = 1.02  # GPTQ moves a weight a little beyond the largest
 
@@ -35,11 +37,14 @@ class QuantConfig:
     "trellis" and "gptq" need training tokens to calibrate on, "nearest" needs nothing. `bits` are
     what all weight sections take, for each stored weight; without it the cap decides.
     `rate_weight` 1 gives up error for bits at the exchange rate of the step, 0 gives up none.
+    `tune` are updates, after each part of the model that is rounded, of what is left (`tuning`); 0
+    rounds all at once. "nearest" does without.
     """
 
     method: Literal["trellis", "gptq", "nearest"] = "trellis"
     bits: float | None = None
     rate_weight: float = 0.25
+    tune: int = 0
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -50,6 +55,17 @@ class QuantConfig:
                 raise ConfigError(f"bits is {self.bits}; at most {MOST_BITS} bits a weight")
         if not 0 <= self.rate_weight <= 2:
             raise ConfigError(f"rate_weight is {self.rate_weight}; it must be 0 to 2")
+        if self.tune < 0 or (self.tune and self.method == "nearest"):
+            raise ConfigError(
+                f"tune is {self.tune} with method {self.method}; it must be 0 or more, and 0 with "
+                "nearest, which looks at no tokens"
+            )
+
+
+def quant_config(**options: Any) -> QuantConfig:
+    """These options, over what the commands do by default: the best that is known, tuning too."""
+    tune = 0 if options.get("method") == "nearest" else TUNE
+    return QuantConfig(**{"tune": tune, **options})
 
 
 class Rounder:
@@ -65,6 +81,7 @@ class Rounder:
         """`calibration` are batches of training tokens (rows, time): for "trellis" and "gptq", and
         for the rows of token tables, whose steps depend on how often each token occurs."""
         self.config = config
+        self.model = model
         self.trellis = config.method == "trellis"
         self.width = model.head.shape.d_model
         self.stored = {s.name: s for s in model.stored() if s.kind != "codes"}
@@ -95,6 +112,20 @@ class Rounder:
             name: error_spread(hessian[np.ix_(self.orders[name], self.orders[name])])
             for name, hessian in self.hessians.items()
         }
+
+    def moved(self, model: LanguageModel) -> "Rounder":
+        """The same over another model of this shape; what is known of the inputs is taken over."""
+        other = copy.copy(self)
+        other.model = model
+        other.stored = {s.name: s for s in model.stored() if s.kind != "codes"}
+        other.spreads = dict(self.spreads)
+        return other
+
+    def observe(self, names: list[str]) -> None:
+        """Look anew at what these tensors read, after the model has changed."""
+        for name, hessian in input_hessians(self.model, self.batches, names).items():
+            order = self.orders[name]
+            self.spreads[name] = error_spread(hessian[np.ix_(order, order)])
 
     def _path(self, columns: int) -> NDArray[np.int64]:
         return path(columns, self.width, self.lead)
