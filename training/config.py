@@ -14,6 +14,7 @@ from tokgolf.config import TrunkConfig, check_positive, from_dict, merged, neare
 from tokgolf.errors import ConfigError
 from tokgolf.training.averages import AverageConfig
 from tokgolf.training.optimizers import OptimizerConfig
+from tokgolf.training.qat import QatConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,7 @@ class RunConfig:
     head: dict[str, Any] = field(default_factory=lambda: {"name": "tied"})
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     average: AverageConfig = field(default_factory=AverageConfig)
+    qat: QatConfig = field(default_factory=QatConfig)
     batch_tokens: int = 524_288
     micro_batch_tokens: int = 131_072
     steps: int = 20_000
@@ -75,6 +77,12 @@ class RunConfig:
             raise ConfigError(
                 f"short_until is {self.short_until} and short_length {self.short_length}; set both "
                 "(short_until up to 1) or neither"
+            )
+        untie_at = self.head.get("untie_at", 0.0)
+        if self.qat.start < 1 and isinstance(untie_at, float) and untie_at > self.qat.start:
+            raise ConfigError(
+                f"qat.start is {self.qat.start} and head.untie_at {untie_at}; the steps of a table "
+                "can only be chosen once it is there: set qat.start to that or later"
             )
         micro = min(self.micro_batch_tokens, self.batch_tokens)
         if self.batch_tokens % length or micro % length or self.batch_tokens % micro:

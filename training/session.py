@@ -18,7 +18,7 @@ from torch import Tensor
 from tokgolf.artifact.checkpoint import MODEL_PREFIX, write_checkpoint
 from tokgolf.device import resolve_device
 from tokgolf.errors import TrainingError
-from tokgolf.heads import head_config
+from tokgolf.heads import head_config, head_to_dict
 from tokgolf.heads.base import Unties
 from tokgolf.model import build_model, head_shape
 from tokgolf.tokenizers import Tokenizer
@@ -34,9 +34,12 @@ from tokgolf.training.guards import (
     check_pairs,
 )
 from tokgolf.training.optimizers import Optimizers
+from tokgolf.training.qat import export_grids, rounded
 
 LIVE_PREFIX = "live."
 """Weights that training goes on from, where an average of them is the model."""
+GRID_PREFIX = "grid."
+"""Steps that the weights are rounded to in the forward pass."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +82,7 @@ class Session:
         self.length = config.short_length or config.trunk.sequence_length
         self.step = 0
         self.untied = False
+        self.grids: dict[str, Tensor] = {}
         self.initial: dict[str, Tensor] = {}
         self.check_at = 0
         self.seconds = 0.0
@@ -97,6 +101,11 @@ class Session:
         self.optimizers.load(tensors)
         for name, average in self.averages.weights.items():
             average.copy_(tensors[MODEL_PREFIX + name])
+        self.grids = {
+            name.removeprefix(GRID_PREFIX): tensor.to(self.device)
+            for name, tensor in tensors.items()
+            if name.startswith(GRID_PREFIX)
+        }
         self.averages.count = operator.index(state.get("averaged", 0))
         self.step, self.loss = operator.index(state["step"]), float(state["loss"])
         self.seconds = float(state["seconds"])
@@ -107,6 +116,7 @@ class Session:
         own, averages = self.model.state_dict(), self.averages.exported()
         weights = {MODEL_PREFIX + n: averages.get(n, t).cpu() for n, t in own.items()}
         weights.update({LIVE_PREFIX + n: own[n].cpu() for n in averages})
+        weights.update({GRID_PREFIX + n: steps.cpu() for n, steps in self.grids.items()})
         optimizer = {name: t.cpu() for name, t in self.optimizers.state().items()}
         progress = {
             "step": self.step,
@@ -147,6 +157,29 @@ class Session:
         if self.length < whole and self.step >= until * (self.step + remaining):
             self.length = whole
             self.compile(tokens, targets)
+
+    def quantize_if_due(self, remaining: float, run: Path) -> None:
+        """Once, at the fraction of the budget from which the weights are seen rounded."""
+        config = self.config.qat
+        if config.start == 1 or self.grids or self.step < config.start * (self.step + remaining):
+            return
+        began = time.perf_counter()
+        options = head_to_dict(head_config(self.config.head))
+        if self.untied:
+            options["untie_at"] = 0.0
+        grids = export_grids(
+            self.model.state_dict(),
+            self.config.trunk,
+            head_config(options),
+            self.tokenizer,
+            run,
+            config,
+        )
+        self.grids = {name: steps.to(self.device) for name, steps in grids.items()}
+        self.say(
+            f"qat       from step {self.step:,} on, weights are rounded as for {config.bits} bits"
+        )
+        self.compile_seconds += time.perf_counter() - began  # as compiling, it is no step
 
     def compile(self, tokens: Tensor, targets: Tensor) -> None:
         """Compile the loss for micro-batches of this shape; "auto" stays eager where that fails,
@@ -198,13 +231,14 @@ class Session:
         tokens, targets = (
             t.reshape(-1, self.length).to(self.device, non_blocking=True) for t in (tokens, targets)
         )
-        for start in range(0, len(tokens), rows):
-            x, y = tokens[start : start + rows], targets[start : start + rows]
-            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
-                summed = self.loss_of(x, y)
-            loss = summed / targets.numel()
-            loss.backward()  # type: ignore[no-untyped-call]
-            total += loss.detach()
+        with rounded(self.model, self.grids):
+            for start in range(0, len(tokens), rows):
+                x, y = tokens[start : start + rows], targets[start : start + rows]
+                with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
+                    summed = self.loss_of(x, y)
+                loss = summed / targets.numel()
+                loss.backward()  # type: ignore[no-untyped-call]
+                total += loss.detach()
         return torch.cat([total[None], self.optimizers.gradient_norms().double()])
 
     def start(self, remaining: float, tokens: Tensor, targets: Tensor) -> Step:
