@@ -28,6 +28,8 @@ class RunConfig:
     does not (on a CPU it needs a C++ compiler); `precision` "auto" is bf16 where the hardware has
     it. A tensor whose gradient's norm is above `max_gradient` stops the run. Until the fraction
     `short_until` of the budget every sequence is cut into sequences of `short_length` (0: none is).
+    The trunk starts from that of the run in the folder `trunk_from`, if one is named; with
+    `freeze_trunk` it stays so.
     """
 
     trunk: TrunkConfig = field(default_factory=TrunkConfig)
@@ -42,6 +44,8 @@ class RunConfig:
     warmdown_steps: int = 1_200
     warmdown_fraction: float = 0.0
     warmdown_to: float = 0.0
+    trunk_from: str = ""
+    freeze_trunk: bool = False
     short_length: int = 0
     short_until: float = 0.0
     seed: int = 1337
@@ -77,6 +81,11 @@ class RunConfig:
             raise ConfigError(
                 f"short_until is {self.short_until} and short_length {self.short_length}; set both "
                 "(short_until up to 1) or neither"
+            )
+        if self.freeze_trunk and not self.trunk_from:
+            raise ConfigError(
+                "freeze_trunk is on and trunk_from names no run: a trunk that nobody trained would "
+                "stay untrained; give --from RUN"
             )
         untie_at = self.head.get("untie_at", 0.0)
         if self.qat.start < 1 and isinstance(untie_at, float) and untie_at > self.qat.start:

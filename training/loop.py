@@ -27,6 +27,7 @@ from tokgolf.tokenizers import Tokenizer
 from tokgolf.training.config import RunConfig
 from tokgolf.training.data import Ahead, Batches, tokenize
 from tokgolf.training.guards import STEPS_TO_MOVE
+from tokgolf.training.retok import trunk_of, with_digests_of
 from tokgolf.training.session import Session, Step
 
 LOG_EVERY = 10
@@ -81,6 +82,8 @@ def train(
         raise TrainingError(f"{run} already holds a run; use --resume, or another -o")
     summary = corpus.summary()
     digests = document_digests(corpus)
+    if config.trunk_from:
+        digests = with_digests_of(Path(config.trunk_from) if started is None else run, digests)
     if held_out is not None:
         check_disjoint(digests, held_out, held_out_name=held_out.name)
     resolved = {**to_dict(config), "head": head_to_dict(head_config(config.head))}
@@ -92,6 +95,8 @@ def train(
     if started is not None:
         with _damage_named(run):
             _check_same_run(run, started[1], state)
+    fresh = started is None and config.trunk_from
+    trunk = trunk_of(Path(config.trunk_from), config.trunk) if fresh else None
     run.mkdir(parents=True, exist_ok=True)
     write_bytes(run / "tokenizer.tok", tokenizer.asset())
     write_digests(run / "train_documents.npy", digests)
@@ -99,7 +104,8 @@ def train(
     origin = f"# {corpus.name}, {summary.bytes:,} bytes, SHA-256 {summary.sha256}\n"
     write_text(run / "config.toml", origin + tomli_w.dumps(resolved))
     data = tokenize(corpus, tokenizer, run / "tokens", "train", summary.sha256)
-    session = Session(config, tokenizer, data.stream.counts(tokenizer.vocab_size), device, say)
+    counts = data.stream.counts(tokenizer.vocab_size)
+    session = Session(config, tokenizer, counts, device, say, trunk)
     length = config.trunk.sequence_length
     batches = Batches(
         data.stream, rows=config.batch_tokens // length, length=length, seed=config.seed

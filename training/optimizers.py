@@ -6,6 +6,7 @@ of this project the cost is in the number of calls, not in the arithmetic.
 """
 
 from collections import defaultdict
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -182,8 +183,12 @@ def gradient_of(name: str, parameter: nn.Parameter) -> Tensor:
 class Optimizers:
     """Both optimizers over all of a model's trainable tensors, each in exactly one group."""
 
-    def __init__(self, model: LanguageModel, config: OptimizerConfig) -> None:
-        roles = check_coverage(model, config)
+    def __init__(
+        self, model: LanguageModel, config: OptimizerConfig, frozen: Collection[str] = ()
+    ) -> None:
+        """`frozen` are the tensors that stay as they are, by name; none is but these."""
+        found = check_coverage(model, config).items()
+        roles = {name: role for name, role in found if name not in frozen}
         named = dict(model.named_parameters())
         self.model = model
         self.muon = Muon({n: p for n, p in named.items() if roles.get(n) == "matrix"}, config)

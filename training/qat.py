@@ -1,4 +1,4 @@
-"""Quantization-aware training: late in a run, the forward pass sees weights as an export rounds them.
+"""Quantization-aware training: late in a run, the forward pass sees weights as export rounds them.
 
 The steps are those that `tokgolf export --bits` would choose for the weights at that moment, by the
 same code on the same tokens, and a table's rows have the same multipliers. Each weight is rounded

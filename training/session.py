@@ -64,7 +64,9 @@ class Session:
         counts: Any,
         device: str,
         say: Callable[[str], None] = lambda line: None,
+        trunk: dict[str, Tensor] | None = None,
     ) -> None:
+        """`trunk` are weights that the trunk starts from, by name within it."""
         self.config = config
         self.tokenizer = tokenizer
         self.say = say
@@ -74,9 +76,15 @@ class Session:
         shape = head_shape(tokenizer, config.trunk)
         head = head_config(config.head)
         self.model = build_model(config.trunk, head, shape, torch.from_numpy(counts))
+        if trunk is not None:
+            self.model.trunk.load_state_dict(trunk)
         self.model.to(self.device)
         speed_up(self.model.trunk, self.device)
-        self.optimizers = Optimizers(self.model, config.optimizer)
+        frozen: set[str] = set()
+        if config.freeze_trunk:
+            self.model.trunk.requires_grad_(False)
+            frozen = {f"trunk.{name}" for name, _ in self.model.trunk.named_parameters()}
+        self.optimizers = Optimizers(self.model, config.optimizer, frozen)
         self.averages = Averages(self.model, config.average)
         self.loss_of: Callable[[Tensor, Tensor], Tensor] = self.model.loss
         self.length = config.short_length or config.trunk.sequence_length

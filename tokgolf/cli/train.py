@@ -25,6 +25,8 @@ from tokgolf.cli.options import (
 @click.option("--minutes", type=float, help="Training time budget.")
 @click.option("--steps", type=int, help="Step budget.")
 @click.option("--seed", type=int)
+@click.option("--from", "trunk_from", metavar="RUN", help="Start from this run's trunk.")
+@click.option("--freeze-trunk", is_flag=True, default=None, help="Train the head alone.")
 @click.option("--resume", is_flag=True, help="Go on from the latest checkpoint in -o.")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path))
 @device_option
@@ -40,6 +42,8 @@ def train(
     minutes: float | None,
     steps: int | None,
     seed: int | None,
+    trunk_from: str | None,
+    freeze_trunk: bool | None,
     resume: bool,
     output: Path,
     device: str,
@@ -48,7 +52,8 @@ def train(
     """Train the trunk with a head on a corpus, into a run directory.
 
     A corpus by name is trained on its train split, with its val split held out. Ctrl-C leaves a
-    usable checkpoint.
+    usable checkpoint. A trunk of an earlier run (--from) with a new tokenizer and head is a cheap
+    way to try these; --freeze-trunk leaves it as it is.
 
     Example: tokgolf train --tokenizer bpe1024.tok --head factorized --set head.rank=32
     --add bigram-hash --set head.add.bigram-hash.dim=16 -o runs/f32
@@ -58,7 +63,16 @@ def train(
     from tokgolf.training import run_config
     from tokgolf.training import train as run_training
 
-    overrides = model_overrides(settings, head, addons, minutes=minutes, steps=steps, seed=seed)
+    overrides = model_overrides(
+        settings,
+        head,
+        addons,
+        minutes=minutes,
+        steps=steps,
+        seed=seed,
+        trunk_from=trunk_from,
+        freeze_trunk=freeze_trunk,
+    )
     if val is None and is_bare_name(spec):
         val = spec
     with training_progress() as on_step:

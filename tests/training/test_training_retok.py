@@ -1,0 +1,168 @@
+"""A trained trunk under another tokenizer and head: what is taken over, what stays, what is told."""
+
+import dataclasses
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tokgolf.artifact.checkpoint import load_run, read_checkpoint
+from tokgolf.config import TrunkConfig
+from tokgolf.corpora import Corpus, Document, read_digests
+from tokgolf.errors import ConfigError, CorpusError, TrainingError
+from tokgolf.tokenizers import build_tokenizer
+from tokgolf.training import RunConfig, StepReport, run_config, train
+from tokgolf.training.averages import AverageConfig
+
+TRUNK = TrunkConfig(layers=2, d_model=16, heads=2, kv_heads=1, mlp_hidden=24, sequence_length=16)
+CONFIG = RunConfig(
+    trunk=TRUNK, batch_tokens=64, steps=8, warmdown_steps=3, precision="fp32", compile="off"
+)
+
+
+def corpus_of(text: str) -> Corpus:
+    documents = [Document(str(i), f"{text} {i} times. ".encode()) for i in range(30)]
+    return Corpus(name=text, split=None, source=lambda: iter(documents))
+
+
+OLD, NEW = corpus_of("a trunk is trained"), corpus_of("another head is tried")
+BYTES = build_tokenizer("byte", [], None)
+PAIRS = build_tokenizer("bpe", [document.data for document in NEW], 270)
+
+
+def run_it(
+    run: Path,
+    *,
+    corpus: Corpus = NEW,
+    resume: bool = False,
+    on_step: Any = None,
+    held_out: Corpus | None = None,
+    **changes: Any,
+) -> None:
+    train(
+        dataclasses.replace(CONFIG, **changes),
+        BYTES if corpus is OLD else PAIRS,
+        corpus,
+        run,
+        device="cpu",
+        held_out=held_out,
+        resume=resume,
+        on_step=on_step or (lambda report: None),
+    )
+
+
+@pytest.fixture(scope="module")
+def old(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run whose trunk is taken."""
+    run = tmp_path_factory.mktemp("retok") / "old"
+    run_it(run, corpus=OLD)
+    return run
+
+
+@pytest.mark.parametrize("average", [AverageConfig(), AverageConfig(ema=0.9)], ids=["last", "ema"])
+@pytest.mark.parametrize("head", ["tied", "vq"])
+def test_a_frozen_trunk_is_the_other_runs_and_the_head_is_trained(
+    head: str, average: AverageConfig, old: Path, tmp_path: Path
+) -> None:
+    changes: dict[str, Any] = {"head": {"name": head}, "average": average}
+    run_it(tmp_path / "run", trunk_from=str(old), freeze_trunk=True, **changes)
+    theirs, ours = load_run(old).model, load_run(tmp_path / "run").model
+    assert all(
+        torch.equal(value, ours.trunk.state_dict()[name])
+        for name, value in theirs.trunk.state_dict().items()
+    )
+    optimized = {key for key in read_checkpoint(tmp_path / "run")[0] if "trunk" in key}
+    assert not any(key.startswith(("adam.", "muon.")) for key in optimized)
+    torch.manual_seed(CONFIG.seed)
+    run_it(tmp_path / "short", trunk_from=str(old), freeze_trunk=True, steps=1, **changes)
+    begun = dict(load_run(tmp_path / "short").model.head.named_parameters())
+    for name, parameter in ours.head.named_parameters():
+        assert not torch.equal(parameter, begun[name])
+
+
+def test_a_trunk_that_is_not_frozen_starts_as_the_other_runs_and_moves(
+    old: Path, tmp_path: Path
+) -> None:
+    losses: dict[str, float] = {}
+    for name, source in (("fresh", ""), ("taken", str(old))):
+
+        def on_step(report: StepReport, name: str = name) -> None:
+            losses[name] = report.loss
+
+        run_it(tmp_path / name, trunk_from=source, on_step=on_step)
+    theirs, ours = load_run(old).model.trunk, load_run(tmp_path / "taken").model.trunk
+    moved = dict(ours.named_parameters())
+    for name, parameter in theirs.named_parameters():
+        assert not torch.equal(parameter, moved[name])
+    assert losses["taken"] != losses["fresh"]
+
+
+def test_a_run_on_a_frozen_trunk_resumes_bit_by_bit_without_the_other_run(
+    old: Path, tmp_path: Path
+) -> None:
+    def interrupt(report: StepReport) -> None:
+        if report.step == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    source = tmp_path / "copy"
+    shutil.copytree(old, source)
+    taken: dict[str, Any] = {"trunk_from": str(source), "freeze_trunk": True}
+    run_it(tmp_path / "whole", **taken)
+    with pytest.raises(TrainingError, match="interrupted"):
+        run_it(tmp_path / "cut", on_step=interrupt, **taken)
+    shutil.rmtree(source)
+    with pytest.raises(TrainingError, match="with another freeze_trunk than"):
+        run_it(tmp_path / "cut", resume=True, **{**taken, "freeze_trunk": False})
+    # What a run needs to be resumed is in its config.toml.
+    assert run_config(str(tmp_path / "cut" / "config.toml"), {}) == dataclasses.replace(
+        CONFIG, **taken, head={**CONFIG.head, "softcap": 30.0, "input_rank": 0}
+    )
+    run_it(tmp_path / "cut", resume=True, **taken)
+    cut, whole = (read_checkpoint(tmp_path / run)[0] for run in ("cut", "whole"))
+    assert cut.keys() == whole.keys()
+    assert all(torch.equal(cut[key], whole[key]) for key in whole)
+    digests = [read_digests(tmp_path / run / "train_documents.npy") for run in ("cut", "whole")]
+    assert digests[0].tolist() == digests[1].tolist()
+
+
+def test_what_the_trunk_has_seen_cannot_be_held_out(old: Path, tmp_path: Path) -> None:
+    taken: dict[str, Any] = {"trunk_from": str(old), "freeze_trunk": True, "steps": 4}
+    with pytest.raises(CorpusError, match="30 of 30"):
+        run_it(tmp_path / "run", held_out=OLD, **taken)
+    assert not (tmp_path / "run").exists()
+    run_it(tmp_path / "run", held_out=corpus_of("never seen"), **taken)
+    assert len(read_digests(tmp_path / "run" / "train_documents.npy")) == 60
+    shutil.copytree(old, tmp_path / "bare")
+    (tmp_path / "bare" / "train_documents.npy").unlink()
+    with pytest.raises(TrainingError, match=r"bare has no train_documents\.npy"):
+        run_it(tmp_path / "other", trunk_from=str(tmp_path / "bare"))
+
+
+@pytest.mark.parametrize(
+    ("trunk", "message"),
+    [
+        ({"d_model": 32}, "d_model 16, this run asks for 32; use --recipe .*config.toml, or "),
+        ({"layers": 3}, "layers 2, this run asks for 3"),
+        ({"negative_slope": 0.5}, r"negative_slope 0\.0, this run asks for 0\.5"),
+    ],
+)
+def test_another_trunk_is_refused_before_anything_is_written(
+    trunk: dict[str, Any], message: str, old: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(TrainingError, match=message):
+        run_it(tmp_path / "run", trunk_from=str(old), trunk=dataclasses.replace(TRUNK, **trunk))
+    assert not (tmp_path / "run").exists()
+
+
+def test_longer_sequences_are_no_other_trunk(old: Path, tmp_path: Path) -> None:
+    longer = dataclasses.replace(TRUNK, sequence_length=32)
+    run_it(tmp_path / "run", trunk_from=str(old), freeze_trunk=True, trunk=longer, steps=4)
+
+
+def test_a_trunk_that_nobody_trained_is_not_frozen() -> None:
+    with pytest.raises(ConfigError, match="freeze_trunk is on and trunk_from names no run"):
+        dataclasses.replace(CONFIG, freeze_trunk=True)

@@ -1,0 +1,46 @@
+"""A trained trunk for another tokenizer and head, so that these are cheap to try.
+
+Only the trunk's weights are taken over: both ends of the vocabulary and all optimizers start
+afresh. With a frozen trunk only the ends are trained.
+
+Source: ReTok (Gu et al. 2024, arXiv 2410.04335).
+"""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from tokgolf.artifact.checkpoint import load_run
+from tokgolf.config import TrunkConfig
+from tokgolf.corpora import read_digests
+from tokgolf.corpora.disjoint import Digests
+from tokgolf.errors import TrainingError
+
+
+def trunk_of(run: Path, wanted: TrunkConfig) -> dict[str, Tensor]:
+    """The weights of a run's trunk, by name within the trunk.
+
+    Raises `TrainingError` unless it is the trunk that is `wanted`, but for the sequence's length.
+    """
+    source = load_run(run)
+    for field in dataclasses.fields(wanted):
+        theirs, ours = (getattr(config, field.name) for config in (source.trunk, wanted))
+        if theirs != ours and field.name != "sequence_length":
+            raise TrainingError(
+                f"the trunk of {run} has {field.name} {theirs}, this run asks for {ours}; "
+                f"use --recipe {run / 'config.toml'}, or --set trunk.{field.name}={theirs}"
+            )
+    return source.model.trunk.state_dict()
+
+
+def with_digests_of(run: Path, digests: Digests) -> Digests:
+    """All documents that a model has seen whose trunk comes from `run`: its own and the trunk's."""
+    path = run / "train_documents.npy"
+    if not path.is_file():
+        raise TrainingError(
+            f"{run} has no train_documents.npy: what its trunk has seen could be scored as held "
+            "out; take a trunk from a whole run directory"
+        )
+    return np.union1d(digests, read_digests(path))
