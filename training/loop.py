@@ -80,6 +80,8 @@ def train(
     started = read_sound_checkpoint(run, say) if resume else None
     if started is None and (run / "checkpoints" / "latest.json").exists():
         raise TrainingError(f"{run} already holds a run; use --resume, or another -o")
+    fresh = started is None and config.trunk_from
+    trunk = trunk_of(Path(config.trunk_from), config.trunk) if fresh else None
     summary = corpus.summary()
     digests = document_digests(corpus)
     if config.trunk_from:
@@ -95,8 +97,6 @@ def train(
     if started is not None:
         with _damage_named(run):
             _check_same_run(run, started[1], state)
-    fresh = started is None and config.trunk_from
-    trunk = trunk_of(Path(config.trunk_from), config.trunk) if fresh else None
     run.mkdir(parents=True, exist_ok=True)
     write_bytes(run / "tokenizer.tok", tokenizer.asset())
     write_digests(run / "train_documents.npy", digests)

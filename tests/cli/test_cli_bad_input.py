@@ -394,6 +394,8 @@ def test_an_absurd_learning_rate_is_stopped_within_a_few_steps(
         (["--steps", "0"], "steps is 0; it must be greater than 0"),
         (["--set", "trunk.heads=5"], "d_model 16 does not split into 5 heads"),
         (["--device", "warp"], "there is no device 'warp'"),
+        (["--from", "nowhere"], "nowhere holds no checkpoint; make one with tokgolf train"),
+        (["--freeze-trunk"], "freeze_trunk is on and trunk_from names no run"),
     ],
 )
 def test_a_setting_that_cannot_be(

@@ -11,8 +11,10 @@ from typing import Any
 
 import click
 import pytest
+import torch
 
 from tokgolf import __version__, cli, load_artifact, load_tokenizer, open_corpus, score
+from tokgolf.artifact.checkpoint import load_run
 from tokgolf.cli import options
 from tokgolf.cli import run as cli_run
 from tokgolf.config import read_toml
@@ -471,6 +473,16 @@ def test_what_is_about_an_artifact_is_refused_for_others(
         assert cli.run(["inspect", str(made / name), *option]) == 1
         assert f"error: {option[0]} " in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_head_is_tried_on_the_trunk_of_an_earlier_run(
+    call: Call, data: Path, made: Path, tmp_path: Path
+) -> None:
+    retok = ["train", "--corpus", f"{data}:train", "--tokenizer", str(made / "t.tok")]
+    retok += ["--from", str(made / "run"), "--freeze-trunk", "--head", "factorized", *TINY]
+    call(*retok, "--set", "head.rank=4", "-o", str(tmp_path / "run"))
+    old, new = (load_run(run).model.trunk.state_dict() for run in (made / "run", tmp_path / "run"))
+    assert all(torch.equal(old[name], new[name]) for name in old)
 
 
 # --- the whole pipeline
