@@ -28,8 +28,8 @@ class RunConfig:
     does not (on a CPU it needs a C++ compiler); `precision` "auto" is bf16 where the hardware has
     it. A tensor whose gradient's norm is above `max_gradient` stops the run. Until the fraction
     `short_until` of the budget every sequence is cut into sequences of `short_length` (0: none is).
-    The trunk starts from that of the run in the folder `trunk_from`, if one is named; with
-    `freeze_trunk` it stays so.
+    Until the fraction `loops_from` blocks that are to be repeated are applied once. The trunk starts
+    from that of the run in the folder `trunk_from`, if one is named; with `freeze_trunk` it stays so.
     """
 
     trunk: TrunkConfig = field(default_factory=TrunkConfig)
@@ -44,6 +44,7 @@ class RunConfig:
     warmdown_steps: int = 1_200
     warmdown_fraction: float = 0.0
     warmdown_to: float = 0.0
+    loops_from: float = 0.0
     trunk_from: str = ""
     freeze_trunk: bool = False
     short_length: int = 0
@@ -81,6 +82,11 @@ class RunConfig:
             raise ConfigError(
                 f"short_until is {self.short_until} and short_length {self.short_length}; set both "
                 "(short_until up to 1) or neither"
+            )
+        if not 0 <= self.loops_from < 1 or (self.loops_from and self.trunk.loops < 2):
+            raise ConfigError(
+                f"loops_from is {self.loops_from} and trunk.loops {self.trunk.loops}; loops_from "
+                "must be in [0, 1), and 0 where no block is repeated"
             )
         if self.freeze_trunk and not self.trunk_from:
             raise ConfigError(

@@ -153,6 +153,7 @@ def _run(
             tokens, targets = batches.step(session.step)
             session.untie_if_due(remaining, tokens, targets)
             session.lengthen_if_due(remaining, tokens, targets)
+            session.loop_if_due(remaining, tokens, targets)
             session.quantize_if_due(remaining, run)
             late = session.reads_late()
             step = session.start(remaining, tokens, targets)

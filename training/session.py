@@ -8,7 +8,7 @@ import math
 import operator
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,8 @@ class Session:
         if config.freeze_trunk:
             self.model.trunk.requires_grad_(False)
             frozen = {f"trunk.{name}" for name, _ in self.model.trunk.named_parameters()}
+        if config.loops_from:
+            self.model.trunk.config = replace(config.trunk, loops=1)
         self.optimizers = Optimizers(self.model, config.optimizer, frozen)
         self.averages = Averages(self.model, config.average)
         self.loss_of: Callable[[Tensor, Tensor], Tensor] = self.model.loss
@@ -164,6 +166,13 @@ class Session:
         whole, until = self.config.trunk.sequence_length, self.config.short_until
         if self.length < whole and self.step >= until * (self.step + remaining):
             self.length = whole
+            self.compile(tokens, targets)
+
+    def loop_if_due(self, remaining: float, tokens: Tensor, targets: Tensor) -> None:
+        """Once, at the fraction of the budget until which no block is repeated."""
+        trunk, whole, start = self.model.trunk, self.config.trunk, self.config.loops_from
+        if trunk.config != whole and self.step >= start * (self.step + remaining):
+            trunk.config = whole
             self.compile(tokens, targets)
 
     def quantize_if_due(self, remaining: float, run: Path) -> None:

@@ -1,4 +1,4 @@
-"""A trained trunk under another tokenizer and head: what is taken over, what stays, what is told."""
+"""A trained trunk under another tokenizer and head: what it takes, what stays, what is said."""
 
 import dataclasses
 import os

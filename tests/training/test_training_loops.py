@@ -1,0 +1,104 @@
+"""Blocks that are repeated from some part of the budget on."""
+
+import dataclasses
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tokgolf.artifact.checkpoint import load_run, read_checkpoint
+from tokgolf.config import TrunkConfig
+from tokgolf.corpora import Corpus, Document
+from tokgolf.errors import ConfigError, TrainingError
+from tokgolf.tokenizers import build_tokenizer
+from tokgolf.training import RunConfig, StepReport, train
+from tokgolf.training.session import Session
+
+TRUNK = TrunkConfig(
+    layers=2,
+    d_model=16,
+    heads=2,
+    kv_heads=1,
+    mlp_hidden=24,
+    sequence_length=16,
+    loop_blocks=1,
+    loops=3,
+)
+CONFIG = RunConfig(
+    trunk=TRUNK, batch_tokens=64, steps=8, warmdown_steps=3, precision="fp32", compile="off"
+)
+DOCUMENTS = [Document(str(i), f"round and round, {i} times. ".encode()) for i in range(30)]
+CORPUS = Corpus(name="tiny", split=None, source=lambda: iter(DOCUMENTS))
+TOKENIZER = build_tokenizer("byte", [], None)
+
+
+def losses_of(run: Path, *, resume: bool = False, until: int = 0, **changes: Any) -> list[float]:
+    losses: list[float] = []
+
+    def on_step(report: StepReport) -> None:
+        losses.append(report.loss)
+        if report.step == until:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    config = dataclasses.replace(CONFIG, **changes)
+    train(config, TOKENIZER, CORPUS, run, device="cpu", resume=resume, on_step=on_step)
+    return losses
+
+
+def test_blocks_are_applied_once_until_then_and_repeated_after(tmp_path: Path) -> None:
+    once = dataclasses.replace(TRUNK, loops=1)
+    plain = losses_of(tmp_path / "once", trunk=once)
+    midway = losses_of(tmp_path / "midway", loops_from=0.5)
+    assert midway[:4] == plain[:4]
+    assert midway[4] != plain[4]
+    assert load_run(tmp_path / "midway").trunk == TRUNK
+    assert losses_of(tmp_path / "always")[1:4] != plain[1:4]
+
+
+@pytest.mark.parametrize("at", [2, 6])
+def test_a_run_that_repeats_midway_resumes_bit_by_bit(at: int, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="interrupted"):
+        losses_of(tmp_path / "cut", until=at, loops_from=0.5)
+    losses_of(tmp_path / "cut", resume=True, loops_from=0.5)
+    losses_of(tmp_path / "whole", loops_from=0.5)
+    cut, whole = (read_checkpoint(tmp_path / run)[0] for run in ("cut", "whole"))
+    assert all(torch.equal(cut[key], whole[key]) for key in whole)
+
+
+def test_a_compiled_model_repeats_from_then_on_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **options: real(f, backend="aot_eager"))
+    counts = np.ones(257, np.int64)
+    config = dataclasses.replace(CONFIG, compile="on", loops_from=0.5)
+    session, eager = (
+        Session(c, TOKENIZER, counts, "cpu")
+        for c in (config, dataclasses.replace(CONFIG, compile="off"))
+    )
+    with torch.no_grad():
+        for one, two in zip(session.model.parameters(), eager.model.parameters(), strict=True):
+            one.copy_(two.normal_(0, 0.3))
+    tokens = torch.arange(68).view(4, 17)
+    batch = tokens[:, :-1], tokens[:, 1:]
+    session.compile(*batch)
+    before = float(session.gradients(*batch)[0])
+    session.step = 8
+    session.loop_if_due(8.0, *batch)
+    after, expected = (float(s.gradients(*batch)[0]) for s in (session, eager))
+    assert abs(after - before) > 1e-3
+    assert after == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"loops_from": 1.0}, r"loops_from is 1\.0 and trunk\.loops 3"),
+        ({"loops_from": 0.5, "trunk": dataclasses.replace(TRUNK, loops=1)}, r"trunk\.loops 1;"),
+    ],
+)
+def test_values_without_a_meaning_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        dataclasses.replace(CONFIG, **changes)
