@@ -51,7 +51,7 @@ def unrolled(model: LanguageModel, loops: int | None) -> LanguageModel:
 def _with_config(model: LanguageModel, config: TrunkConfig) -> LanguageModel:
     """The model's weights under a config of the same shapes, with rotary tables of its own."""
     with torch.random.fork_rng(devices=[]):  # the weights that it begins with are not used
-        trunk = Trunk(config)
+        trunk = Trunk(config, model.head.shape.vocab_size)
     trunk.load_state_dict(model.trunk.state_dict(), assign=True)
     trunk.cos, trunk.sin = (table.to(model.trunk.cos) for table in (trunk.cos, trunk.sin))
     return LanguageModel(trunk, model.head).eval().requires_grad_(False)

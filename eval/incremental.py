@@ -85,7 +85,7 @@ def hidden(model: LanguageModel, tokens: Tensor, cache: Cache) -> Tensor:
     """
     bos = model.head.shape.bos_id
     x = model.head.embed(tokens, cache.shift(tokens, bos))
-    return model.trunk(x, cache, tokens == bos)  # type: ignore[no-any-return]
+    return model.trunk(x, cache, tokens == bos, tokens)  # type: ignore[no-any-return]
 
 
 def step(model: LanguageModel, tokens: Tensor, cache: Cache) -> Tensor:

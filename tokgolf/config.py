@@ -43,7 +43,8 @@ class TrunkConfig:
     training and `loops_scored` times (0: as in training) in scoring; `smear` adds a gated part of
     the position before to each input, but not to a document's first; with `document_mask` attention
     does not look back across the start of a document; `orthogonal_init` of the projections that do
-    not start at zero.
+    not start at zero; in the last `value_embeddings` blocks each token adds a learned vector to its
+    values, from one table with a factor for each block.
 
     Source: openai/parameter-golf, record 2026-03-17 "NaiveBaseline"; the options from its records.
     """
@@ -69,6 +70,7 @@ class TrunkConfig:
     smear: bool = False
     document_mask: bool = False
     orthogonal_init: bool = False
+    value_embeddings: int = 0
 
     def __post_init__(self) -> None:
         check_positive(self, "layers", "d_model", "heads", "kv_heads", "mlp_hidden")
@@ -87,7 +89,8 @@ class TrunkConfig:
             )
         if self.heads % self.kv_heads:
             raise ConfigError(f"heads {self.heads} is not a multiple of kv_heads {self.kv_heads}")
-        for name in ("parallel", "xsa", "loop_start", "loop_blocks", "loops", "loops_scored"):
+        counts = "parallel", "xsa", "value_embeddings"
+        for name in (*counts, "loop_start", "loop_blocks", "loops", "loops_scored"):
             most = MAX_LOOPS if name.startswith("loops") else self.layers
             if not (name == "loops") <= getattr(self, name) <= most:
                 raise ConfigError(
@@ -140,15 +143,20 @@ class TrunkConfig:
         loop = [*range(self.loop_start, end)]
         return [*range(self.loop_start), *loop * times, *range(end, self.layers)]
 
-    def num_params(self) -> int:
-        """Trainable parameters of the trunk, without either end of the vocabulary."""
+    def num_params(self, vocab_size: int = 0) -> int:
+        """Trainable parameters of the trunk, without either end of the vocabulary.
+
+        `vocab_size` counts where there are value embeddings.
+        """
         head_width = self.d_model // self.heads
         attention = 2 * self.d_model * self.d_model + 2 * self.d_model * self.kv_heads * head_width
         mlp = 2 * self.d_model * self.mlp_hidden
         vectors = 4 * self.d_model + self.heads  # attn_scale, mlp_scale, resid_mix (2), q_gain
         skips = (self.layers // 2) * self.d_model
         smear = SMEAR_INPUTS + 1 if self.smear else 0
-        return self.layers * (attention + mlp + vectors) + skips + smear
+        values = vocab_size * self.kv_heads * head_width + self.value_embeddings
+        values = values if self.value_embeddings else 0
+        return self.layers * (attention + mlp + vectors) + skips + smear + values
 
 
 def check_positive(config: Any, *names: str) -> None:

@@ -107,7 +107,7 @@ def _model(
     if values.get("untie_at"):
         head = head_config({**values, "untie_at": 0.0})
     shape = head_shape(tokenizer, trunk)
-    params = trunk.num_params() + head.num_params(shape)
+    params = trunk.num_params(shape.vocab_size) + head.num_params(shape)
     if params > MAX_PARAMS:
         raise ConfigError(
             f"the model has {params:,} weights; artifacts hold at most {MAX_PARAMS:,}"

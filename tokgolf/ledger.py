@@ -187,7 +187,7 @@ def components_of(model: "LanguageModel") -> dict[str, str]:
         if kind == "vector":
             found[name] = "vectors"
         elif parts[0] == "trunk":
-            found[name] = f"trunk: {' '.join(parts[-3:-1])}"
+            found[name] = f"trunk: {' '.join(parts[1:][-3:-1] or parts[1:])}"
         elif parts[1] == "addons":
             found[name] = f"add-on: {parts[2]}"
         elif kind == "codes":

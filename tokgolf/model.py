@@ -3,8 +3,8 @@
 The trunk with its default config is the challenge's naive baseline re-implemented from its
 description (openai/parameter-golf, record 2026-03-17): RMSNorm without weights, no biases,
 rotary attention with normalised queries and keys and grouped key/value heads, relu^2 MLP, a mix
-of the first residual into every block, U-Net skips. It never sees a token: a head gives it
-vectors and takes hidden states back.
+of the first residual into every block, U-Net skips. A head gives it vectors and takes hidden states
+back; it sees tokens only for value embeddings.
 
 Axes: batch, time, d_model, heads, kv_heads, head_width, mlp_hidden.
 """
@@ -129,11 +129,14 @@ class Attention(nn.Module):
         scale: Tensor,
         mask: Tensor | None = None,
         cache: "Cache | None" = None,
+        added: Tensor | None = None,
     ) -> Tensor:
         batch, time, _ = x.shape
         q = self.query(x).view(batch, time, self.config.heads, -1)
         k = self.key(x).view(batch, time, self.config.kv_heads, -1)
         v = self.value(x).view(batch, time, self.config.kv_heads, -1)
+        if added is not None:
+            v = v + added.to(v.dtype).view_as(v)
         q = rotate(rms_norm(q), cos, sin) * self.gain.to(q.dtype)[:, None]
         k = rotate(rms_norm(k), cos, sin)
         own = v
@@ -190,11 +193,12 @@ class Block(nn.Module):
         sin: Tensor,
         mask: Tensor | None = None,
         cache: "Cache | None" = None,
+        added: Tensor | None = None,
     ) -> Tensor:
         mix = self.residual_mix.to(x.dtype)
         x = mix[0] * x + mix[1] * first
         read = self._read(x)
-        x = x + self.attention(read, cos, sin, self.attention_scale, mask, cache)
+        x = x + self.attention(read, cos, sin, self.attention_scale, mask, cache, added)
         read = read if self.parallel else self._read(x)
         return x + self.mlp(read, self.mlp_scale)  # type: ignore[no-any-return]
 
@@ -211,9 +215,14 @@ class Trunk(nn.Module):
     cos: Tensor
     sin: Tensor
 
-    def __init__(self, config: TrunkConfig) -> None:
+    def __init__(self, config: TrunkConfig, vocab_size: int = 0) -> None:
         super().__init__()
         self.config = config
+        self.values: nn.Parameter | None = None
+        if count := config.value_embeddings:
+            kv_width = config.kv_heads * (config.d_model // config.heads)
+            self.values = nn.Parameter(torch.zeros(vocab_size, kv_width))
+            self.value_scales = nn.Parameter(torch.ones(count))
         self.blocks = nn.ModuleList(Block(config, index) for index in range(config.layers))
         self.skips = nn.Parameter(torch.ones(config.layers // 2, config.d_model))
         # The gate's weights, then how much it lets through.
@@ -227,11 +236,16 @@ class Trunk(nn.Module):
         self.register_buffer("sin", sin[:, None, :], persistent=False)
 
     def forward(
-        self, x: Tensor, cache: "Cache | None" = None, starts: Tensor | None = None
+        self,
+        x: Tensor,
+        cache: "Cache | None" = None,
+        starts: Tensor | None = None,
+        tokens: Tensor | None = None,
     ) -> Tensor:
         """Embedded tokens to final hidden states; `starts` are documents' first positions.
 
-        x (batch, time, d_model), starts (batch, time) bool -> (batch, time, d_model)
+        x (batch, time, d_model), starts (batch, time) bool, tokens (batch, time), which value
+        embeddings need -> (batch, time, d_model)
         """
         time = x.size(1)
         if time > self.config.sequence_length:
@@ -255,7 +269,10 @@ class Trunk(nn.Module):
             applied.add(index)
             if half <= index < 2 * half and not again:
                 x = x + self.skips[index - half].to(x.dtype) * outputs.pop()
-            x = self.blocks[index](x, first, cos, sin, mask, cache)
+            added, place = None, index - self.config.layers + self.config.value_embeddings
+            if self.values is not None and tokens is not None and place >= 0:
+                added = self.value_scales[place] * F.embedding(tokens, self.values)
+            x = self.blocks[index](x, first, cos, sin, mask, cache, added)
             if index < half and not again:
                 outputs.append(x)
         return rms_norm(x)
@@ -282,7 +299,8 @@ class Trunk(nn.Module):
         """Every tensor that costs bytes: matrices and vectors are what the groups call so."""
         for role, parameters in self.param_groups():
             for name, parameter in parameters.items():
-                yield Stored(name, parameter, "matrix" if role == "matrix" else "vector")
+                vector = "table" if name == "values" else "vector"
+                yield Stored(name, parameter, "matrix" if role == "matrix" else vector)
 
 
 class LanguageModel(nn.Module):
@@ -305,7 +323,7 @@ class LanguageModel(nn.Module):
             # All that blocks add to. The baseline's step takes 0.69 of the time on an H100; on a
             # CPU it would take 1.07.
             x = x.to(torch.get_autocast_dtype("cuda"))
-        return self.trunk(x, None, tokens == bos)  # type: ignore[no-any-return]
+        return self.trunk(x, None, tokens == bos, tokens)  # type: ignore[no-any-return]
 
     def nll(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """Nats of each of `targets`, the tokens after `tokens`.
@@ -364,4 +382,4 @@ def build_model(
     """A freshly initialised model; seed torch before. `counts` as in `HeadConfig.build`."""
     if shape.d_model != trunk.d_model:
         raise ConfigError(f"the head's width {shape.d_model} is not the trunk's {trunk.d_model}")
-    return LanguageModel(Trunk(trunk), head.build(shape, counts))
+    return LanguageModel(Trunk(trunk, shape.vocab_size), head.build(shape, counts))

@@ -28,8 +28,9 @@ class RunConfig:
     does not (on a CPU it needs a C++ compiler); `precision` "auto" is bf16 where the hardware has
     it. A tensor whose gradient's norm is above `max_gradient` stops the run. Until the fraction
     `short_until` of the budget every sequence is cut into sequences of `short_length` (0: none is).
-    Until the fraction `loops_from` blocks that are to be repeated are applied once. The trunk starts
-    from that of the run in the folder `trunk_from`, if one is named; with `freeze_trunk` it stays so.
+    Until the fraction `loops_from` blocks that are to be repeated are applied once. The trunk
+    starts from that of the run in the folder `trunk_from`, if one is named; with `freeze_trunk` it
+    stays so.
     """
 
     trunk: TrunkConfig = field(default_factory=TrunkConfig)

@@ -111,7 +111,7 @@ def check_size(trunk: TrunkConfig, head: HeadConfig, shape: HeadShape, most: int
             f"the file claims {trunk.layers:,} layers and a window of "
             f"{trunk.sequence_length:,}; at most {MAX_LAYERS:,} and {MAX_WINDOW:,} load"
         )
-    params = trunk.num_params() + head.num_params(shape)
+    params = trunk.num_params(shape.vocab_size) + head.num_params(shape)
     if params > most:
         raise ArtifactError(
             f"the file claims {params:,} weights; at most {most:,} fit one of its size"
