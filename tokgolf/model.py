@@ -18,7 +18,15 @@ from torch import Tensor, nn
 
 from tokgolf.config import SMEAR_INPUTS, TrunkConfig
 from tokgolf.errors import ConfigError
-from tokgolf.heads.base import Generates, Head, HeadConfig, HeadShape, ParamGroup, Stored
+from tokgolf.heads.base import (
+    Generates,
+    Head,
+    HeadConfig,
+    HeadShape,
+    ParamGroup,
+    Stored,
+    StoredKind,
+)
 from tokgolf.tokenizers.base import Tokenizer
 
 if TYPE_CHECKING:
@@ -299,7 +307,7 @@ class Trunk(nn.Module):
         """Every tensor that costs bytes: matrices and vectors are what the groups call so."""
         for role, parameters in self.param_groups():
             for name, parameter in parameters.items():
-                vector = "table" if name == "values" else "vector"
+                vector: StoredKind = "table" if name == "values" else "vector"
                 yield Stored(name, parameter, "matrix" if role == "matrix" else vector)
 
 

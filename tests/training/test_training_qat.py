@@ -97,7 +97,7 @@ def test_the_steps_are_those_that_an_export_of_these_weights_chooses(
     for name, (quantized, _) in nearest.items():
         np.testing.assert_array_equal(grids[name].numpy(), row_steps(quantized))
     assert grids["head.table"].shape == (257, 1)
-    assert len(grids["head.table"].unique()) > 4
+    assert len(set(grids["head.table"].flatten().tolist())) > 4
 
 
 def test_a_rounded_weight_is_what_an_export_to_the_nearest_gives_back(
