@@ -23,6 +23,7 @@ from tokgolf.cli import (
     proof,
     sample,
     score,
+    submit,
     tokenizer,
     train,
 )
@@ -58,6 +59,7 @@ for command in (
     proof.decompress,
     sample.sample,
     inspect.inspect,
+    submit.submit,
 ):
     cli.add_command(command)
 
