@@ -48,6 +48,7 @@ for command in (
     tokenizer.build_tokenizer,
     convert.import_tokenizer,
     convert.export_tokenizer,
+    convert.export_weights,
     heads.heads,
     cost.cost,
     train.train,
