@@ -29,7 +29,7 @@ from tokgolf.errors import (
 from tokgolf.eval.audit.claims import read_claim
 from tokgolf.eval.protocol import Protocol
 from tokgolf.eval.score import modules_beside
-from tokgolf.submit import Labels, submission, submit
+from tokgolf.submit import Labels, submit
 
 NAME = "2026-05-01_Tiny"
 
@@ -310,7 +310,7 @@ def test_a_score_that_the_artifact_does_not_give_is_found_by_its_script(
     found = {"artifact": "model_seed1.golf", "tokens": true["tokens"], "val_bpb": true["bpb"]}
     printed = json.dumps({**found, "val_loss": true["nats_per_token"]})
     done = SimpleNamespace(returncode=0, stdout=printed, stderr="")
-    monkeypatch.setattr(submission.subprocess, "run", lambda *a, **b: done)
+    monkeypatch.setattr(subprocess, "run", lambda *a, **b: done)
     assert f"claims {better['bpb']:.8f} bits" in refused(ScoreError, run, rerun=True)
     done.returncode, done.stderr = 1, "error: no such thing"
     assert "failed on its own: error: no such thing" in refused(ScoreError, run, rerun=True)
