@@ -145,7 +145,7 @@ class Claim:
             raise CapError(
                 f"train_gpt.py ({self.code:,} bytes) and the artifact ({self.model:,}) make "
                 f"{self.total:,} bytes, {self.total - self.cap:,} over the cap of {self.cap:,}; "
-                f"{advice}" + (", or leave out --training" if self.training else "")
+                f"{advice}" + (", or use --no-training" if self.training else "")
             )
         if self.track == "10min_16mb" and (missing := self.missing()):
             raise ConfigError(
