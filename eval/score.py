@@ -9,7 +9,6 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from tokgolf.artifact.checkpoint import FloatModel, exported, load_run
 from tokgolf.artifact.load import Artifact, decode_artifact, load_artifact
 from tokgolf.config import TrunkConfig
 from tokgolf.corpora import Corpus, check_disjoint, read_digests
-from tokgolf.device import in_one_order
+from tokgolf.device import exact_products, in_one_order
 from tokgolf.errors import ConfigError, ScoreError
 from tokgolf.eval.adapt import ADAPT_MODULES, adapted_nats
 from tokgolf.eval.contexts import unrolled, widened
@@ -326,17 +325,6 @@ def check_finite(nats: Nats, number: int, corpus: str) -> None:
         f"the model gives {what} to target {place:,} of {len(nats):,} in document {number:,} of "
         f"{corpus}; such a text has no score"
     )
-
-
-@contextmanager
-def exact_products() -> Iterator[None]:
-    """Products of fp32 in fp32, whatever is allowed elsewhere."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def open_source(path: str | os.PathLike[str]) -> tuple[Artifact | FloatModel, Path]:

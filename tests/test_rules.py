@@ -35,6 +35,8 @@ LAYERS: list[set[str]] = [
         "comparisonplot",
         "cost",
         "headtable",
+        "rerun",
+        "submit",
         "__main__",
     },
 ]

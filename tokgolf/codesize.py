@@ -10,9 +10,11 @@ import ast
 import base64
 import lzma
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from functools import cache
+from importlib.abc import InspectLoader
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import tokgolf
 from tokgolf.tokenizers import Tokenizer
@@ -24,6 +26,7 @@ class L:
  def find_spec(s,n,p=0,t=0):
   if n in M:return f(n,s,is_package=n in P)
  def create_module(s,m):0
+ def get_source(s,n):return M.get(n)
  def exec_module(s,m):n=m.__file__=m.__name__;exec(M[n],m.__dict__)
 M=dict(t.split("\\n",1)for t in lzma.decompress(base64.b85decode("%s")).decode().split("\\0"))
 P={n.rpartition(".")[0]for n in M}
@@ -91,13 +94,18 @@ def _archive(modules: tuple[str, ...]) -> bytes:
 @cache
 def source(module: str) -> str | None:
     """Source of a tokgolf module or package, or None if there is no such module."""
+    # Of files it reads its own alone; in a script it has the archive, as the script has no files.
+    loader = cast(InspectLoader, tokgolf.__loader__)
+    with suppress(ImportError):
+        if (text := loader.get_source(module)) is not None:
+            return text
     parts = module.split(".")[1:]
     for root in tokgolf.__path__:
         path = Path(root, *parts)
         for file in (path.with_suffix(".py"), path / "__init__.py"):
-            if parts and file.is_file():
+            if file.is_file():
                 return file.read_text("utf-8")
-    return None if parts else Path(tokgolf.__file__).read_text("utf-8")
+    return None
 
 
 def _imports(module: str) -> Iterator[str]:

@@ -23,6 +23,7 @@ from tokgolf.cli import (
     proof,
     sample,
     score,
+    submit,
     tokenizer,
     train,
 )
@@ -47,6 +48,7 @@ for command in (
     tokenizer.build_tokenizer,
     convert.import_tokenizer,
     convert.export_tokenizer,
+    convert.export_weights,
     heads.heads,
     cost.cost,
     train.train,
@@ -58,6 +60,7 @@ for command in (
     proof.decompress,
     sample.sample,
     inspect.inspect,
+    submit.submit,
 ):
     cli.add_command(command)
 

@@ -55,3 +55,29 @@ def export_tokenizer(tokenizer: Path, output: Path, as_json: bool) -> None:
     print_rows(list(values.items()))
     if note:
         say(f"note: {note}")
+
+
+@click.command("export-weights", short_help="Write a model's tensors as safetensors.")
+@click.argument("path", metavar="PATH", type=click.Path(path_type=Path))
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path))
+@json_option
+def export_weights(path: Path, output: Path, as_json: bool) -> None:
+    """Write the tensors of an artifact, dequantized, or of a run directory, as .safetensors.
+
+    They are named as in the model and in fp32. The file's metadata has the configuration of trunk
+    and head as JSON, and the tokenizer's fingerprint.
+
+    Example: tokgolf export-weights runs/golf/model.golf -o model.safetensors
+    """
+    from tokgolf.artifact.tensors import export_weights
+    from tokgolf.eval.score import open_source
+
+    check_folder(output)
+    tensors, metadata = export_weights(open_source(path)[0], output)
+    values = {
+        "file": str(output),
+        "tensors": tensors,
+        "file_bytes": output.stat().st_size,
+        "tokenizer": metadata["tokenizer"],
+    }
+    print_json(values) if as_json else print_rows(list(values.items()))

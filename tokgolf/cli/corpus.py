@@ -57,13 +57,23 @@ def info(spec: str, as_json: bool) -> None:
 @click.option(
     "--tokenizer", type=click.Path(path_type=Path), help="Write token shards with this tokenizer."
 )
-def export_corpus(spec: str, output: Path, tokenizer: Path | None) -> None:
+@click.option("--prefix", help="Of the shards' names; default: the split. fineweb_val, ...")
+def export_corpus(spec: str, output: Path, tokenizer: Path | None, prefix: str | None) -> None:
     """Write SPEC as documents (.jsonl or .jsonl.zst) or, with --tokenizer, as token shards.
+
+    Shards are files PREFIX_000000.bin, ... in the folder OUTPUT, as the challenge's scripts read
+    them: those look for fineweb_train_*.bin and fineweb_val_*.bin.
 
     Example: tokgolf corpus export stdlib:val -o val.jsonl.zst
     """
     from tokgolf.corpora import open_corpus, write_jsonl
+    from tokgolf.errors import ConfigError
 
+    if prefix is not None and (tokenizer is None or not prefix or Path(prefix).name != prefix):
+        raise ConfigError(
+            f"--prefix {prefix!r} is the start of shards' names; give one without folders, and "
+            "--tokenizer"
+        )
     source = open_corpus(spec)
     if tokenizer is None:
         count = write_jsonl(output, source.documents())
@@ -72,6 +82,43 @@ def export_corpus(spec: str, output: Path, tokenizer: Path | None) -> None:
     from tokgolf.tokenizers import load_tokenizer
     from tokgolf.training.data import tokenize
 
-    prefix = source.split or "tokens"
+    prefix = prefix or source.split or "tokens"
     tokens = tokenize(source, load_tokenizer(tokenizer), output, prefix, source.summary().sha256)
     say(f"wrote {tokens.documents:,} documents, {len(tokens.stream):,} tokens to {output}")
+
+
+@corpus.command("decode")
+@click.argument("shards", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--tokenizer", required=True, type=click.Path(path_type=Path))
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path))
+@json_option
+def decode_shards(shards: tuple[Path, ...], tokenizer: Path, output: Path, as_json: bool) -> None:
+    """Write token SHARDS (.bin, in order) as documents (.jsonl or .jsonl.zst).
+
+    The tokenizer is the one that wrote them, a .tok file (tokgolf import-tokenizer makes one). One
+    that normalises gives normalised text back.
+
+    Example: tokgolf corpus decode fineweb_val_000000.bin --tokenizer fineweb.tok -o val.jsonl.zst
+    """
+    from tokgolf.corpora import write_jsonl
+    from tokgolf.corpora.decode import shard_documents
+    from tokgolf.tokenizers import load_tokenizer
+
+    loaded = load_tokenizer(tokenizer)
+    changed: list[int] = []
+    documents = shard_documents(
+        shards,
+        bos_id=loaded.bos_id,
+        vocab_size=loaded.vocab_size,
+        decode=loaded.decode,
+        encode=loaded.encode,
+        on_changed=changed.append,
+    )
+    count = write_jsonl(output, documents)
+    values = {"file": str(output), "documents": count, "other_tokens": len(changed)}
+    print_json(values) if as_json else print_rows(list(values.items()))
+    if changed:
+        say(
+            f"note: {len(changed):,} of {count:,} documents, number {changed[0]:,} the first, "
+            "encode to other tokens than the shards have"
+        )
