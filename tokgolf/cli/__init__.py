@@ -21,6 +21,7 @@ from tokgolf.cli import (
     heads,
     inspect,
     proof,
+    report,
     sample,
     score,
     tokenizer,
@@ -58,6 +59,7 @@ for command in (
     proof.decompress,
     sample.sample,
     inspect.inspect,
+    report.report,
 ):
     cli.add_command(command)
 
