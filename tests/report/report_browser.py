@@ -89,7 +89,9 @@ class Browser:
 
     def _next(self, end: float) -> dict[str, Any]:
         while b"\0" not in self._held:
-            ready, _, _ = select.select([self._from_browser], [], [], max(0, end - time.monotonic()))
+            ready, _, _ = select.select(
+                [self._from_browser], [], [], max(0, end - time.monotonic())
+            )
             assert ready, f"the browser said nothing for {SECONDS:g} s"
             data = os.read(self._from_browser, 1 << 20)
             assert data, "the browser has gone"
@@ -150,5 +152,7 @@ class Browser:
 
     def pdf(self) -> bytes:
         """The page as it prints, on A4."""
-        answer = self.call("Page.printToPDF", paperWidth=8.27, paperHeight=11.69, printBackground=False)
+        answer = self.call(
+            "Page.printToPDF", paperWidth=8.27, paperHeight=11.69, printBackground=False
+        )
         return base64.b64decode(answer["data"])

@@ -1,4 +1,4 @@
-"""Leaderboards: runs whose numbers are of the same text, taken in the same way, and how sure each is.
+"""Leaderboards: runs scored on the same text in the same way, and how sure each number is.
 
 Numbers of different documents, modes or protocols never share a table.
 """
@@ -58,8 +58,8 @@ class Board:
 
     @property
     def best(self) -> Row:
-        """The lowest score."""
-        return self.rows[0]
+        """The lowest score under its cap; the lowest of all if none is."""
+        return next((row for row in self.rows if not row.entry.over_cap), self.rows[0])
 
 
 def boards(scored: Sequence[Entry]) -> list[Board]:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tokgolf.artifact.load import Artifact
 from tokgolf.errors import ConfigError
 from tokgolf.files import write_text
-from tokgolf.ledger import ledger_of
 from tokgolf.report.board import Board, boards
 from tokgolf.report.costs import HeadRow, TokenizerRow, head_rows, loaded, tokenizer_rows
 from tokgolf.report.curves import Curve, read_curves
@@ -35,7 +35,6 @@ class Report:
     tokenizers: tuple[TokenizerRow, ...]
     subject: Entry | None
     ledger: Mapping[str, int] | None
-    ledger_tensors: int
     heat: Heat | None
     predictions: tuple[Mapping[str, Any], ...]
 
@@ -57,36 +56,40 @@ def build(
     gathered = gather(paths, cap)
     found = boards(gathered.scored)
     scored = [row.entry for board in found for row in board.rows]
-    subject = artifact = None
-    for entry in scored[:MOST_CHARTED]:
-        if (artifact := loaded(entry)) is not None:
-            subject = entry
-            break
+    subject = _subject([*(board.best.entry for board in found), *scored])
     shown = None
-    if text is not None and artifact is None:
+    if subject is not None:
+        entry, artifact = subject
+        protocol = None if entry.score is None else protocol_of(entry.score)
+        if text is not None:
+            shown = chosen_text(artifact, text, protocol)
+        elif entry.score is not None:
+            shown = scored_text(artifact, entry.score)
+    elif text is not None:
         raise ConfigError(
             f"--text {text} needs an artifact that was scored, and there are 0 here; make one with "
             "tokgolf export RUN, then tokgolf score RUN/model.golf --save RUN/score.json"
         )
-    score = None if subject is None else subject.score
-    if artifact is not None and text is not None:
-        shown = chosen_text(artifact, text, None if score is None else protocol_of(score))
-    elif artifact is not None and score is not None:
-        shown = scored_text(artifact, score)
-    ledger = None if artifact is None else ledger_of(artifact)
     unscored = [entry for entry in gathered.entries if entry.bpb is None]
     return Report(
         gathered=gathered,
         boards=tuple(found),
         curves=tuple(read_curves([*scored, *unscored])),
-        heads=tuple(head_rows(scored, measure=measure)),
+        heads=tuple(head_rows(scored, subject, measure=measure)),
         tokenizers=tuple(tokenizer_rows(scored)),
-        subject=subject,
-        ledger=None if ledger is None else dict(ledger.rows),
-        ledger_tensors=0 if ledger is None else len(ledger.tensors),
+        subject=subject[0] if subject else None,
+        ledger=dict(subject[1].ledger.rows) if subject else None,
         heat=shown,
         predictions=tuple(_predictions(gathered)),
     )
+
+
+def _subject(entries: Iterable[Entry]) -> tuple[Entry, Artifact] | None:
+    """The first run whose scored artifact is there."""
+    for entry in entries:
+        if (artifact := loaded(entry)) is not None:
+            return entry, artifact
+    return None
 
 
 def _predictions(gathered: Gathered) -> list[dict[str, Any]]:
@@ -118,7 +121,10 @@ def _number(value: Any) -> float | None:
 
 
 def settings_text(settings: Mapping[str, Any]) -> str:
-    """Settings in a line.  {"head": "tied", "trunk.layers": 4, "bits": None} -> "head tied, layers 4" """
+    """Settings in a line.
+
+    {"head": "tied", "trunk.layers": 4, "bits": None} -> "head tied, layers 4"
+    """
     short = ((key.rpartition(".")[2], value) for key, value in settings.items())
     return ", ".join(f"{key} {value}" for key, value in short if value is not None)
 

@@ -100,7 +100,9 @@ def axes(x: Scale, y: Scale, x_title: str, y_title: str) -> list[Markup]:
 
 
 def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> Markup:
-    return Markup('<path class="{}" d="M{:.1f} {:.1f}L{:.1f} {:.1f}"/>').format(kind, x1, y1, x2, y2)
+    return Markup('<path class="{}" d="M{:.1f} {:.1f}L{:.1f} {:.1f}"/>').format(
+        kind, x1, y1, x2, y2
+    )
 
 
 def _path(points: Iterable[tuple[float, float]], kind: str, title: str = "") -> Markup:
@@ -127,7 +129,9 @@ def _pareto(board: Board, looks: Mapping[str, Series], width: float) -> Markup:
     for cap in near:
         parts.append(_line(x(cap), y.start, x(cap), y.end, "cap"))
         parts.append(text(x(cap) - 4, y.end + 8, f"cap {short(cap)}", "end soft"))
-    front = sorted((row for row in rows if row.front), key=lambda row: row.entry.artifact_bytes or 0)
+    front = sorted(
+        (row for row in rows if row.front), key=lambda row: row.entry.artifact_bytes or 0
+    )
     steps: list[tuple[float, float]] = []
     for row in front:
         at = x(row.entry.artifact_bytes or 0)
@@ -161,7 +165,12 @@ def place_labels(
     for x, y, name in labels:
         name = name if len(name) <= 28 else f"{name[:27]}\u2026"
         long = LETTER * len(name)
-        for left, top in ((x + 8, y - 15), (x - 8 - long, y + 2), (x + 8, y + 2), (x - 8 - long, y - 15)):  # noqa: E501
+        for left, top in (
+            (x + 8, y - 15),
+            (x - 8 - long, y + 2),
+            (x + 8, y + 2),
+            (x - 8 - long, y - 15),
+        ):  # noqa: E501
             box = (left, top, long, LINE)
             if left > 48 and left + long < width and not any(_meet(box, other) for other in used):
                 used.append(box)
@@ -261,7 +270,9 @@ def _predictions(rows: Sequence[Mapping[str, Any]], width: float) -> Markup:
         if row["low"] is not None and row["high"] is not None:
             parts.append(_line(x(row["low"]), y, x(row["high"]), y, "interval"))
         parts.append(
-            Markup('<circle class="predicted" cx="{:.1f}" cy="{}" r="4"><title>{}</title></circle>').format(  # noqa: E501
+            Markup(
+                '<circle class="predicted" cx="{:.1f}" cy="{}" r="4"><title>{}</title></circle>'
+            ).format(  # noqa: E501
                 x(row["bpb"]), y, f"predicted {row['bpb']:.4f}"
             )
         )
@@ -284,7 +295,9 @@ def lengths(counts: Mapping[str, int]) -> Markup:
         for number, count in enumerate(bars)
     ]
     said = ", ".join(f"{count} of {length}" for length, count in counts.items())
-    return svg(96, 20, f"tokens by bytes: {said}", [Markup("<title>{}</title>").format(said), *parts])
+    return svg(
+        96, 20, f"tokens by bytes: {said}", [Markup("<title>{}</title>").format(said), *parts]
+    )
 
 
 def legend_mark(look: Series) -> Markup:

@@ -51,14 +51,17 @@ def loaded(entry: Entry) -> Artifact | None:
     return artifact if known in (None, artifact.sha256) else None
 
 
-def head_rows(scored: Sequence[Entry], *, measure: bool) -> list[HeadRow]:
-    """A row for the best run of each head, of the first heads by score."""
+def head_rows(
+    scored: Sequence[Entry], subject: tuple[Entry, Artifact] | None, *, measure: bool
+) -> list[HeadRow]:
+    """A row for the best run of each head, of the first heads by score. `subject` is loaded."""
     best: dict[str, Entry] = {}
     for entry in scored:
-        best.setdefault(entry.head, entry)
+        if (entry.run / ARTIFACT).is_file():
+            best.setdefault(entry.head, entry)
     found = []
     for entry in [*best.values()][:MOST_HEADS]:
-        artifact = loaded(entry)
+        artifact = subject[1] if subject and subject[0] is entry else loaded(entry)
         if artifact is not None:
             found.append(_head_row(entry, artifact, measure))
     return found

@@ -75,6 +75,11 @@ class Entry:
         return size if type(size) is int else None
 
     @property
+    def over_cap(self) -> bool:
+        """Whether it is larger than it may be."""
+        return bool(self.cap and self.artifact_bytes and self.artifact_bytes > self.cap)
+
+    @property
     def seed(self) -> Any:
         """The training's seed."""
         return self.settings.get("seed")

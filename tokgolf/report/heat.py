@@ -181,7 +181,7 @@ def pieces(data: bytes | None) -> Iterator[tuple[str, str]]:
     """A token's bytes as text: ("text", ...) to show as it is, ("mark", ...) for what would not
     show, or would change how the rest is shown.
 
-    b"a\\xe2\\x80\\xaeb\\xff" -> ("text", "a"), ("mark", "\\\\u202e"), ("text", "b"), ("mark", "\\\\xff")
+    b"a\\0b\\xff" -> ("text", "a"), ("mark", "\\\\0"), ("text", "b"), ("mark", "\\\\xff")
     """
     if data is None:
         yield "mark", "end"
@@ -202,7 +202,10 @@ def pieces(data: bytes | None) -> Iterator[tuple[str, str]]:
 
 
 def escaped(char: str) -> str:
-    """A character that cannot be shown, spelt out. "\\u202e" -> "\\\\u202e"; "\\udcff" -> "\\\\xff" """
+    """A character that cannot be shown, spelt out; a surrogate stands for a byte that is no text.
+
+    "\\u202e" -> "\\\\u202e", "\\udcff" -> "\\\\xff"
+    """
     code = ord(char)
     if 0xDC80 <= code <= 0xDCFF:
         return f"\\x{code - 0xDC00:02x}"

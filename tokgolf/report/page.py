@@ -44,10 +44,8 @@ def render(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"plain": plain, "n": whole, "f": decimals, "ms": decimals}
-    looks = charts.series_of(
-        row.entry.head for board in report.boards for row in board.rows
-    )
+    environment.filters |= {"plain": plain, "n": whole, "f": decimals, "said": said}
+    looks = charts.series_of(row.entry.head for board in report.boards for row in board.rows)
     return environment.get_template("page.html").render(
         report=report,
         policy=policy,
@@ -59,8 +57,7 @@ def render(report: Report) -> str:
         looks=looks,
         mark=charts.legend_mark,
         paretos=[
-            charts.pareto(board, looks) if len(board.sized) > 1 else None
-            for board in report.boards
+            charts.pareto(board, looks) if len(board.sized) > 1 else None for board in report.boards
         ],
         varied=[varied([row.entry for row in board.rows]) for board in report.boards],
         curve_axes=AXES,
@@ -163,6 +160,11 @@ def token_text(data: bytes | None) -> str:
 def whole(value: int | None) -> str:
     """An integer with separators, or a dash.  249749 -> "249,749" """
     return "\u2013" if value is None else f"{value:,}"
+
+
+def said(value: Any) -> str:
+    """A setting's value, or a dash for none."""
+    return "\u2013" if value is None else plain(value)
 
 
 def decimals(value: float | None, places: int = 4) -> str:
