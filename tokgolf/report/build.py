@@ -16,7 +16,7 @@ from tokgolf.report.board import Board, boards
 from tokgolf.report.costs import HeadRow, TokenizerRow, head_rows, loaded, tokenizer_rows
 from tokgolf.report.curves import Curve, read_curves
 from tokgolf.report.entries import Entry, Gathered, gather
-from tokgolf.report.heat import Heat, chosen_text, protocol_of, scored_text
+from tokgolf.report.heat import Heat, chosen_text, plain, protocol_of, scored_text
 
 MOST_CHARTED = 40
 
@@ -105,8 +105,8 @@ def _predictions(gathered: Gathered) -> list[dict[str, Any]]:
         seen = _number(each.get("measured"))
         found.append(
             {
-                "label": label or str(each.get("what")),
-                "what": str(each.get("what")),
+                "label": plain(label or each.get("what")),
+                "what": plain(each.get("what")),
                 "bpb": bpb,
                 "low": low,
                 "high": high,
