@@ -35,10 +35,6 @@ def test_text_of_a_corpus_shows_as_text_and_nothing_happens(
     page: Path, browser: Browser, scripts: bool, dark: bool
 ) -> None:
     browser.open(page, scripts=scripts, dark=dark)
-    words = browser.call("DOM.getDocument", depth=0) and browser.call(
-        "Page.captureSnapshot", format="mhtml"
-    )
-    assert words["data"]
     assert browser.complaints() == []
     assert browser.requests() == [page.as_uri()]
 
@@ -46,7 +42,8 @@ def test_text_of_a_corpus_shows_as_text_and_nothing_happens(
 def test_a_script_in_a_corpus_is_text(page: Path, browser: Browser) -> None:
     browser.open(page)
     shown = browser.value("document.getElementById('text').textContent")
-    assert shown.startswith("<script>alert(1)</script>\"'&\\u202eevil\\u2066\\0\\x1b")
+    # The tokens are single bytes here, so that each byte of the bidi control is spelt out.
+    assert shown.startswith("<script>alert(1)</script>\"'&\\xe2\\x80\\xaeevil")
     assert "\\xff" in shown and shown.endswith("end")
     assert browser.value("document.querySelectorAll('script').length") == 2
     assert "<script>alert(1)</script>" in browser.value("document.body.innerText")
