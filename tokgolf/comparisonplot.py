@@ -4,7 +4,6 @@ Below zero the candidate is better. Needs matplotlib.
 """
 
 from collections.abc import Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,7 @@ import numpy as np
 
 from tokgolf.eval.compare import Comparison
 from tokgolf.eval.saved import Doubles
-from tokgolf.files import write_bytes
-from tokgolf.inspection import check_plot, matplotlib_module
+from tokgolf.inspection import check_plot, matplotlib_module, write_figure
 
 DOCUMENTS, SEEDS, RULE = "#0072b2", "#d55e00", "#777777"  # Okabe & Ito 2008
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
@@ -73,9 +71,7 @@ def plot_comparisons(found: Sequence[Comparison], path: Path) -> None:
         f"{_short(reference.scores[0].corpus)}",
         x=0.01, ha="left", fontsize=11,
     )  # fmt: skip
-    buffer = BytesIO()
-    figure.savefig(buffer, format=path.suffix[1:])
-    write_bytes(path, buffer.getvalue())
+    write_figure(figure, path)
 
 
 def _scale_bytes(axes: Any, sizes: Doubles) -> None:

@@ -188,9 +188,7 @@ def plot_tokenizers(facts: Sequence[dict[str, Any]], path: Path) -> None:
     figure.legend(*left.get_legend_handles_labels(), loc="outside right upper", frameon=False)
     names = ", ".join(Path(domain["corpus"]).name for domain in facts[0]["domains"])
     figure.supxlabel(f"text: {names}", fontsize=8, color="#555555", x=0.01, ha="left", wrap=True)
-    buffer = BytesIO()
-    figure.savefig(buffer, format=path.suffix[1:])
-    write_bytes(path, buffer.getvalue())
+    write_figure(figure, path)
 
 
 def matplotlib_module(module: str) -> Any:
@@ -201,3 +199,12 @@ def matplotlib_module(module: str) -> Any:
         raise ConfigError(
             "a plot needs matplotlib, which is not here; pip install 'tokgolf[report]'"
         ) from error
+
+
+def write_figure(figure: Any, path: Path) -> None:
+    """Write a matplotlib figure, whole or not at all; the same figure gives the same bytes."""
+    dated = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix)
+    buffer = BytesIO()
+    with import_module("matplotlib").rc_context({"svg.hashsalt": "tokgolf"}):
+        figure.savefig(buffer, format=path.suffix[1:], metadata=dated)
+    write_bytes(path, buffer.getvalue())

@@ -1,4 +1,4 @@
-"""The whole job in one call: documents, tokenizer, training, export, decode, score.
+"""The whole job in one call: documents, tokenizer, training, export, decode, score, report.
 
 It only strings together what the other commands do, in the order a person would run them.
 """
@@ -19,11 +19,13 @@ from tokgolf.eval.score import open_source, read_train_digests, save_score, scor
 from tokgolf.heads import head_config
 from tokgolf.model import head_shape
 from tokgolf.quantize.rows import QuantConfig, quant_config
+from tokgolf.report.build import build, write
 from tokgolf.tokenizers import build_tokenizer
 from tokgolf.training import StepReport, run_config, train
 
 RECIPE = "cpu"
 SCORE_STRIDE = 128
+REPORT = "report.html"
 
 
 def golf(
@@ -96,6 +98,8 @@ def golf(
         f"{others['brotli_bpb']:.4f}, PPMd order {others['ppmd_order']} {others['ppmd_bpb']:.4f}, "
         f"unigram tokens {others['unigram_token_bpb']:.4f} bits per byte"
     )
+    write(build([run], cap=cap), run / REPORT)
+    say(f"report    {run / REPORT}")
     return merged(
         after.as_dict(),
         {

@@ -5,12 +5,10 @@ together; what is too small for a label on it is listed under the picture. Needs
 """
 
 from collections.abc import Mapping, Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tokgolf.files import write_bytes
-from tokgolf.inspection import check_plot, matplotlib_module
+from tokgolf.inspection import check_plot, matplotlib_module, write_figure
 
 WIDTH, HEIGHT = 11.0, 6.2  # inches
 # Okabe & Ito 2008, mixed with white so that black text reads on all of them.
@@ -76,6 +74,36 @@ def _worst(row: Sequence[float], side: float) -> float:
     return max(max(depth * depth / area, area / (depth * depth)) for area in row)
 
 
+class Area(NamedTuple):
+    """A group of rows, and where each of them lies within it."""
+
+    name: str
+    color: str
+    box: Rectangle
+    members: list[tuple[str, int, Rectangle]]
+
+    @property
+    def bytes(self) -> int:
+        """Of all members."""
+        return sum(size for _, size, _ in self.members)
+
+
+def areas(rows: Mapping[str, int], within: Rectangle) -> list[Area]:
+    """Lay out a ledger's rows (component, bytes) by group, groups and members by falling size."""
+    groups: dict[tuple[str, str], list[tuple[str, int]]] = {}
+    for name, size in rows.items():
+        groups.setdefault(GROUPS.get(name.partition(":")[0], REST), []).append((name, size))
+    by_size = sorted(groups.items(), key=lambda item: -sum(size for _, size in item[1]))
+    totals = [sum(size for _, size in members) for _, members in by_size]
+    found = []
+    for ((name, color), members), place in zip(by_size, squarify(totals, within), strict=True):
+        members = sorted(members, key=lambda row: -row[1])
+        boxes = squarify([size for _, size in members], place)
+        laid = [(*row, box) for row, box in zip(members, boxes, strict=True)]
+        found.append(Area(name, color, place, laid))
+    return found
+
+
 def plot_ledger(rows: Mapping[str, int], title: str, path: Path) -> None:
     """Draw a ledger's rows (component, bytes) and write the picture to `path` (.png, .svg, .pdf).
 
@@ -83,40 +111,31 @@ def plot_ledger(rows: Mapping[str, int], title: str, path: Path) -> None:
     """
     check_plot(path)
     full = sum(rows.values())
-    groups: dict[tuple[str, str], list[tuple[str, int]]] = {}
-    for name, size in rows.items():
-        groups.setdefault(GROUPS.get(name.partition(":")[0], REST), []).append((name, size))
-    by_size = sorted(groups.items(), key=lambda item: -sum(size for _, size in item[1]))
+    found = areas(rows, Rectangle(0, 0, WIDTH, HEIGHT))
     figure = matplotlib_module("figure").Figure(figsize=(WIDTH, HEIGHT + 0.9), dpi=150)
     axes = figure.add_axes((0.01, 0.09, 0.98, 0.85), xlim=(0, WIDTH), ylim=(HEIGHT, 0))
     axes.axis("off")
-    totals = [sum(size for _, size in members) for _, members in by_size]
     small: list[str] = []
-    for (group, members), place in zip(
-        by_size, squarify(totals, Rectangle(0, 0, WIDTH, HEIGHT)), strict=True
-    ):
-        members = sorted(members, key=lambda row: -row[1])
-        boxes = squarify([size for _, size in members], place)
-        for (name, size), box in zip(members, boxes, strict=True):
+    for area in found:
+        for name, size, box in area.members:
             share = f"{100 * size / full:.1f} %"
-            _draw(axes, box, group[1], 0.8)
+            _draw(axes, box, area.color, 0.8)
             if not _label(figure, axes, box, name, size, share):
                 small.append(f"{name} {size:,}")
-        _draw(axes, place, "none", 2.4)
+        _draw(axes, area.box, "none", 2.4)
     figure.text(0.012, 0.957, title, fontsize=12, fontweight="bold")
     total = f"{full:,} bytes, code and tokenizer included"
     figure.text(0.988, 0.957, total, fontsize=11, ha="right")
     left = 0.012
-    for ((name, color), _), size in zip(by_size, totals, strict=True):
-        text = figure.text(left + 0.016, 0.057, f"{name} {100 * size / full:.1f} %", fontsize=9)
-        figure.text(left, 0.057, "\u25a0", fontsize=12, color=color)
+    for area in found:
+        share = f"{area.name} {100 * area.bytes / full:.1f} %"
+        text = figure.text(left + 0.016, 0.057, share, fontsize=9)
+        figure.text(left, 0.057, "\u25a0", fontsize=12, color=area.color)
         left += 0.03 + text.get_window_extent().width / (figure.dpi * WIDTH)
     if small:
         note = "bytes of the smallest: " + ", ".join(small)
         figure.text(0.012, 0.037, note, fontsize=7.5, color="#444444", va="top", wrap=True)
-    buffer = BytesIO()
-    figure.savefig(buffer, format=path.suffix[1:])
-    write_bytes(path, buffer.getvalue())
+    write_figure(figure, path)
 
 
 def _draw(axes: Any, box: Rectangle, color: str, line: float) -> None:

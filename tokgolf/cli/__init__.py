@@ -21,6 +21,7 @@ from tokgolf.cli import (
     heads,
     inspect,
     proof,
+    report,
     sample,
     score,
     submit,
@@ -61,6 +62,7 @@ for command in (
     sample.sample,
     inspect.inspect,
     submit.submit,
+    report.report,
 ):
     cli.add_command(command)
 

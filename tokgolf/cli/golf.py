@@ -35,9 +35,9 @@ def golf(
     output: Path,
     device: str,
 ) -> None:
-    """Tokenizer, training, export under a cap, and score, on the embedded corpus, in minutes.
+    """Tokenizer, training, export under a cap, score, report: the embedded corpus in minutes.
 
-    Ends with one JSON object on stdout.
+    Ends with one JSON object on stdout; report.html in the run directory is for a browser.
 
     Example: tokgolf golf
     """
