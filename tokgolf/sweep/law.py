@@ -98,12 +98,42 @@ class Law:
         return mean, np.maximum(variance, 0)
 
     def predict(
-        self, sizes: Doubles, tokens: Doubles, effects: Doubles, *, seed_variance: float
+        self, sizes: Doubles, tokens: Doubles, effects: Doubles, *, seed_variance: Doubles
     ) -> Doubles:
-        """bpb that single runs at m settings may come to: quantiles 0.025, 0.5, 0.975, (3, m)."""
+        """bpb that runs at m settings may come to: quantiles 0.025, 0.5, 0.975, (3, m).
+
+        `seed_variance` (m,) is of log bpb: the pooled one over the seeds that are averaged.
+        """
         mean, variance = self.at(sizes, tokens, effects)
         noise = np.exp(2 * self.draws[:, 5:]) + seed_variance
         return _quantiles(mean, variance + noise, np.ones(mean.shape))
+
+    def worth(
+        self,
+        target: tuple[float, float, Doubles],
+        cells: tuple[Doubles, Doubles, Doubles],
+        *,
+        seed_variance: float,
+        thin: int,
+    ) -> Doubles:
+        """What share of the variance of log bpb at the target each of m cells would take away.
+
+        As for a linear law: the squared covariance of the two, over the variance that a measurement
+        at the cell has. Both are (weights, tokens, effects); the target's effects are (1, k).
+        """
+        sizes, tokens = (np.append(cells[i], target[i]) for i in (0, 1))
+        effects = np.concatenate([cells[2], target[2]])
+        mean, variance = self.at(sizes, tokens, effects, thin=thin)
+        some = self.draws[::thin]
+        inverse = self._whitened(some)[1].mean(0)
+        cross = effects @ self.data.effects.T @ self._vectors
+        shared = effects[:-1] @ effects[-1] - (cross[:-1] * inverse) @ cross[-1]
+        centred = mean - mean.mean(0)
+        shared += (centred[:, :-1] * centred[:, -1:]).mean(0)
+        total = np.square(centred).mean(0) + variance.mean(0)
+        noise = float(np.exp(2 * some[:, 5]).mean()) + seed_variance
+        gain: Doubles = np.square(shared) / ((total[:-1] + noise) * total[-1])
+        return gain
 
     def left_out(self) -> Doubles:
         """What each measured setting would be if it had not been measured, quantiles (3, n).
