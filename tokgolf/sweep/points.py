@@ -155,12 +155,17 @@ class Effects:
 
     def kind(self, settings: Settings) -> tuple[str, ...]:
         """All that tells settings apart but their size, tokens and seed."""
-        return (*(self._level(settings, axis) for axis in self.axes), self._vocabulary_text(settings))
+        return (
+            *(self._level(settings, axis) for axis in self.axes),
+            self._vocabulary_text(settings),
+        )
 
     def label(self, settings: Settings) -> str:
         """The same for a person: "head=tied, V=1,024"."""
         parts = [
-            str(settings.get(axis)) if axis in ("case", "variant") else f"{axis}={settings.get(axis)}"
+            str(settings.get(axis))
+            if axis in ("case", "variant")
+            else f"{axis}={settings.get(axis)}"
             for axis in self.axes
         ]
         vocabulary = settings.get("vocab_size")

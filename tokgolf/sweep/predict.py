@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tokgolf.errors import ConfigError
-from tokgolf.sweep.cells import Cell, Sweep, read_sweep, write_sweep
+from tokgolf.sweep.cells import RESULTS_FILE, Cell, Sweep, read_sweep, write_sweep
 from tokgolf.sweep.law import Law
 from tokgolf.sweep.points import (
     BUDGET_AXES,
@@ -163,7 +163,11 @@ class _Asker:
     law: Law
 
     def ask(
-        self, what: str, settings: Sequence[Settings], sizes: Sequence[float], tokens: Sequence[float]
+        self,
+        what: str,
+        settings: Sequence[Settings],
+        sizes: Sequence[float],
+        tokens: Sequence[float],
     ) -> list[Prediction]:
         """Predictions of single runs that were not measured."""
         x, y = np.array(sizes, dtype=np.float64), np.array(tokens, dtype=np.float64)
@@ -304,9 +308,7 @@ def _candidates(
     kinds = {effects.kind(point.settings): point for point in points}
     own = {(effects.kind(point.settings), _shape(point)): point.params for point in points}
     measured = {(effects.kind(p.settings), _shape(p), p.tokens) for p in points}
-    least = {
-        kind: min(size for (other, _), size in own.items() if other == kind) for kind in kinds
-    }
+    least = {kind: min(size for (other, _), size in own.items() if other == kind) for kind in kinds}
     limit = 2.01 * max(point.work for point in points)
     twice, most = 2 * max(point.params for point in points), 2 * max(amounts)
     shapes[f"{twice}"] = {"params": twice}, twice
@@ -372,6 +374,29 @@ def _notes(points: Sequence[Point], effects: Effects) -> list[str]:
     if seed_variance(points) == 0:
         notes.append("no setting has two seeds: their noise is part of the misfit")
     return notes
+
+
+def calibration(found: Sequence[Prediction]) -> dict[str, float]:
+    """How predictions did: how many `held`, and the mean and largest relative error."""
+    errors = [abs(each.bpb / each.measured - 1) for each in found if each.measured]
+    return {
+        "held": sum(each.holds for each in found),
+        "mean_error": float(np.mean(errors)),
+        "largest_error": max(errors),
+    }
+
+
+def sweep_among(paths: Sequence[Path]) -> Path:
+    """The one sweep among paths, whose `results.json` predictions go to.
+
+    Raises `ConfigError` for none or several.
+    """
+    found = [path for path in paths if path.name == RESULTS_FILE or (path / RESULTS_FILE).exists()]
+    if len(found) != 1:
+        raise ConfigError(
+            f"{len(found)} of {len(paths)} results are sweeps, --save needs one; give its folder"
+        )
+    return found[0]
 
 
 def save_predictions(found: Sequence[Prediction], path: Path) -> Sweep:
