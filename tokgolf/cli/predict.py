@@ -108,7 +108,8 @@ def _calibration(title: str, found: "tuple[Prediction, ...]") -> str:
     values = calibration(found)
     return (
         f"{title}: {values['held']} of {len(found)} measured are within their interval, "
-        f"mean error {100 * values['mean_error']:.2f} %, largest {100 * values['largest_error']:.2f} %"
+        f"mean error {100 * values['mean_error']:.2f} %, "
+        f"largest {100 * values['largest_error']:.2f} %"
     )
 
 

@@ -10,7 +10,7 @@ interval that leaves that out is far too narrow at a hundred times the size. Sam
 from the prior (sequential Monte Carlo, Del Moral et al. 2006), effects integrated exactly; the same
 cells give the same numbers.
 
-Priors, wide and the same for all: E uniform from 0 to the lowest bpb; exponents around 0.35 (between
+Priors, wide, the same for all: E uniform from 0 to the lowest bpb; exponents around 0.35 (between
 0.09 and 1.4 at 95 %: Hoffmann et al. 0.34 and 0.28, Kaplan et al. 2020 0.08 and 0.10 without E);
 either power is 0.3 of the lowest bpb amid the cells, give or take a factor e; a level moves bpb by
 5 %; a cell lies 0.5 % off, give or take a factor e.

@@ -61,7 +61,7 @@ class Prediction:
         return self.measured is not None and self.low <= self.measured <= self.high
 
     def entry(self) -> dict[str, Any]:
-        """As in a sweep's `results.json`; what its cells' settings lack is said as params, tokens."""
+        """As in a sweep's `results.json`; settings that no cell has yet may hold params, tokens."""
         names = ("settings", "cell", "bpb", "low", "high", "measured", "what")
         return {name: getattr(self, name) for name in names}
 
@@ -255,9 +255,9 @@ def _at_cap(
     found = asker.ask(f"at {cap / 1e6:g} MB", settings, sizes, [seen] * len(sizes))
     known = any(point.artifact_bytes for point in asker.points)
     note = (
-        f"{cap:,} bytes hold {min(sizes):,.0f} to {max(sizes):,.0f} weights, by the artifacts measured"
+        f"{cap:,} bytes hold {min(sizes):,.0f} to {max(sizes):,.0f} weights, by what was measured"
         if known
-        else f"no artifact was measured: {cap:,} bytes are taken for {sizes[0]:,.0f} weights of 4 bits"
+        else f"no artifact was measured: {cap:,} bytes taken for {sizes[0]:,.0f} weights of 4 bits"
     )
     return sorted(found, key=lambda each: each.bpb), note
 
@@ -402,9 +402,8 @@ def sweep_among(paths: Sequence[Path]) -> Path:
 def save_predictions(found: Sequence[Prediction], path: Path) -> Sweep:
     """Write predictions into a sweep's `results.json`, and return it as it now is.
 
-    Those that came true or not stay, so that a prediction can be held against what came of it: each gets
-    the cell and bpb that were measured meanwhile. Those that are still unmeasured make room for
-    the new ones, which know more.
+    Older ones get the cell and bpb that were measured meanwhile, and stay, to be held against
+    them. Those that are still unmeasured make room for the new ones, which know more.
     """
     sweep = read_sweep(path)
     results = {_key(cell.settings): cell for cell in sweep.cells if cell.status == "done"}
