@@ -23,6 +23,7 @@ from tokgolf.cli import (
     proof,
     sample,
     score,
+    sweep,
     tokenizer,
     train,
 )
@@ -52,6 +53,7 @@ for command in (
     train.train,
     export.export,
     score.score,
+    sweep.sweep,
     audit.audit,
     compare.compare,
     proof.compress,

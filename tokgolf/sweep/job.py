@@ -1,0 +1,203 @@
+"""One cell, from documents to a score: idempotent, resumable, and never done by two at once.
+
+Every stage leaves a file of the run directory that is whole or not there, and is skipped where its
+file is sound; training goes on from its checkpoint. What ends a cell is one line in `cell.json`.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tokgolf.artifact.checkpoint import exported
+from tokgolf.artifact.export import export_run
+from tokgolf.artifact.load import load_artifact
+from tokgolf.corpora import open_corpus
+from tokgolf.device import resolve_device
+from tokgolf.errors import ConfigError, Interrupted, TokgolfError
+from tokgolf.eval.saved import read_score
+from tokgolf.eval.score import open_source, read_train_digests, save_score, score
+from tokgolf.sweep.cells import Cell, read_cell, write_cell
+from tokgolf.sweep.plan import NO_CAP, Job, Prepared, prepared, read_job
+from tokgolf.sweep.store import locked, shared_tokens
+from tokgolf.training import StepReport, TrainResult, train
+
+LOCK_FILE = ".lock"
+BEFORE_FILE = "float.json"  # the float model's score
+BEAT_SECONDS = 5.0
+BUSY = "busy"
+
+
+def run_cell(store: str, cell_id: str) -> str:
+    """Do what is left of a cell; returns its status, or "busy" if another worker has it.
+
+    A failure is written down with its reason and raises nothing. A cell that has ended is left
+    alone; `reopen` one to have it done again.
+    """
+    return attempt(Path(store), cell_id, measured)
+
+
+Beat = Callable[[int], None]
+Measure = Callable[[Path, str, Beat], Mapping[str, Any]]
+
+
+def attempt(store: Path, cell_id: str, measure: Measure) -> str:
+    """As `run_cell`, with what finds the numbers as an argument: `measure(store, cell_id, beat)`
+    returns fields of `Cell`; it calls `beat(step)` as it goes on."""
+    run = store / cell_id
+    with locked(run / LOCK_FILE, wait=False) as ours:
+        if not ours:
+            return BUSY
+        before = read_cell(run)
+        if before.status in ("done", "failed"):
+            return before.status
+        began = last = time.time()
+        cell = replace(
+            before,
+            status="running",
+            reason=None,
+            started=before.started or began,
+            attempts=before.attempts + 1,
+        )
+        write_cell(cell, run)
+
+        def now() -> Cell:
+            return replace(cell, seconds=before.seconds + time.time() - began)
+
+        def beat(step: int) -> None:
+            nonlocal cell, last
+            if time.time() - last >= BEAT_SECONDS:
+                last = time.time()
+                cell = replace(cell, steps=step)
+                write_cell(now(), run)
+
+        try:
+            found = measure(store, cell_id, beat)
+            cell = replace(cell, status="done", **found)
+        except Interrupted:
+            cell = replace(cell, status="pending")
+        except TokgolfError as error:
+            cell = replace(cell, status="failed", reason=_line(str(error)))
+        except Exception as error:  # whatever becomes of one cell, the others go on
+            cell = replace(cell, status="failed", reason=_line(f"{type(error).__name__}: {error}"))
+        except BaseException:  # Ctrl-C, or the engine ends us
+            write_cell(replace(now(), status="pending"), run)
+            raise
+        write_cell(now(), run)
+        return cell.status
+
+
+def fail(run: Path, reason: str) -> Cell:
+    """Write down that a cell failed, if no worker has it; returns the cell as it then stands."""
+    with locked(run / LOCK_FILE, wait=False) as ours:
+        cell = read_cell(run)
+        if ours and cell.status != "done":
+            cell = replace(cell, status="failed", reason=_line(reason))
+            write_cell(cell, run)
+        return cell
+
+
+def reopen(run: Path) -> Cell:
+    """Make an ended cell pending again, if no worker has it; what it left is built upon."""
+    with locked(run / LOCK_FILE, wait=False) as ours:
+        cell = read_cell(run)
+        if ours:
+            cell = replace(cell, status="pending", reason=None)
+            write_cell(cell, run)
+        return cell
+
+
+def is_sound(run: Path) -> bool:
+    """Whether the files of a cell that is done are there, and say what the cell says."""
+    try:
+        cell, saved = read_cell(run), read_score(run)
+        return saved.bpb == cell.bpb and load_artifact(run / "model.golf").sha256 == (
+            saved.artifact_sha256
+        )
+    except (TokgolfError, OSError):
+        return False
+
+
+def measured(store: Path, cell_id: str, beat: Beat) -> dict[str, Any]:
+    """Train, score, export and score again; the cell's numbers."""
+    run = store / cell_id
+    job = read_job(run)
+    corpus, held_out = open_corpus(job.corpus), open_corpus(job.scored)
+    for one, wanted in ((corpus, job.corpus_sha256), (held_out, job.scored_sha256)):
+        if (sha256 := one.summary().sha256) != wanted:
+            raise ConfigError(
+                f"{one.name} has changed since the sweep was planned, from SHA-256 {wanted[:16]} "
+                f"to {sha256[:16]}; run the sweep again under another name"
+            )
+    device = resolve_device(job.device)
+    ready = prepared(store, job, corpus)
+    tokens = shared_tokens(store, ready.tokenizer, corpus, job.corpus_sha256, run)
+    result = _trained(job, ready, run, device, beat)
+    bpb_before = _score(run, run / BEFORE_FILE, job, device, None)
+    path = run / "model.golf"
+    digest = _artifact(path)
+    if digest is None:
+        cap = NO_CAP if job.cap is None else job.cap
+        export_run(run, path, cap=cap, config=job.quant_config(), device=device)
+        digest = load_artifact(path).sha256
+    bpb = _score(path, run / "score.json", job, device, digest)
+    ledger = load_artifact(path).ledger
+    return {
+        "bpb": bpb,
+        "bpb_before_export": bpb_before,
+        "artifact_bytes": ledger.full,
+        "asset_bytes": dict(ledger.rows)["tokenizer"],
+        "params": result.params,
+        "steps": result.steps,
+        "tokens": result.tokens,
+        "train_bytes": round(result.tokens * tokens.bytes / len(tokens.stream)),
+    }
+
+
+def _trained(job: Job, ready: Prepared, run: Path, device: str, beat: Beat) -> TrainResult:
+    """Train, or go on; a run that has ended is only read."""
+
+    def on_step(report: StepReport) -> None:
+        beat(report.step)
+
+    return train(
+        ready.config,
+        ready.tokenizer,
+        open_corpus(job.corpus),
+        run,
+        held_out=open_corpus(job.scored),
+        device=device,
+        resume=(run / "checkpoints" / "latest.json").is_file(),
+        on_step=on_step,
+    )
+
+
+def _artifact(path: Path) -> str | None:
+    """SHA-256 of a run's artifact, if a whole export left it."""
+    try:
+        digest = load_artifact(path).sha256
+    except (TokgolfError, OSError):
+        return None
+    whole = path.with_name(f"{path.name}.plan.json").is_file() and digest in exported(path.parent)
+    return digest if whole else None
+
+
+def _score(source: Path, saved: Path, job: Job, device: str, digest: str | None) -> float:
+    """Bits per byte of a run or artifact: the saved score if it is of this one, or a new one."""
+    try:
+        found = read_score(saved)
+        if found.artifact_sha256 == digest:
+            return found.bpb
+    except (TokgolfError, OSError):
+        pass  # none yet, or a damaged one
+    model, folder = open_source(source)
+    digests = read_train_digests(model, folder)
+    held_out = open_corpus(job.scored)
+    result = score(model, held_out, stride=job.stride, device=device, train_digests=digests)
+    save_score(result, saved)
+    return read_score(saved).bpb  # as an attempt that finds it there reads it, to the last digit
+
+
+def _line(reason: str) -> str:
+    return " ".join(reason.split())
