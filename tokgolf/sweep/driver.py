@@ -17,9 +17,9 @@ import tomli_w
 from tokgolf.config import from_dict, read_toml, to_dict
 from tokgolf.errors import ConfigError
 from tokgolf.files import write_text
+from tokgolf.sweep.attempts import fail
 from tokgolf.sweep.cells import Cell, Sweep, read_cell, write_sweep
 from tokgolf.sweep.engines import Ended, Engine
-from tokgolf.sweep.job import fail
 from tokgolf.sweep.spec import SweepSpec
 
 SPEC_FILE = "spec.toml"

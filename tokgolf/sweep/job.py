@@ -4,9 +4,6 @@ Every stage leaves a file of the run directory that is whole or not there, and i
 file is sound; training goes on from its checkpoint. What ends a cell is one line in `cell.json`.
 """
 
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +12,16 @@ from tokgolf.artifact.export import export_run
 from tokgolf.artifact.load import load_artifact
 from tokgolf.corpora import open_corpus
 from tokgolf.device import resolve_device
-from tokgolf.errors import ConfigError, Interrupted, TokgolfError
+from tokgolf.errors import ConfigError, TokgolfError
 from tokgolf.eval.saved import read_score
 from tokgolf.eval.score import open_source, read_train_digests, save_score, score
-from tokgolf.sweep.cells import Cell, read_cell, write_cell
+from tokgolf.sweep.attempts import Beat, attempt
+from tokgolf.sweep.cells import read_cell
 from tokgolf.sweep.plan import NO_CAP, Job, Prepared, prepared, read_job
-from tokgolf.sweep.store import locked, shared_tokens
+from tokgolf.sweep.store import shared_tokens
 from tokgolf.training import StepReport, TrainResult, train
 
-LOCK_FILE = ".lock"
 BEFORE_FILE = "float.json"  # the float model's score
-BEAT_SECONDS = 5.0
-BUSY = "busy"
 
 
 def run_cell(store: str, cell_id: str) -> str:
@@ -36,76 +31,6 @@ def run_cell(store: str, cell_id: str) -> str:
     alone; `reopen` one to have it done again.
     """
     return attempt(Path(store), cell_id, measured)
-
-
-Beat = Callable[[int], None]
-Measure = Callable[[Path, str, Beat], Mapping[str, Any]]
-
-
-def attempt(store: Path, cell_id: str, measure: Measure) -> str:
-    """As `run_cell`, with what finds the numbers as an argument: `measure(store, cell_id, beat)`
-    returns fields of `Cell`; it calls `beat(step)` as it goes on."""
-    run = store / cell_id
-    with locked(run / LOCK_FILE, wait=False) as ours:
-        if not ours:
-            return BUSY
-        before = read_cell(run)
-        if before.status in ("done", "failed"):
-            return before.status
-        began = last = time.time()
-        cell = replace(
-            before,
-            status="running",
-            reason=None,
-            started=before.started or began,
-            attempts=before.attempts + 1,
-        )
-        write_cell(cell, run)
-
-        def now() -> Cell:
-            return replace(cell, seconds=before.seconds + time.time() - began)
-
-        def beat(step: int) -> None:
-            nonlocal cell, last
-            if time.time() - last >= BEAT_SECONDS:
-                last = time.time()
-                cell = replace(cell, steps=step)
-                write_cell(now(), run)
-
-        try:
-            found = measure(store, cell_id, beat)
-            cell = replace(cell, status="done", **found)
-        except Interrupted:
-            cell = replace(cell, status="pending")
-        except TokgolfError as error:
-            cell = replace(cell, status="failed", reason=_line(str(error)))
-        except Exception as error:  # whatever becomes of one cell, the others go on
-            cell = replace(cell, status="failed", reason=_line(f"{type(error).__name__}: {error}"))
-        except BaseException:  # Ctrl-C, or the engine ends us
-            write_cell(replace(now(), status="pending"), run)
-            raise
-        write_cell(now(), run)
-        return cell.status
-
-
-def fail(run: Path, reason: str) -> Cell:
-    """Write down that a cell failed, if no worker has it; returns the cell as it then stands."""
-    with locked(run / LOCK_FILE, wait=False) as ours:
-        cell = read_cell(run)
-        if ours and cell.status != "done":
-            cell = replace(cell, status="failed", reason=_line(reason))
-            write_cell(cell, run)
-        return cell
-
-
-def reopen(run: Path) -> Cell:
-    """Make an ended cell pending again, if no worker has it; what it left is built upon."""
-    with locked(run / LOCK_FILE, wait=False) as ours:
-        cell = read_cell(run)
-        if ours:
-            cell = replace(cell, status="pending", reason=None)
-            write_cell(cell, run)
-        return cell
 
 
 def is_sound(run: Path) -> bool:
@@ -197,7 +122,3 @@ def _score(source: Path, saved: Path, job: Job, device: str, digest: str | None)
     result = score(model, held_out, stride=job.stride, device=device, train_digests=digests)
     save_score(result, saved)
     return read_score(saved).bpb  # as an attempt that finds it there reads it, to the last digit
-
-
-def _line(reason: str) -> str:
-    return " ".join(reason.split())

@@ -120,7 +120,10 @@ def job_of(spec: SweepSpec, settings: Settings, texts: Texts, device: str) -> Jo
         for name, value in settings.items()
         if name.startswith("tokenizer.")
     }
-    quantizer = {"bits": settings["bits"]} if settings["bits"] is not None else {}
+    bits = settings["bits"]
+    if bits is None and spec.equal == "bytes":
+        bits = DEFAULT_BITS
+    quantizer = {} if bits is None else {"bits": float(bits)}
     quantizer |= {name: settings[name] for name in QUANTIZER_OPTIONS if name in settings}
     return Job(
         settings=settings,
@@ -216,7 +219,7 @@ def prepared(store: Path, job: Job, corpus: Corpus) -> Prepared:
     tokenizer = shared_tokenizer(store, job.tokenizer, corpus, job.corpus_sha256)
     if job.equal == "bytes":
         assert job.cap is not None
-        bits = float(job.quantizer.get("bits", DEFAULT_BITS))
+        bits = job.quantizer["bits"]
         trunk = grown(config.trunk, head, tokenizer, cap=job.cap, bits=bits, grow=job.grow)
         config = replace(config, trunk=trunk)
     as_exported(head).build(head_shape(tokenizer, config.trunk))  # before anything is trained

@@ -6,11 +6,12 @@ from pathlib import Path
 
 from tokgolf.config import nearest
 from tokgolf.errors import ConfigError
+from tokgolf.sweep.attempts import reopen
 from tokgolf.sweep.cells import CELL_FILE, RESULTS_FILE, Cell, Sweep, read_cell, read_sweep
 from tokgolf.sweep.driver import DEATHS, Board, Watch, nobody, open_sweep, run_cells, summary
+from tokgolf.sweep.engines import Engine, open_engine
 from tokgolf.sweep.engines import Job as JobFunction
-from tokgolf.sweep.engines import open_engine
-from tokgolf.sweep.job import is_sound, reopen, run_cell
+from tokgolf.sweep.job import is_sound, run_cell
 from tokgolf.sweep.plan import (
     Job,
     Outline,
@@ -22,7 +23,7 @@ from tokgolf.sweep.plan import (
     write_job,
 )
 from tokgolf.sweep.search import Search
-from tokgolf.sweep.spec import Settings, SweepSpec
+from tokgolf.sweep.spec import EngineConfig, Settings, SweepSpec
 
 
 def run_sweep(
@@ -35,12 +36,14 @@ def run_sweep(
     watch: Watch = nobody,
     job: JobFunction = run_cell,
     sound: Callable[[Path], bool] = is_sound,
+    engine_of: Callable[[EngineConfig, JobFunction, str], Engine] = open_engine,
     deaths: int = DEATHS,
 ) -> Sweep:
     """Run what is left of a sweep, and return its results; they are in the store too.
 
     `only` picks cells, see `picked`. Cells that failed stay so without `retry_failed`. `job` and
-    `sound` do a cell and look whether one that is done has what it says. Raises `ConfigError` for
+    `sound` do a cell and look whether one that is done has what it says, `engine_of` opens what
+    runs them. Raises `ConfigError` for
     a spec that makes no cells, or another one under this name; a cell that fails raises nothing.
     """
     folder = open_sweep(spec, store)
@@ -66,7 +69,7 @@ def run_sweep(
         return more(known, flying) if ended else [cell]
 
     if left or search is not None:
-        engine = open_engine(spec.engine, job, str(store))
+        engine = engine_of(spec.engine, job, str(store.resolve()))
         run_cells(left, engine, board, deaths=deaths, more=None if search is None else more)
     return summary(spec, board.cells.values(), before)
 

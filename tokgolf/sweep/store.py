@@ -6,12 +6,10 @@ store/<id>/                   a cell's run directory
 store/sweeps/<name>/          a sweep
 """
 
-import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from typing import Any
 from tokgolf.corpora import Corpus
 from tokgolf.errors import TokgolfError
 from tokgolf.hashing import BigramBuckets
+from tokgolf.sweep.attempts import locked
 from tokgolf.tokenizers import Tokenizer, build_tokenizer, load_tokenizer, save_tokenizer
 from tokgolf.training.data import TokenizedCorpus, tokenize
 
@@ -32,26 +31,6 @@ def content_id(values: Mapping[str, Any]) -> str:
     """
     text = json.dumps(values, sort_keys=True, separators=(",", ":"))
     return sha256(text.encode()).hexdigest()[:ID_LENGTH]
-
-
-@contextmanager
-def locked(path: Path, *, wait: bool) -> Iterator[bool]:
-    """Hold the lock file `path`, which stays; yields whether it is ours. `wait` until it is.
-
-    A killed process' lock is free at once. (On a network file system between machines as far as
-    that system passes `flock` on, as NFS does.)
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
-    finally:
-        os.close(descriptor)
 
 
 def shared_tokenizer(
