@@ -10,12 +10,13 @@ import pytest
 from sweep_support import TINY, write_texts
 from test_sweep_run import Inline, numbers
 
-from tokgolf.errors import Interrupted
+from tokgolf.artifact.checkpoint import load_run
+from tokgolf.errors import Interrupted, TrainingError
 from tokgolf.eval.saved import read_score
 from tokgolf.sweep import job as sweep_job
 from tokgolf.sweep.attempts import reopen
 from tokgolf.sweep.cells import Cell, Sweep, read_cell
-from tokgolf.sweep.plan import outline, plan, read_texts
+from tokgolf.sweep.plan import outline, plan, prepared, read_texts, write_job
 from tokgolf.sweep.run import run_sweep
 from tokgolf.sweep.spec import EngineConfig, SweepSpec
 
@@ -82,8 +83,6 @@ def test_the_outline_has_the_sizes_that_are_then_measured(
 @pytest.mark.parametrize(
     "lost",
     [
-        ["score.json"],
-        ["model.golf.plan.json", "score.json", "float.json"],
         ["model.golf"],
         ["checkpoints", "model.golf", "score.json", "float.json"],
     ],
@@ -97,7 +96,7 @@ def test_what_is_lost_of_a_cell_is_made_again_alike(
     run = store / cell.id
     for name in lost:
         shutil.rmtree(run / name) if (run / name).is_dir() else (run / name).unlink()
-    assert not sweep_job.is_sound(run) or lost == ["model.golf.plan.json"]
+    assert not sweep_job.is_sound(run)
     again = run_sweep(spec_of(texts), store, device="cpu", engine_of=Inline)
     assert numbers(again) == numbers(whole)
     assert [one.attempts for one in again.cells] == [1, 2]
@@ -192,6 +191,26 @@ def test_equal_time_needs_minutes_and_ends_by_them(texts: dict[str, str], tmp_pa
     spec = spec_of(texts, equal="time", run={**TINY, "minutes": 0.01}, axes={"vocab_size": 270})
     [cell] = run_sweep(spec, tmp_path, device="cpu", engine_of=Inline).cells
     assert cell.status == "done" and cell.steps is not None and cell.steps != TINY["steps"]
+
+
+@pytest.mark.slow
+def test_training_started_by_torchrun_gives_the_same_and_tells_its_error(
+    whole: Sweep, texts: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[2]))
+    spec = spec_of(texts)
+    sources = read_texts(spec)
+    job = plan(spec, sources, "cpu")[0]
+    run = write_job(tmp_path, job)
+    ready = prepared(tmp_path, job, sources.corpus)
+    result = sweep_job.trained_by_torchrun(job, ready, run)  # of one process
+    assert (result.steps, result.params) == (whole.cells[0].steps, whole.cells[0].params)
+    before = load_run(run).model.state_dict()
+    after = load_run(run_of(whole.cells[0])).model.state_dict()
+    assert all((before[name] == after[name]).all() for name in after)
+    (run / "checkpoints" / "latest.json").write_text("{}")
+    with pytest.raises(TrainingError, match="ended with 1: .*latest.json is damaged"):
+        sweep_job.trained_by_torchrun(job, ready, run)
 
 
 @pytest.mark.slow

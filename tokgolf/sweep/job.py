@@ -4,23 +4,32 @@ Every stage leaves a file of the run directory that is whole or not there, and i
 file is sound; training goes on from its checkpoint. What ends a cell is one line in `cell.json`.
 """
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
+
+import tomli_w
 
 from tokgolf.artifact.checkpoint import exported
 from tokgolf.artifact.export import export_run
 from tokgolf.artifact.load import load_artifact
+from tokgolf.config import to_dict
 from tokgolf.corpora import open_corpus
 from tokgolf.device import resolve_device
-from tokgolf.errors import ConfigError, TokgolfError
+from tokgolf.errors import ConfigError, TokgolfError, TrainingError
 from tokgolf.eval.saved import read_score
 from tokgolf.eval.score import open_source, read_train_digests, save_score, score
+from tokgolf.files import write_text
 from tokgolf.sweep.attempts import Beat, attempt
 from tokgolf.sweep.cells import read_cell
 from tokgolf.sweep.plan import NO_CAP, Job, Prepared, prepared, read_job
 from tokgolf.sweep.store import shared_tokens
+from tokgolf.tokenizers import save_tokenizer
 from tokgolf.training import StepReport, TrainResult, train
 
+RECIPE_FILE = "recipe.toml"
 BEFORE_FILE = "float.json"  # the float model's score
 
 
@@ -58,7 +67,10 @@ def measured(store: Path, cell_id: str, beat: Beat) -> dict[str, Any]:
     device = resolve_device(job.device)
     ready = prepared(store, job, corpus)
     tokens = shared_tokens(store, ready.tokenizer, corpus, job.corpus_sha256, run)
-    result = _trained(job, ready, run, device, beat)
+    if job.processes > 1:
+        result = trained_by_torchrun(job, ready, run)
+    else:
+        result = _trained(job, ready, run, device, beat)
     bpb_before = _score(run, run / BEFORE_FILE, job, device, None)
     path = run / "model.golf"
     digest = _artifact(path)
@@ -96,6 +108,35 @@ def _trained(job: Job, ready: Prepared, run: Path, device: str, beat: Beat) -> T
         resume=(run / "checkpoints" / "latest.json").is_file(),
         on_step=on_step,
     )
+
+
+def trained_by_torchrun(job: Job, ready: Prepared, run: Path) -> TrainResult:
+    """As `_trained`, by `tokgolf train` in as many processes as the job says.
+
+    Raises `TrainingError` with the line that the command ended with.
+    """
+    save_tokenizer(ready.tokenizer, run / "tokenizer.tok")
+    write_text(run / RECIPE_FILE, tomli_w.dumps(to_dict(ready.config)))
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+        *("--nproc-per-node", str(job.processes), "-m", "tokgolf", "train"),
+        *("--corpus", job.corpus, "--val", job.scored, "--device", job.device, "--json"),
+        *("--tokenizer", str(run / "tokenizer.tok"), "--recipe", str(run / RECIPE_FILE)),
+        *("-o", str(run)),
+    ]
+    if (run / "checkpoints" / "latest.json").is_file():
+        command.append("--resume")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        values = json.loads(done.stdout.strip().splitlines()[-1])
+        return TrainResult(**{**values, "run": Path(values["run"])})
+    except (IndexError, ValueError, TypeError, KeyError) as error:
+        lines = done.stderr.strip().splitlines() or ["nothing was said"]
+        told = [line for line in lines if line.startswith("error: ")]
+        raise TrainingError(
+            f"torchrun of {job.processes} processes ended with {done.returncode}: "
+            f"{(told or lines)[-1].removeprefix('error: ')}"
+        ) from error
 
 
 def _artifact(path: Path) -> str | None:
