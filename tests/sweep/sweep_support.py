@@ -94,7 +94,7 @@ def _lives(process: int) -> bool:
     return True
 
 
-def write_texts(folder: Path) -> dict[str, str]:
+def write_texts(folder: Path) -> dict[str, Any]:
     """Two small corpora that share no document, as a spec names them."""
     for name, count in (("train", 60), ("val", 8)):
         lines = [

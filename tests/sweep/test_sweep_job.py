@@ -23,19 +23,19 @@ from tokgolf.sweep.spec import EngineConfig, SweepSpec
 CAP = 45_000
 
 
-def spec_of(texts: dict[str, str], **values: Any) -> SweepSpec:
+def spec_of(texts: dict[str, Any], **values: Any) -> SweepSpec:
     axes = {"vocab_size": [270], "head": ["tied", "factorized"], "head.rank": [4]}
     chosen = {"run": TINY, "equal": "bytes", "cap": str(CAP), "axes": axes, **texts, **values}
     return SweepSpec(name="tiny", **chosen)
 
 
 @pytest.fixture(scope="module")
-def texts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def texts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return write_texts(tmp_path_factory.mktemp("texts"))
 
 
 @pytest.fixture(scope="module")
-def whole(texts: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Sweep:
+def whole(texts: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Sweep:
     """A sweep that nothing disturbs; its runs are in the store."""
     store = tmp_path_factory.mktemp("store")
     return run_sweep(spec_of(texts), store, device="cpu", engine_of=Inline)
@@ -68,7 +68,7 @@ def test_cells_share_their_tokenizer_and_their_tokens(whole: Sweep) -> None:
 
 
 def test_the_outline_has_the_sizes_that_are_then_measured(
-    whole: Sweep, texts: dict[str, str]
+    whole: Sweep, texts: dict[str, Any]
 ) -> None:
     spec, store = spec_of(texts), run_of(whole.cells[0]).parent
     sources = read_texts(spec)
@@ -88,7 +88,7 @@ def test_the_outline_has_the_sizes_that_are_then_measured(
     ],
 )
 def test_what_is_lost_of_a_cell_is_made_again_alike(
-    lost: list[str], whole: Sweep, texts: dict[str, str], tmp_path: Path
+    lost: list[str], whole: Sweep, texts: dict[str, Any], tmp_path: Path
 ) -> None:
     cell = whole.cells[1]
     store = tmp_path / "store"
@@ -104,7 +104,7 @@ def test_what_is_lost_of_a_cell_is_made_again_alike(
 
 
 def test_a_cell_that_is_interrupted_is_pending_and_goes_on(
-    whole: Sweep, texts: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole: Sweep, texts: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec, (first, _) = spec_of(texts), whole.cells
     store = tmp_path / "store"
@@ -125,7 +125,7 @@ def test_a_cell_that_is_interrupted_is_pending_and_goes_on(
 
 
 def test_cells_that_cannot_be_built_fail_with_the_reason_before_training(
-    texts: dict[str, str], tmp_path: Path
+    texts: dict[str, Any], tmp_path: Path
 ) -> None:
     axes = {"head": ["tied", "factorized"], "head.rank": [999], "trunk.d_model": [15, 16]}
     axes |= {"vocab_size": [270, 60_000]}
@@ -154,7 +154,7 @@ def test_cells_that_cannot_be_built_fail_with_the_reason_before_training(
 
 
 def test_a_cap_that_is_too_small_fails_with_both_numbers(
-    texts: dict[str, str], tmp_path: Path
+    texts: dict[str, Any], tmp_path: Path
 ) -> None:
     axes = {"bits": [4.0], "vocab_size": 270, "cap": ["9KB", 10_000]}
     for equal, words in (("bytes", "under the cap of 9,000"), ("steps", "over the cap of 9,000")):
@@ -187,7 +187,7 @@ class _Nothing(Inline):
         return [Ended(cell=self.waiting.pop(0), problem="OSError: no room")]
 
 
-def test_equal_time_needs_minutes_and_ends_by_them(texts: dict[str, str], tmp_path: Path) -> None:
+def test_equal_time_needs_minutes_and_ends_by_them(texts: dict[str, Any], tmp_path: Path) -> None:
     spec = spec_of(texts, equal="time", run={**TINY, "minutes": 0.01}, axes={"vocab_size": 270})
     [cell] = run_sweep(spec, tmp_path, device="cpu", engine_of=Inline).cells
     assert cell.status == "done" and cell.steps is not None and cell.steps != TINY["steps"]
@@ -195,7 +195,7 @@ def test_equal_time_needs_minutes_and_ends_by_them(texts: dict[str, str], tmp_pa
 
 @pytest.mark.slow
 def test_training_started_by_torchrun_gives_the_same_and_tells_its_error(
-    whole: Sweep, texts: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole: Sweep, texts: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[2]))
     spec = spec_of(texts)
@@ -215,7 +215,7 @@ def test_training_started_by_torchrun_gives_the_same_and_tells_its_error(
 
 @pytest.mark.slow
 def test_real_cells_in_processes_give_what_they_give_inline(
-    whole: Sweep, texts: dict[str, str], tmp_path: Path
+    whole: Sweep, texts: dict[str, Any], tmp_path: Path
 ) -> None:
     spec = spec_of(texts, engine=EngineConfig(jobs=2))
     assert numbers(run_sweep(spec, tmp_path, device="cpu")) == numbers(whole)

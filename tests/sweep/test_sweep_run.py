@@ -48,11 +48,11 @@ class Inline(Engine):
 
 
 @pytest.fixture
-def texts(tmp_path: Path) -> dict[str, str]:
+def texts(tmp_path: Path) -> dict[str, Any]:
     return write_texts(tmp_path)
 
 
-def sweep(texts: dict[str, str], store: Path, seeds: int = 6, **more: Any) -> Sweep:
+def sweep(texts: dict[str, Any], store: Path, seeds: int = 6, **more: Any) -> Sweep:
     """A sweep of dummy cells, inline unless there is an engine."""
     chosen = {"axes": {"seed": [*range(1, seeds + 1)]}, **more.pop("spec", {})}
     one = SweepSpec(name="s", cap="1MB", **texts, **chosen)
@@ -64,7 +64,7 @@ def numbers(result: Sweep) -> dict[str, tuple[str, float | None]]:
     return {cell.id: (cell.status, cell.bpb) for cell in result.cells}
 
 
-def test_every_cell_ends_and_the_results_say_so(texts: dict[str, str], tmp_path: Path) -> None:
+def test_every_cell_ends_and_the_results_say_so(texts: dict[str, Any], tmp_path: Path) -> None:
     result = sweep(texts, tmp_path / "runs")
     assert [cell.status for cell in result.cells] == ["done"] * 6
     again = read_sweep(tmp_path / "runs" / "sweeps" / "s")
@@ -75,7 +75,7 @@ def test_every_cell_ends_and_the_results_say_so(texts: dict[str, str], tmp_path:
 
 
 def test_a_failed_cell_has_its_reason_and_stops_no_other(
-    texts: dict[str, str], tmp_path: Path
+    texts: dict[str, Any], tmp_path: Path
 ) -> None:
     spec = {"axes": {"seed": [1, BAD_SEED, 2]}}
     result = sweep(texts, tmp_path, spec=spec)
@@ -85,7 +85,7 @@ def test_a_failed_cell_has_its_reason_and_stops_no_other(
     assert sweep(texts, tmp_path, spec=spec, retry_failed=True).cells[1].attempts == 2
 
 
-def test_a_sweep_that_is_interrupted_goes_on(texts: dict[str, str], tmp_path: Path) -> None:
+def test_a_sweep_that_is_interrupted_goes_on(texts: dict[str, Any], tmp_path: Path) -> None:
     seen: list[Progress] = []
     with pytest.raises(KeyboardInterrupt):
         sweep(texts, tmp_path, engine_of=lambda *a: Inline(*a, stop_after=2), watch=seen.append)
@@ -97,11 +97,11 @@ def test_a_sweep_that_is_interrupted_goes_on(texts: dict[str, str], tmp_path: Pa
 
 
 def test_sweeps_that_share_cells_share_their_work_under_their_own_names(
-    texts: dict[str, str], tmp_path: Path
+    texts: dict[str, Any], tmp_path: Path
 ) -> None:
     sweep(texts, tmp_path)
-    spec = {"axes": {"seed": [2, 99], "trunk.layers": [4]}}
-    one = SweepSpec(name="other", cap="1MB", **texts, **spec)  # type: ignore[arg-type]
+    spec: dict[str, Any] = {"axes": {"seed": [2, 99], "trunk.layers": [4]}}
+    one = SweepSpec(name="other", cap="1MB", **texts, **spec)
     result = run_sweep(
         one, tmp_path, device="cpu", job=quick, sound=lambda run: True, engine_of=Inline
     )
@@ -111,7 +111,7 @@ def test_sweeps_that_share_cells_share_their_work_under_their_own_names(
 
 
 def test_another_spec_under_a_name_that_is_taken_is_refused(
-    texts: dict[str, str], tmp_path: Path
+    texts: dict[str, Any], tmp_path: Path
 ) -> None:
     sweep(texts, tmp_path)
     sweep(texts, tmp_path, spec={"engine": EngineConfig(jobs=3)})
@@ -120,7 +120,7 @@ def test_another_spec_under_a_name_that_is_taken_is_refused(
 
 
 def test_a_cell_that_is_not_what_it_says_is_done_again(
-    texts: dict[str, str], tmp_path: Path
+    texts: dict[str, Any], tmp_path: Path
 ) -> None:
     first = sweep(texts, tmp_path, seeds=3)
     assert first.cells[0].run is not None and first.cells[1].run is not None
@@ -140,7 +140,7 @@ def test_a_cell_that_is_not_what_it_says_is_done_again(
     ],
 )
 def test_only_picks_cells(
-    only: list[str], seeds: set[int], texts: dict[str, str], tmp_path: Path
+    only: list[str], seeds: set[int], texts: dict[str, Any], tmp_path: Path
 ) -> None:
     result = sweep(texts, tmp_path, only=only)
     assert {cell.settings["seed"] for cell in result.cells if cell.status == "done"} == seeds
@@ -171,26 +171,30 @@ def test_a_cell_that_another_worker_has_is_left_to_it(tmp_path: Path) -> None:
 
 
 def test_cells_run_in_processes_give_what_they_give_inline(
-    texts: dict[str, str], tmp_path: Path
+    texts: dict[str, Any], tmp_path: Path
 ) -> None:
     found = []
     for jobs in (1, 3):
         spec = {"engine": EngineConfig(jobs=jobs)}
-        options = {"job": dummy, "engine_of": local_engine.LocalEngine, "spec": spec}
+        options: dict[str, Any] = {
+            "job": dummy,
+            "engine_of": local_engine.LocalEngine,
+            "spec": spec,
+        }
         found.append(numbers(sweep(texts, tmp_path / str(jobs), **options)))
     assert found[0] == found[1] == numbers(sweep(texts, tmp_path / "inline"))
 
 
 def test_a_cell_that_always_kills_its_process_fails_after_so_many_deaths(
-    texts: dict[str, str], tmp_path: Path
+    texts: dict[str, Any], tmp_path: Path
 ) -> None:
-    options = {"job": crashing, "engine_of": local_engine.LocalEngine}
+    options: dict[str, Any] = {"job": crashing, "engine_of": local_engine.LocalEngine}
     [cell] = sweep(texts, tmp_path, seeds=1, deaths=2, **options).cells
     assert cell.status == "failed"
     assert cell.reason is not None and cell.reason.startswith("its process died 2 times")
 
 
-def killed(texts: dict[str, str], store: Path, kills: int, seeds: int) -> int:
+def killed(texts: dict[str, Any], store: Path, kills: int, seeds: int) -> int:
     """Kill a random worker again and again while a sweep runs; returns how often."""
     processes: set[int] = set()
     done = threading.Event()
@@ -216,7 +220,11 @@ def killed(texts: dict[str, str], store: Path, kills: int, seeds: int) -> int:
     thread.start()
     try:
         spec = {"engine": EngineConfig(jobs=2)}
-        options = {"job": dummy, "engine_of": local_engine.LocalEngine, "spec": spec}
+        options: dict[str, Any] = {
+            "job": dummy,
+            "engine_of": local_engine.LocalEngine,
+            "spec": spec,
+        }
         while count < kills:  # until it was disturbed often enough
             result = sweep(texts, store, seeds, deaths=10**6, **options)
             if count < kills:
@@ -238,13 +246,13 @@ def killed(texts: dict[str, str], store: Path, kills: int, seeds: int) -> int:
 
 
 def test_workers_killed_at_random_lose_and_change_nothing(
-    texts: dict[str, str], tmp_path: Path
+    texts: dict[str, Any], tmp_path: Path
 ) -> None:
     assert killed(texts, tmp_path / "runs", 5, 8) >= 5
 
 
 @pytest.mark.slow
 def test_fifty_workers_killed_at_random_lose_and_change_nothing(
-    texts: dict[str, str], tmp_path: Path
+    texts: dict[str, Any], tmp_path: Path
 ) -> None:
     assert killed(texts, tmp_path / "runs", 50, 40) >= 50

@@ -113,7 +113,7 @@ def job_of(spec: SweepSpec, settings: Settings, texts: Texts, device: str) -> Jo
         for name, value in settings.items()
         if name in run_axes and not name.startswith("tokenizer.")
     }
-    run = merged({k: v for k, v in spec.base().items() if k != "head"}, nested(own))
+    run = merged({k: v for k, v in spec.base.items() if k != "head"}, nested(own))
     run["head"] = head
     options = {
         name.removeprefix("tokenizer."): value
@@ -145,7 +145,7 @@ def job_of(spec: SweepSpec, settings: Settings, texts: Texts, device: str) -> Jo
 
 def _head(spec: SweepSpec, settings: Settings) -> dict[str, Any]:
     """The head's table: the recipe's options if it is the recipe's head, then the settings'."""
-    base = dict(spec.base().get("head", {}))
+    base = dict(spec.base.get("head", {}))
     name = settings["head"]
     values = base if base.get("name", "tied") == name else {}
     options = {

@@ -10,6 +10,7 @@ import os
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache, cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -137,6 +138,7 @@ class SweepSpec:
             for name, value in _flat(self.axes)
         }
 
+    @cached_property
     def base(self) -> dict[str, Any]:
         """The recipe with `run` over it. Only time ends a run of equal time, nothing else does."""
         values = merged(read_recipe(self.recipe), self.run)
@@ -195,7 +197,7 @@ class SweepSpec:
                         )
 
     def _head(self) -> str:
-        return str(self.base().get("head", {}).get("name", "tied"))
+        return str(self.base.get("head", {}).get("name", "tied"))
 
     def _applicable(self, settings: Settings) -> Settings:
         """The settings without the options that this head, or its add-ons, do not have."""
@@ -219,7 +221,7 @@ class SweepSpec:
             "vocab_size": size,
             "head": settings.get("head", self._head()),
             "bits": None if bits in (None, "fill") else bits,
-            "seed": settings.get("seed", self.base().get("seed", RunConfig().seed)),
+            "seed": settings.get("seed", self.base.get("seed", RunConfig().seed)),
         }
         if "cap" in settings:
             whole["cap"] = parse_size(str(settings["cap"]))
@@ -232,6 +234,7 @@ def addons_of(settings: Settings) -> list[str]:
     return [] if text in ("", NO_ADDON) else sorted(name.strip() for name in text.split("+"))
 
 
+@cache
 def head_options(head: str) -> list[str]:
     """Names of a head's options; none for a head that there is not."""
     if head not in HEADS:
