@@ -44,13 +44,13 @@ from trained_tokenizers import (  # noqa: E402
 
 from tokgolf.artifact.checkpoint import load_run  # noqa: E402
 from tokgolf.artifact.export import calibration_tokens, export_model  # noqa: E402
-from tokgolf.config import TrunkConfig, merged  # noqa: E402
+from tokgolf.config import merged  # noqa: E402
 from tokgolf.corpora import open_corpus  # noqa: E402
 from tokgolf.eval.score import score  # noqa: E402
 from tokgolf.files import write_text  # noqa: E402
 from tokgolf.heads import head_config  # noqa: E402
-from tokgolf.model import head_shape  # noqa: E402
 from tokgolf.quantize.rows import QuantConfig  # noqa: E402
+from tokgolf.sweep.equal import weights_of  # noqa: E402
 from tokgolf.tokenizers import Tokenizer, build_tokenizer, load_tokenizer, save_tokenizer  # noqa: E402
 from tokgolf.training import RunConfig, run_config, train  # noqa: E402
 from tokgolf.training.data import tokenize  # noqa: E402
@@ -58,6 +58,7 @@ from tokgolf.training.data import tokenize  # noqa: E402
 BITS = 3.6  # a weight
 CODE_BYTES = 32_000  # what the largest head's code takes, and a header
 CONDITIONS = ("steps", "bytes")
+TIED = head_config({"name": "tied"})
 MASK: dict[str, dict[str, Any]] = {"canonical-mask": {}}
 HEADS: dict[str, dict[str, Any]] = {
     "tied": {"name": "tied"},
@@ -115,16 +116,10 @@ class Cell:
         return self.case, self.vocab_size, self.condition, self.seed
 
 
-def weights_of(trunk: TrunkConfig, head: dict[str, Any], tokenizer: Tokenizer) -> int:
-    """Weights of a model before anything is trained, with a head as it will be exported."""
-    untied = {**head, "untie_at": 0.0} if "untie_at" in head else head
-    return head_config(untied).num_params(head_shape(tokenizer, trunk)) + trunk.num_params()
-
-
 def cap_of(cell: Cell, tokenizer: Tokenizer) -> int:
     """The cap of condition "bytes": the tied head's weights at `BITS`, and all else."""
     trunk = run_config(cell.recipe, cell.overrides).trunk
-    weights = weights_of(trunk, {"name": "tied"}, tokenizer)
+    weights = weights_of(trunk, TIED, tokenizer)
     return int(weights * BITS / 8) + len(tokenizer.asset()) + CODE_BYTES
 
 
@@ -138,7 +133,7 @@ def config_of(cell: Cell, tokenizer: Tokenizer) -> RunConfig:
     if cell.condition == "steps":
         return config
     trunk = config.trunk
-    over = weights_of(trunk, head, tokenizer) - weights_of(trunk, {"name": "tied"}, tokenizer)
+    over = weights_of(trunk, head_config(head), tokenizer) - weights_of(trunk, TIED, tokenizer)
     unit = 8  # of width, which the processor likes
     width = trunk.mlp_hidden - unit * round(over / (2 * trunk.layers * trunk.d_model * unit))
     if width < unit:

@@ -26,6 +26,10 @@ class TrainingError(TokgolfError):
     """A training run that must stop: an untrained tensor, a NaN, a bad checkpoint."""
 
 
+class Interrupted(TrainingError):
+    """A training run that Ctrl-C stopped; its checkpoint is usable."""
+
+
 class ArtifactError(TokgolfError):
     """An artifact or checkpoint file that is damaged, foreign or inconsistent."""
 

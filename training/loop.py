@@ -20,7 +20,7 @@ from tokgolf.artifact.checkpoint import read_sound_checkpoint
 from tokgolf.config import to_dict
 from tokgolf.corpora import Corpus, check_disjoint, document_digests, write_digests
 from tokgolf.device import in_one_order
-from tokgolf.errors import TrainingError
+from tokgolf.errors import Interrupted, TrainingError
 from tokgolf.files import write_bytes, write_text
 from tokgolf.heads import head_config, head_to_dict
 from tokgolf.tokenizers import Tokenizer
@@ -171,7 +171,7 @@ def _run(
                 settle()
             if interrupted():
                 session.save(run, state)
-                raise TrainingError(
+                raise Interrupted(
                     f"interrupted after step {session.step:,}; the checkpoint in {run} is usable: "
                     "go on with --resume, or export it as it is"
                 )

@@ -26,6 +26,7 @@ from tokgolf.cli import (
     sample,
     score,
     submit,
+    sweep,
     tokenizer,
     train,
 )
@@ -56,6 +57,7 @@ for command in (
     train.train,
     export.export,
     score.score,
+    sweep.sweep,
     audit.audit,
     compare.compare,
     predict.predict,

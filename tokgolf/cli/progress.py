@@ -2,13 +2,14 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from tokgolf.cli.options import say
 
 if TYPE_CHECKING:
+    from tokgolf.sweep.driver import Progress
     from tokgolf.training import StepReport
 
 LINE_SECONDS = 15.0
@@ -107,3 +108,60 @@ def scoring_progress() -> Iterator[Callable[[int, int], None]]:
             bar.update(task, completed=done / max(1, total), description=line(total))
 
         yield show
+
+
+@contextmanager
+def sweep_progress() -> Iterator[Callable[["Progress"], None]]:
+    """Show how many cells are done, failed, running and left, and the best of them."""
+    if not sys.stderr.isatty():
+        yield _plain_cells()
+        return
+    from rich.console import Console, Group
+    from rich.live import Live
+    from rich.text import Text
+
+    with Live(console=Console(stderr=True), transient=True, refresh_per_second=2) as live:
+
+        def show(progress: "Progress") -> None:
+            running = [
+                Text(f"  {cell.id[:8]}  step {cell.steps or 0:,}  {_settings(cell.settings)}")
+                for cell in progress.running
+            ]
+            live.update(Group(Text(f"sweep  {_cells_line(progress)}"), *running))
+
+        yield show
+
+
+def _plain_cells() -> Callable[["Progress"], None]:
+    """A line when a cell ends, and every few seconds."""
+    last, ended = time.monotonic(), -1
+
+    def show(progress: "Progress") -> None:
+        nonlocal last, ended
+        now = len(progress.cells) - progress.left
+        if now != ended or time.monotonic() - last >= LINE_SECONDS:
+            last, ended = time.monotonic(), now
+            say(f"sweep: {_cells_line(progress)}")
+
+    return show
+
+
+def _cells_line(progress: "Progress") -> str:
+    running = len(progress.running)
+    parts = [
+        f"{progress.count('done'):,} of {len(progress.cells):,} cells done",
+        f"{progress.count('failed'):,} failed",
+        f"{running:,} running",
+        f"{progress.left - running:,} left",
+    ]
+    if progress.best is not None:
+        best = progress.best
+        parts.append(f"best {best.bpb:.4f} bpb ({best.id[:8]})")
+    if progress.seconds_left is not None and progress.left:
+        minutes, seconds = divmod(round(progress.seconds_left), 60)
+        parts.append(f"{minutes}:{seconds:02d} left")
+    return ", ".join(parts)
+
+
+def _settings(settings: Mapping[str, object]) -> str:
+    return " ".join(f"{axis}={value}" for axis, value in settings.items() if value is not None)

@@ -10,7 +10,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -76,7 +76,27 @@ class Sweep:
     scored: str
     axes: Mapping[str, list[Any]]
     cells: tuple[Cell, ...] = ()
-    predictions: tuple[Mapping[str, Any], ...] = field(default=())
+    predictions: tuple[Mapping[str, Any], ...] = ()
+
+    def as_dict(self, folder: Path) -> dict[str, Any]:
+        """The object in `folder/results.json`; each cell has its run's place beside that file."""
+        cells = []
+        for cell in self.cells:
+            assert cell.run is not None
+            place = Path(os.path.relpath(cell.run, folder)).as_posix()
+            cells.append({**cell.as_dict(), "run": place})
+        return {
+            "format": SWEEP_FORMAT,
+            "version": VERSION,
+            "name": self.name,
+            "equal": self.equal,
+            "cap": self.cap,
+            "corpus": self.corpus,
+            "scored": self.scored,
+            "axes": {axis: list(values) for axis, values in self.axes.items()},
+            "cells": cells,
+            "predictions": [dict(prediction) for prediction in self.predictions],
+        }
 
 
 def write_cell(cell: Cell, run: Path) -> None:
@@ -96,24 +116,7 @@ def read_cell(run: str | os.PathLike[str]) -> Cell:
 
 def write_sweep(sweep: Sweep, folder: Path) -> None:
     """Write `results.json` into a sweep's folder, atomically; its cells must have a `run`."""
-    cells = []
-    for cell in sweep.cells:
-        assert cell.run is not None
-        place = Path(os.path.relpath(cell.run, folder)).as_posix()
-        cells.append({**cell.as_dict(), "run": place})
-    values = {
-        "format": SWEEP_FORMAT,
-        "version": VERSION,
-        "name": sweep.name,
-        "equal": sweep.equal,
-        "cap": sweep.cap,
-        "corpus": sweep.corpus,
-        "scored": sweep.scored,
-        "axes": {axis: list(values) for axis, values in sweep.axes.items()},
-        "cells": cells,
-        "predictions": [dict(prediction) for prediction in sweep.predictions],
-    }
-    write_text(folder / RESULTS_FILE, json.dumps(values, indent=1) + "\n")
+    write_text(folder / RESULTS_FILE, json.dumps(sweep.as_dict(folder), indent=1) + "\n")
 
 
 def read_sweep(path: str | os.PathLike[str]) -> Sweep:
