@@ -35,6 +35,7 @@ LAYERS: list[set[str]] = [
         "comparisonplot",
         "cost",
         "headtable",
+        "doctor",
         "__main__",
     },
 ]

@@ -13,9 +13,11 @@ from tokgolf import __version__
 from tokgolf.cli import (
     audit,
     compare,
+    completion,
     convert,
     corpus,
     cost,
+    doctor,
     export,
     golf,
     heads,
@@ -58,6 +60,8 @@ for command in (
     proof.decompress,
     sample.sample,
     inspect.inspect,
+    doctor.doctor,
+    completion.completion,
 ):
     cli.add_command(command)
 
