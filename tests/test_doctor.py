@@ -83,7 +83,7 @@ def test_the_bounds_are_pyproject_s_here_and_the_package_s_where_there_is_none(
     assert list(here.extras) == list(project["optional-dependencies"])
     monkeypatch.setattr("tokgolf.__file__", str(tmp_path / "tokgolf" / "__init__.py"))
     installed = ["torch>=2.9", 'fastokens>=0.3; extra == "fast"', 'ruff; extra == "dev"']
-    monkeypatch.setattr(doctor.importlib.metadata, "requires", lambda name: installed)
+    monkeypatch.setattr("importlib.metadata.requires", lambda name: installed)
     there = doctor.needs()
     assert [line.name for line in there.libraries] == ["torch"]
     assert [line.name for line in there.extras["fast"]] == ["fastokens"]

@@ -135,7 +135,7 @@ def check_devices() -> Iterator[Check]:
         advice = "install torch again, for this kind of machine"
         yield Check(name="cpu", status="fail", found=f"torch: {reason}", advice=advice)
         return
-    mkldnn = torch.backends.mkldnn.is_available()
+    mkldnn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     bf16 = mkldnn and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     kind = f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
     yield Check(

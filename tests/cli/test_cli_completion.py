@@ -98,7 +98,7 @@ def test_a_real_bash_completes_commands_heads_and_files(tmp_path: Path) -> None:
     script = """
 set -u
 eval "$(tokgolf completion bash)"
-compopt() { echo "compopt $*"; }
+compopt() { echo compopt "$@"; }
 press() {
     COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMPREPLY=()
     _tokgolf_completion tokgolf
