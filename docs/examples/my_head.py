@@ -1,6 +1,6 @@
 """A head of one's own, `gain`: a tied table whose rows the output scales, one weight a token.
 
-    python my_head.py train --head gain ...     every command of tokgolf, with this head in it
+python my_head.py train --head gain ...     every command of tokgolf, with this head in it
 """
 
 from collections.abc import Iterator
