@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 import test_heads_suite as suite
+import torch
+from heads_support import randomised
 
 from tokgolf import build_tokenizer
 from tokgolf.codesize import closure, code_bytes
-from tokgolf.heads import HEADS
+from tokgolf.heads import HEADS, Head
 from tokgolf.ledger import scoring_modules
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
@@ -31,7 +33,7 @@ def _registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setitem(HEADS, "gain", "my_head:GainConfig")
     monkeypatch.setitem(suite.CASES, "gain", {"name": "gain"})
     monkeypatch.setitem(suite.CASES, "gain with all", {"name": "gain", "add": suite.EVERY_ADDON})
-    suite.torch.manual_seed(0)
+    torch.manual_seed(0)
     yield
     sys.modules.pop("my_head", None)
 
@@ -50,8 +52,8 @@ def test_the_example_passes_the_shared_suite(
 
 
 @both
-@pytest.mark.parametrize("make", [suite.randomised, suite.trained, suite.rounded])
-def test_its_probabilities_sum_to_one(case: str, make: Callable[..., suite.Head]) -> None:
+@pytest.mark.parametrize("make", [randomised, suite.trained, suite.rounded])
+def test_its_probabilities_sum_to_one(case: str, make: Callable[[Head], Head]) -> None:
     suite.test_probabilities_sum_to_one(case, 30.0, make)
 
 
