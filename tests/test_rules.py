@@ -37,6 +37,7 @@ LAYERS: list[set[str]] = [
         "headtable",
         "rerun",
         "submit",
+        "doctor",
         "__main__",
     },
 ]

@@ -8,7 +8,9 @@ Torch, NumPy and other libraries are free, as in the challenge.
 
 import ast
 import base64
+import inspect
 import lzma
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import cache
@@ -58,9 +60,13 @@ def own_modules(tokenizer: Tokenizer) -> list[str]:
     return [*(type(part).__module__ for part in parts), *tokenizer.extra_modules]
 
 
-def closure(modules: Iterable[str]) -> tuple[str, ...]:
-    """The tokgolf modules named, their packages, and all that these import, sorted."""
-    queue, found = list(modules), set[str]()
+def closure(modules: Iterable[str], foreign: Iterable[str] = ()) -> tuple[str, ...]:
+    """The tokgolf modules named, their packages, and all that these import, sorted.
+
+    `foreign` are modules outside tokgolf that are loaded and count too, such as a user's head.
+    """
+    queue, found = list(modules), set(foreign)
+    queue += [name for module in found for name in _imports(module)]
     while queue:
         names = queue.pop().split(".")
         for module in (".".join(names[:length]) for length in range(1, len(names) + 1)):
@@ -93,13 +99,18 @@ def _archive(modules: tuple[str, ...]) -> bytes:
 
 @cache
 def source(module: str) -> str | None:
-    """Source of a tokgolf module or package, or None if there is no such module."""
+    """Source of a tokgolf module or package, or None if there is no such module.
+
+    Of a module outside tokgolf that is loaded, too.
+    """
+    package, *parts = module.split(".")
+    if package != "tokgolf":
+        return inspect.getsource(sys.modules[module]) if module in sys.modules else None
     # Of files it reads its own alone; in a script it has the archive, as the script has no files.
     loader = cast(InspectLoader, tokgolf.__loader__)
     with suppress(ImportError):
         if (text := loader.get_source(module)) is not None:
             return text
-    parts = module.split(".")[1:]
     for root in tokgolf.__path__:
         path = Path(root, *parts)
         for file in (path.with_suffix(".py"), path / "__init__.py"):

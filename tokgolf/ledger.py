@@ -200,6 +200,11 @@ def components_of(model: "LanguageModel") -> dict[str, str]:
 
 
 def scoring_modules(model: "LanguageModel", tokenizer: "Tokenizer") -> tuple[str, ...]:
-    """Names of the tokgolf modules that scoring an artifact with these imports."""
+    """Names of the modules that scoring an artifact with these imports: tokgolf's, and that of a
+    head or an add-on which was registered from outside it."""
     parts = {type(part).__module__ for part in model.modules()}
-    return closure([*ENTRY_MODULES, *parts, *model.head.modules_needed(), *own_modules(tokenizer)])
+    ends = {type(part).__module__ for part in (model.head, *model.head.addons.values())}
+    return closure(
+        [*ENTRY_MODULES, *parts, *model.head.modules_needed(), *own_modules(tokenizer)],
+        foreign=[name for name in ends if not name.startswith("tokgolf.")],
+    )

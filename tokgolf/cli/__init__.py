@@ -13,9 +13,11 @@ from tokgolf import __version__
 from tokgolf.cli import (
     audit,
     compare,
+    completion,
     convert,
     corpus,
     cost,
+    doctor,
     export,
     golf,
     heads,
@@ -67,6 +69,8 @@ for command in (
     inspect.inspect,
     submit.submit,
     report.report,
+    doctor.doctor,
+    completion.completion,
 ):
     cli.add_command(command)
 

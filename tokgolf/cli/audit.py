@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tokgolf.cli.completion import complete_corpus
 from tokgolf.cli.options import json_option, open_corpus, print_json, print_rows
 from tokgolf.errors import ConfigError
 
@@ -14,7 +15,12 @@ if TYPE_CHECKING:
 
 @click.command(short_help="Byte accounting of a foreign tokenizer, shards or a claimed score.")
 @click.argument("paths", type=click.Path(path_type=Path), nargs=-1, metavar="[PATH]...")
-@click.option("--corpus", "spec", help="The text that was scored: name (its val split) or path.")
+@click.option(
+    "--corpus",
+    "spec",
+    help="The text that was scored: name (its val split) or path.",
+    shell_complete=complete_corpus,
+)
 @click.option(
     "--tokenizer", type=click.Path(path_type=Path), help="Whose table, shards or claim they are."
 )

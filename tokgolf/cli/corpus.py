@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from tokgolf.cli.completion import complete_corpus
 from tokgolf.cli.options import json_option, print_json, print_rows, say
 
 
@@ -31,7 +32,7 @@ def list_corpora(as_json: bool) -> None:
 
 
 @corpus.command()
-@click.argument("spec")
+@click.argument("spec", shell_complete=complete_corpus)
 @json_option
 def info(spec: str, as_json: bool) -> None:
     """Count documents and bytes of SPEC (a name or path, or either with :train, :val or :test).
@@ -52,7 +53,7 @@ def info(spec: str, as_json: bool) -> None:
 
 
 @corpus.command("export")
-@click.argument("spec")
+@click.argument("spec", shell_complete=complete_corpus)
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path))
 @click.option(
     "--tokenizer", type=click.Path(path_type=Path), help="Write token shards with this tokenizer."

@@ -4,13 +4,21 @@ from pathlib import Path
 
 import click
 
+from tokgolf.cli.completion import complete_corpus, complete_head
 from tokgolf.cli.options import Size, device_option, print_json, say
 
 
 @click.command(short_help="The whole pipeline, in minutes.")
-@click.option("--corpus", "spec", default="stdlib", show_default=True, help="A corpus with splits.")
+@click.option(
+    "--corpus",
+    "spec",
+    default="stdlib",
+    show_default=True,
+    help="A corpus with splits.",
+    shell_complete=complete_corpus,
+)
 @click.option("--vocab-size", default=1024, show_default=True)
-@click.option("--head", help="Another head than the recipe's.")
+@click.option("--head", help="Another head than the recipe's.", shell_complete=complete_head)
 @click.option("--set", "settings", multiple=True, help="key=value, e.g. trunk.layers=3.")
 @click.option("--minutes", type=float, help="Training time; the recipe says how long otherwise.")
 @click.option("--split", default="test", show_default=True, help="The split that is scored.")

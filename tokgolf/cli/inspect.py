@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from tokgolf.cli.completion import complete_corpus
 from tokgolf.cli.options import (
     Size,
     check_folder,
@@ -72,6 +73,7 @@ _NESTED = {"domains", "all_domains", "types", "sanity", "bigram"}
 @click.option(
     "--corpus",
     "specs",
+    shell_complete=complete_corpus,
     multiple=True,
     help="Count tokens in this text: name (its val split) or path[:split]. Repeat for more.",
 )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from tokgolf.cli.completion import complete_addon, complete_head, complete_recipe
 from tokgolf.config import parse_size
 from tokgolf.errors import ConfigError
 
@@ -47,10 +48,22 @@ def model_options(function: Function) -> Function:
     for option in (
         click.option("--set", "settings", multiple=True, help="key=value, e.g. head.rank=32."),
         click.option(
-            "--add", "addons", multiple=True, help="Name of an add-on; may be given again."
+            "--add",
+            "addons",
+            multiple=True,
+            help="Name of an add-on; may be given again.",
+            shell_complete=complete_addon,
         ),
-        click.option("--head", help="Name of a head; tokgolf heads lists them."),
-        click.option("--recipe", default="cpu", show_default=True, help="A shipped one or a file."),
+        click.option(
+            "--head", help="Name of a head; tokgolf heads lists them.", shell_complete=complete_head
+        ),
+        click.option(
+            "--recipe",
+            default="cpu",
+            show_default=True,
+            help="A shipped one or a file.",
+            shell_complete=complete_recipe,
+        ),
     ):
         function = option(function)
     return function

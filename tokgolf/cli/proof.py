@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from tokgolf.cli.completion import complete_corpus
 from tokgolf.cli.options import check_folder, json_option, open_corpus, print_json, print_rows
 from tokgolf.cli.progress import token_lines
 
@@ -17,7 +18,12 @@ output_option = click.option("-o", "--output", required=True, type=click.Path(pa
 @click.argument("files", nargs=-1, type=click.Path(path_type=Path))
 @model_option
 @output_option
-@click.option("--corpus", "spec", help="Compress a corpus' documents in place of FILES.")
+@click.option(
+    "--corpus",
+    "spec",
+    help="Compress a corpus' documents in place of FILES.",
+    shell_complete=complete_corpus,
+)
 @click.option("--stride", default=0, help="Start a window every N tokens; 0: disjoint windows.")
 @json_option
 def compress(

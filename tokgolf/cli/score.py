@@ -5,6 +5,7 @@ from typing import Literal
 
 import click
 
+from tokgolf.cli.completion import complete_corpus
 from tokgolf.cli.evidence import print_score
 from tokgolf.cli.options import check_folder, device_option, json_option, open_corpus, print_json
 from tokgolf.cli.progress import scoring_progress
@@ -12,7 +13,14 @@ from tokgolf.cli.progress import scoring_progress
 
 @click.command(short_help="Bits per byte of an artifact, with evidence.")
 @click.argument("path", type=click.Path(path_type=Path))
-@click.option("--corpus", "spec", default="stdlib", show_default=True, help="Name or path[:split].")
+@click.option(
+    "--corpus",
+    "spec",
+    default="stdlib",
+    show_default=True,
+    help="Name or path[:split].",
+    shell_complete=complete_corpus,
+)
 @click.option(
     "--mode",
     type=click.Choice(["raw", "official"]),
@@ -44,7 +52,11 @@ from tokgolf.cli.progress import scoring_progress
 )
 @click.option("--adapt-set", multiple=True, help="key=value of the adaptation, e.g. chunk=128.")
 @click.option("--time-budget", type=float, help="Refuse a score that takes more seconds.")
-@click.option("--train-corpus", help="Check that this text shares no document with --corpus.")
+@click.option(
+    "--train-corpus",
+    help="Check that this text shares no document with --corpus.",
+    shell_complete=complete_corpus,
+)
 @click.option(
     "--baselines",
     type=click.Choice(["auto", "all", "none"]),

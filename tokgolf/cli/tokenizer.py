@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tokgolf.cli.completion import complete_corpus
 from tokgolf.cli.options import (
     Size,
     check_folder,
@@ -50,7 +51,14 @@ class Sizes(click.ParamType[list[int]]):
     help="All ids, with the 256 bytes and BOS. Several, such as 1024,4096,16384, are nested "
     "tokenizers from one training run, written to NAME-1024.tok and so on.",
 )
-@click.option("--corpus", "spec", default="stdlib", show_default=True, help="Name or path[:split].")
+@click.option(
+    "--corpus",
+    "spec",
+    default="stdlib",
+    show_default=True,
+    help="Name or path[:split].",
+    shell_complete=complete_corpus,
+)
 @click.option(
     "--pattern",
     default="gpt4",

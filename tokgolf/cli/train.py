@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from tokgolf.cli.completion import complete_corpus
 from tokgolf.cli.options import (
     device_option,
     is_bare_name,
@@ -18,8 +19,19 @@ from tokgolf.cli.options import (
 
 
 @click.command(short_help="Train a trunk with a head on a corpus.")
-@click.option("--corpus", "spec", default="stdlib", show_default=True, help="Name or path[:split].")
-@click.option("--val", help="Held-out corpus; checked to share no document with --corpus.")
+@click.option(
+    "--corpus",
+    "spec",
+    default="stdlib",
+    show_default=True,
+    help="Name or path[:split].",
+    shell_complete=complete_corpus,
+)
+@click.option(
+    "--val",
+    help="Held-out corpus; checked to share no document with --corpus.",
+    shell_complete=complete_corpus,
+)
 @click.option("--tokenizer", required=True, type=click.Path(path_type=Path))
 @model_options
 @click.option("--minutes", type=float, help="Training time budget.")
