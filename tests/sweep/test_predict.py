@@ -142,7 +142,7 @@ def test_seeds_of_a_setting_are_one_point_and_failed_cells_none() -> None:
 
 def test_fixed_bytes_are_not_put_down_to_the_weights() -> None:
     fixed, rate = bytes_per_weight(gather(cells()))
-    assert (fixed, rate) == (pytest.approx(20_000), pytest.approx(0.5))
+    assert fixed == pytest.approx(20_000) and rate == pytest.approx(0.5)
 
 
 # --- files and the command

@@ -15,7 +15,7 @@ import numpy as np
 
 from tokgolf.errors import ConfigError
 from tokgolf.sweep.cells import RESULTS_FILE, Cell, Sweep, read_sweep, write_sweep
-from tokgolf.sweep.law import Law
+from tokgolf.sweep.law import LEVELS, Doubles, Law
 from tokgolf.sweep.points import (
     BUDGET_AXES,
     SIZE_AXES,
@@ -140,10 +140,7 @@ def forecast(
         points=tuple(points),
         effects=effects,
         law=law,
-        terms={
-            name: tuple(map(float, np.quantile(values, (0.025, 0.5, 0.975))))
-            for name, values in law.terms().items()
-        },
+        terms={name: _ends(values) for name, values in law.terms().items()},
         notes=(*_notes(points, effects), bytes_note),
         left_out=tuple(asker.measured("left out", points, law.left_out())),
         held_out=tuple(_held_out(asker)),
@@ -152,6 +149,11 @@ def forecast(
         next_cell=following,
         reason=reason,
     )
+
+
+def _ends(values: Doubles) -> tuple[float, float, float]:
+    low, middle, high = np.quantile(values, LEVELS)
+    return float(low), float(middle), float(high)
 
 
 @dataclass(frozen=True)

@@ -59,19 +59,21 @@ def plot_forecast(found: Forecast, path: Path) -> None:
     left.set_xlabel("weights")
     left.set_ylabel("bits per byte")
     left.set_title(f"best at the cap: {best.label}", loc="left", fontsize=10)
-    for some, color, label in (
+    for predicted, color, label in (
         (found.left_out, MEASURED, "each from all others"),
         (found.held_out, HELD_OUT, "the largest, from the smaller"),
     ):
-        if some:
-            x = np.array([each.measured for each in some])
-            y = np.array([each.bpb for each in some])
-            ends = np.array([[e.bpb - e.low for e in some], [e.high - e.bpb for e in some]])
+        if predicted:
+            x = np.array([each.measured for each in predicted])
+            y = np.array([each.bpb for each in predicted])
+            ends = np.array(
+                [[e.bpb - e.low for e in predicted], [e.high - e.bpb for e in predicted]]
+            )
             right.errorbar(
                 x, y, ends, fmt="o", ms=4, color=color, elinewidth=1, alpha=0.8, label=label
             )
-    ends = [min(p.bpb for p in found.points), max(p.bpb for p in found.points)]
-    right.plot(ends, ends, color="black", linewidth=0.8, label="equal")
+    line = [min(p.bpb for p in found.points), max(p.bpb for p in found.points)]
+    right.plot(line, line, color="black", linewidth=0.8, label="equal")
     right.set_xlabel("measured bits per byte")
     right.set_ylabel("predicted, 95 %")
     right.set_title("predictions of what was measured", loc="left", fontsize=10)
