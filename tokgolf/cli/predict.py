@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 @click.command(short_help="What cells that nobody trained would give.")
-@click.argument("results", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
+@click.argument("results", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--at", "cap", default="16MB", show_default=True, type=Size(), help="Byte cap.")
 @click.option("--tokens", type=click.FloatRange(min=1), help="Training tokens there, e.g. 10e9.")
 @click.option("--vocab-size", type=click.IntRange(min=256), help="Of all that is predicted there.")
