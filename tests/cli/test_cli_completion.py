@@ -38,7 +38,7 @@ def test_names_are_those_of_the_registries() -> None:
 
 def test_commands_and_options_complete() -> None:
     assert completed("comp") == ["compare", "completion", "compress"]
-    assert completed("corpus", "") == ["export", "info", "list"]
+    assert completed("corpus", "") == ["decode", "export", "info", "list"]
     assert completed("train", "--tok") == ["--tokenizer"]
     assert completed("completion", "") == ["bash", "zsh", "fish"]
 

@@ -197,7 +197,7 @@ class Fit:
         self.approach(size, within=fill)
         if self.rounder.config.tune:
             self.tune()
-            self.land(size)
+            self.land(size, within=fill)
 
     def plan(self) -> Plan:
         """What was found."""
@@ -369,12 +369,14 @@ class Fit:
         self.steps[name] = step
         self.quantized[name] = self.rounder.quantize(name, step)
 
-    def land(self, size: float) -> None:
-        """After tuning: bring the bytes of the weights just under `size` by single tensors."""
-        slack = landing(size)
+    def land(self, size: float, *, within: bool) -> None:
+        """After tuning: bring the bytes of the weights to `size` by single tensors, not over it if
+        `within`."""
+        slack = landing(size) if within else 0.002 * size
         for _ in range(TOUCHES):
             off = self.weight_bytes() - size
-            if -slack <= off <= 0 or not self.touch(off + slack / 2):
+            near = -slack <= off <= (0 if within else slack)
+            if near or not self.touch(off + slack / 2 if within else off):
                 break
         self.say(f"tuned: {self.weight_bytes():,} of {size:,.0f} bytes for weights")
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from tokgolf.cli.completion import complete_corpus
 from tokgolf.cli.options import Size, device_option, json_option, print_json, print_rows, say
 
 
@@ -25,7 +26,11 @@ from tokgolf.cli.options import Size, device_option, json_option, print_json, pr
     show_default=True,
 )
 @click.option("--cap", type=Size(), default="16MB", show_default=True, help="On script + artifact.")
-@click.option("--corpus", help="The scored text, if it is not where the score found it.")
+@click.option(
+    "--corpus",
+    help="The scored text, if it is not where the score found it.",
+    shell_complete=complete_corpus,
+)
 @click.option("--training/--no-training", default=True, help="Pack the code that trains, too.")
 @click.option("--rerun/--no-rerun", default=True, help="Score each artifact again by the script.")
 @device_option
