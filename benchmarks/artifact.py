@@ -43,14 +43,14 @@ from torch import Tensor  # noqa: E402
 from trained_tokenizers import excerpt  # noqa: E402
 
 from tokgolf.artifact.checkpoint import load_run  # noqa: E402
-from tokgolf.artifact.export import Fit, calibration_tokens  # noqa: E402
+from tokgolf.artifact.export import Fit, calibration_tokens, tuning_tokens  # noqa: E402
 from tokgolf.artifact.load import decode_artifact  # noqa: E402
 from tokgolf.corpora import Corpus, read_shard, shard_files  # noqa: E402
 from tokgolf.eval.score import score  # noqa: E402
 from tokgolf.files import write_text  # noqa: E402
 from tokgolf.model import LanguageModel  # noqa: E402
 from tokgolf.quantize.allocate import divergence  # noqa: E402
-from tokgolf.quantize.rows import QuantConfig, Rounder  # noqa: E402
+from tokgolf.quantize.rows import TUNE, QuantConfig, Rounder, quant_config  # noqa: E402
 from tokgolf.quantize.trellis import round_rows  # noqa: E402
 
 BITS = (8.0, 6.0, 5.0, 4.0, 3.6, 3.3, 3.0, 2.5)
@@ -58,6 +58,7 @@ SCALES = (0.15, 0.3, 0.6, 0.8, 1.0, 1.25, 1.7)
 KLS = (0.1, 0.03, 0.01, 0.004, 0.001)
 KL_WINDOWS = 24
 PERCENTILE = 99.99984
+OWN = ("one step", "allocated", "trellis", "tuned")
 Pack = Callable[[bytes], bytes]
 Point = dict[str, Any]
 Parts = dict[str, tuple[NDArray[np.int8], NDArray[np.float16]]]
@@ -121,10 +122,14 @@ def shuffled_bytes(model: LanguageModel, parts: Parts) -> int:
 class Bench:
     """A run's float model, and how far from it another is."""
 
-    def __init__(self, run: Path, held_out: Corpus) -> None:
+    def __init__(
+        self, run: Path, held_out: Corpus, only: tuple[str, ...], bits: tuple[float, ...]
+    ) -> None:
+        self.only, self.bits = only, bits
         self.source = load_run(run)
         self.held_out = held_out
         self.calibration = list(calibration_tokens(run, self.source))
+        self.tuning = list(tuning_tokens(run, self.source, TUNE))
         shard = read_shard(shard_files(run / "tokens", "train")[0])
         length = self.source.trunk.sequence_length
         starts = np.random.default_rng(0).integers(0, len(shard) - length, KL_WINDOWS)
@@ -137,6 +142,10 @@ class Bench:
         stored = self.source.model.stored()
         self.dense = [s for s in stored if s.kind in ("table", "matrix")]
         self.weights = sum(s.tensor.numel() for s in stored if s.kind != "codes")
+
+    def wants(self, scheme: str) -> bool:
+        """Whether this scheme was asked for."""
+        return not self.only or scheme in self.only
 
     def point(self, scheme: str, size: int, model: LanguageModel, scored: bool) -> Point:
         """What a scheme's model is worth."""
@@ -168,7 +177,9 @@ class Bench:
 
 def classic(bench: Bench) -> Iterable[Point]:
     """The challenge's schemes; bits of the records' are reached by scaling both clips."""
-    for bits in BITS:
+    if not bench.wants("classic"):
+        return
+    for bits in bench.bits:
         parts = {s.name: nearest(bench.weights_of(s.tensor), bits) for s in bench.dense}
         model = bench.restored(parts)
         for scheme, pack in (("rtn + zlib", pack_zlib), ("rtn + zstd", pack_zstd)):
@@ -190,21 +201,30 @@ def own(bench: Bench) -> Iterable[Point]:
         ("one step", "gptq", False),
         ("allocated", "gptq", True),
         ("trellis", "trellis", True),
+        ("tuned", "trellis", True),
     ):
-        config = QuantConfig(method=method)  # type: ignore[arg-type]
-        fit = Fit(bench.source, Rounder(bench.source.model, config, bench.calibration))
+        if not bench.wants(scheme):
+            continue
+        tuned = scheme == "tuned"
+        config = quant_config() if tuned else QuantConfig(method=method)  # type: ignore[arg-type]
+        rounder = Rounder(bench.source.model, config, bench.calibration)
+        fit = Fit(bench.source, rounder, tuning=bench.tuning if tuned else None)
         if measured:
             fit.measure()
         else:
             fit.follow_spreads()
-        for bits in BITS:
+        for bits in bench.bits:
             began = time.perf_counter()
+            fit.rounder = rounder  # tuning leaves one of tuned weights
             fit.scale_to(bits * bench.weights / 8)
             fit.round_all()
             fit.approach(bits * bench.weights / 8, within=False)
+            if tuned:
+                fit.tune()
+                fit.land(bits * bench.weights / 8, within=False)
             seconds = time.perf_counter() - began
             model = decode_artifact(fit.data).model
-            point = bench.point(scheme, fit.weight_bytes(), model, scored=scheme == "trellis")
+            point = bench.point(scheme, fit.weight_bytes(), model, scored=method == "trellis")
             yield {**point, "seconds": seconds}
 
 
@@ -247,7 +267,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
 
     figure = Figure(figsize=(10, 4.2), dpi=130, layout="constrained")
     left, right = figure.subplots(1, 2)
-    colors = ["#999999", "#56b4e9", "#d55e00", "#cc79a7", "#e69f00", "#0072b2"]
+    colors = ["#999999", "#56b4e9", "#d55e00", "#cc79a7", "#e69f00", "#0072b2", "#009e73"]
     schemes = dict.fromkeys(p["scheme"] for p in result["points"])
     for scheme, color in zip(schemes, colors, strict=False):
         some = sorted(
@@ -272,22 +292,34 @@ def plot(result: dict[str, Any], path: Path) -> None:
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--val", "val_spec", default="stdlib:val", show_default=True)
 @click.option("--val-bytes", default=300_000, show_default=True)
+@click.option("--only", multiple=True, type=click.Choice([*OWN, "classic"]), help="Some of them.")
+@click.option("--bits", multiple=True, type=float, default=BITS, show_default=True)
 @click.option("--show", is_flag=True, help="Run nothing, print the tables of what is there.")
 @click.option("--plot", "plot_path", type=click.Path(path_type=Path), help="A .png to draw.")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path))
 def main(
-    run: Path, val_spec: str, val_bytes: int, show: bool, plot_path: Path | None, output: Path
+    run: Path,
+    val_spec: str,
+    val_bytes: int,
+    only: tuple[str, ...],
+    bits: tuple[float, ...],
+    show: bool,
+    plot_path: Path | None,
+    output: Path,
 ) -> None:
     """Measure all schemes at all sizes and print the tables."""
     if not show:
         with tempfile.TemporaryDirectory() as folder:
-            bench = Bench(run, excerpt(val_spec, val_bytes, Path(folder) / "val.jsonl"))
+            held_out = excerpt(val_spec, val_bytes, Path(folder) / "val.jsonl")
+            bench = Bench(run, held_out, only, bits)
             result: dict[str, Any] = {
                 "weights": bench.weights,
                 "bpb_float": score(bench.source, bench.held_out).bpb,
                 "torch": torch.__version__,
                 "points": [],
             }
+            if only and output.exists():  # the other schemes' points stay
+                result = json.loads(output.read_text())
             for point in chain(own(bench), classic(bench)):
                 click.echo(json.dumps(point), err=True)
                 result["points"].append(point)
