@@ -23,6 +23,8 @@ trunk = {layers = 1, d_model = 16, heads = 2, kv_heads = 1, mlp_hidden = 24, seq
 "tokenizer.kind" = "byte"
 head = ["tied", "factorized"]
 "head.rank" = [4, 99]
+[engine]
+threads = 1
 """
 
 
