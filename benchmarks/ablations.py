@@ -72,6 +72,9 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "warmdown to a tenth": ("warmdown_to=0.1",),
     "all that helped, whole sequences": HELPED,
     "all that helped": (*HELPED, "short_length=64", "short_until=0.5"),
+    "short sequences, equal rows, parallel": (
+        "short_length=64", "short_until=0.5", "optimizer.muon_rows=true", "trunk.parallel=2",
+    ),
 }  # fmt: skip
 BASE = ("trunk.layers=4", "trunk.d_model=128", "trunk.heads=4", "trunk.kv_heads=2",
         "trunk.mlp_hidden=256", "trunk.sequence_length=256", "minutes=600.0")  # fmt: skip
