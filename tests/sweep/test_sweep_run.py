@@ -6,6 +6,7 @@ import random
 import signal
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ def test_a_failed_cell_has_its_reason_and_stops_no_other(
 def test_a_sweep_that_is_interrupted_goes_on(texts: dict[str, Any], tmp_path: Path) -> None:
     seen: list[Progress] = []
     with pytest.raises(KeyboardInterrupt):
-        sweep(texts, tmp_path, engine_of=lambda *a: Inline(*a, stop_after=2), watch=seen.append)
+        sweep(texts, tmp_path, engine_of=partial(Inline, stop_after=2), watch=seen.append)
     assert [c.status for c in read_sweep(tmp_path / "sweeps" / "s").cells].count("done") == 2
     assert (seen[-1].count("done"), seen[-1].left) == (2, 4)
     result = sweep(texts, tmp_path, watch=seen.append)
