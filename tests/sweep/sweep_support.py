@@ -37,16 +37,6 @@ def dummy(store: str, cell: str) -> str:
     return attempt(Path(store), cell, _dummy_numbers)
 
 
-def slow(store: str, cell: str) -> str:
-    """A dummy cell that can be caught at it."""
-
-    def numbers(store: Path, cell: str, beat: Beat) -> Mapping[str, Any]:
-        time.sleep(3)
-        return _dummy_numbers(store, cell, beat)
-
-    return attempt(Path(store), cell, numbers)
-
-
 def quick(store: str, cell: str) -> str:
     """A cell that takes no time."""
     return attempt(Path(store), cell, lambda store, cell, beat: numbers_of(store / cell))
