@@ -42,7 +42,7 @@ def test_the_baseline_recipe_is_the_defaults_but_for_its_time() -> None:
 
 
 def test_the_shipped_recipes_are_baseline_and_cpu() -> None:
-    assert {"baseline", "cpu"} <= set(recipe_names())
+    assert {"baseline", "cpu", "modern"} <= set(recipe_names())
     assert recipe_names() == sorted(recipe_names())
 
 
