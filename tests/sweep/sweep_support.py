@@ -14,7 +14,7 @@ from tokgolf.sweep.attempts import Beat, attempt
 
 STEPS = 4
 STEP_SECONDS = 0.02
-BAD_SEED = 13
+BAD_SEED = 1013
 TINY = {
     "trunk": {
         "layers": 1,
@@ -50,7 +50,7 @@ def crashing(store: str, cell: str) -> str:
 def numbers_of(run: Path) -> dict[str, Any]:
     job = json.loads((run / "job.json").read_text())
     if job["settings"]["seed"] == BAD_SEED:
-        raise ConfigError("13 is an\nunlucky seed")
+        raise ConfigError("1013 is an\nunlucky seed")
     digest = int(sha256(json.dumps(job["run"], sort_keys=True).encode()).hexdigest()[:8], 16)
     return {"bpb": 1 + digest / 2**32, "steps": STEPS}
 

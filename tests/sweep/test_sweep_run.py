@@ -81,7 +81,7 @@ def test_a_failed_cell_has_its_reason_and_stops_no_other(
     spec = {"axes": {"seed": [1, BAD_SEED, 2]}}
     result = sweep(texts, tmp_path, spec=spec)
     assert [cell.status for cell in result.cells] == ["done", "failed", "done"]
-    assert result.cells[1].reason == "13 is an unlucky seed"
+    assert result.cells[1].reason == "1013 is an unlucky seed"
     assert sweep(texts, tmp_path, spec=spec).cells[1].attempts == 1
     assert sweep(texts, tmp_path, spec=spec, retry_failed=True).cells[1].attempts == 2
 
@@ -241,7 +241,8 @@ def killed(texts: dict[str, Any], store: Path, kills: int, seeds: int) -> int:
     assert numbers(sweep(texts, store, seeds)) == numbers(sweep(texts, store / "calm", seeds))
     for cell in result.cells:
         assert cell.run is not None and (cell.run / "steps").read_text() == str(STEPS)
-        assert json.loads((cell.run / "cell.json").read_text())["status"] == "done"
+        written = json.loads((cell.run / "cell.json").read_text())
+        assert written["status"] == "done", written["reason"]
     assert not (store / "overlap").exists()
     return count
 
