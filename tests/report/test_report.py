@@ -33,7 +33,7 @@ from tokgolf.report.palette import (
     contrast,
     heat_class,
 )
-from tokgolf.report.scales import linear_ticks, scale, short
+from tokgolf.report.scales import labels, linear_ticks, scale, short
 
 
 @pytest.fixture(scope="module")
@@ -335,3 +335,8 @@ def test_a_golf_run_ends_with_a_page(run: Path, tmp_path: Path) -> None:
     assert f"{score.bpb:.4f}" in text and "200,000 allowed" in text
     write(build([run], cap=200_000), tmp_path / "again.html")
     assert (tmp_path / "again.html").read_text("utf-8") == text
+
+
+def test_ticks_that_are_close_are_told_apart() -> None:
+    assert labels([119_780.0, 119_820.0]) == [(119_780.0, "119.78k"), (119_820.0, "119.82k")]
+    assert [words for _, words in labels([0.0, 0.5, 1e6])] == ["0", "0.5", "1M"]

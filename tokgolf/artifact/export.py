@@ -10,7 +10,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +30,14 @@ from tokgolf.errors import ArtifactError, CapError
 from tokgolf.files import write_bytes, write_text
 from tokgolf.ledger import Ledger, scoring_modules
 from tokgolf.quantize import Quantized
-from tokgolf.quantize.allocate import COARSEST, gaussian_bits, sensitivities
+from tokgolf.quantize.allocate import (
+    COARSEST,
+    divergence,
+    gaussian_bits,
+    log_probs_of,
+    probe_tokens,
+    sensitivities,
+)
 from tokgolf.quantize.rows import MOST_BITS, QuantConfig, Rounder
 from tokgolf.quantize.tuning import ROWS_TOKENS, parts_of, round_in_parts
 
@@ -196,14 +203,34 @@ class Fit:
         self.round_all()
         self.approach(size, within=fill)
         if self.rounder.config.tune:
-            self.tune()
-            self.land(size, within=fill)
+            self.tune_if_better(size, within=fill)
+
+    def tune_if_better(self, size: float, *, within: bool) -> None:
+        """Round in parts, and keep the result if it is nearer to the float model on training
+        tokens and as small."""
+        before = self.rounder, self.steps, self.quantized, self.data, self.finest
+        reached, distance = self.weight_bytes(), self.distance()
+        self.tune()
+        self.land(size, within=within)
+        tuned = self.distance()
+        self.say(f"tuned: {tuned:.4f} nats a token from the float model, {distance:.4f} without")
+        if tuned >= distance or (within and self.weight_bytes() > max(size, reached)):
+            self.say("tuned: it does not pay here, and is left out")
+            self.rounder, self.steps, self.quantized, self.data, self.finest = before
+            self.tuned = {}
+
+    def distance(self) -> float:
+        """KL divergence of the file from the float model on training tokens, in nats a token."""
+        model = self.source.model
+        tokens = probe_tokens(self.rounder.batches, model.head.shape.vocab_size)
+        decoded = decode_artifact(self.data).model.to(next(model.parameters()).device)
+        return divergence(decoded, tokens, log_probs_of(model, tokens))
 
     def plan(self) -> Plan:
         """What was found."""
-        steps = self.tuned or self.steps
+        steps, config = self.tuned or self.steps, self.rounder.config
         return Plan(
-            config=self.rounder.config,
+            config=config if self.tuned else replace(config, tune=0),
             steps={name: steps[name] for name in sorted(steps)},
             damage=self.damage,
             touched={n: step for n, step in sorted(self.steps.items()) if step != steps[n]},

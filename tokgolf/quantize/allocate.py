@@ -36,7 +36,7 @@ def sensitivities(model: LanguageModel, rounder: Rounder) -> dict[str, float]:
     Vectors of one name in all blocks are measured together, and share their damage by size.
     """
     tokens = probe_tokens(rounder.batches, model.head.shape.vocab_size)
-    reference = list(_log_probs(model, tokens))
+    reference = list(log_probs_of(model, tokens))
     groups: dict[str, list[str]] = {}
     for name, stored in rounder.stored.items():
         vector = stored.kind == "vector"
@@ -71,14 +71,15 @@ def divergence(
 ) -> float:
     """KL divergence from the reference log-probabilities, in nats a token."""
     total, count = 0.0, 0
-    for expected, got in zip(reference, _log_probs(model, tokens), strict=True):
+    for expected, got in zip(reference, log_probs_of(model, tokens), strict=True):
         total += float(divergences(expected, got).sum(dtype=torch.float64))
         count += len(expected)
     return total / count
 
 
 @torch.no_grad()
-def _log_probs(model: LanguageModel, tokens: Iterable[Tensor]) -> Iterable[Tensor]:
+def log_probs_of(model: LanguageModel, tokens: Iterable[Tensor]) -> Iterable[Tensor]:
+    """ln p of every next token, of each batch.  # (rows, time) -> (rows * time, vocab)"""
     device = next(model.parameters()).device
     for rows in tokens:
         yield model.log_probs(rows.to(device)).flatten(0, 1)

@@ -14,7 +14,7 @@ from tokgolf.report.board import Board
 from tokgolf.report.curves import Curve
 from tokgolf.report.heat import plain
 from tokgolf.report.palette import SERIES
-from tokgolf.report.scales import Scale, scale, short
+from tokgolf.report.scales import Scale, labels, scale, short
 from tokgolf.treemap import Rectangle, areas
 
 WIDTHS = {"wide": 760, "narrow": 344}
@@ -85,14 +85,14 @@ def axes(x: Scale, y: Scale, x_title: str, y_title: str) -> list[Markup]:
     """Grid, ticks and titles; y grows upwards."""
     left, right, bottom, top = x.start, x.end, y.start, y.end
     parts = []
-    for value in y.ticks(6):
+    for value, words in labels(y.ticks(6)):
         at = y(value)
         parts.append(_line(left, at, right, at, "grid"))
-        parts.append(text(left - 6, at + 4, short(value), "end"))
-    for value in x.ticks(max(3, int((right - left) / 80))):
+        parts.append(text(left - 6, at + 4, words, "end"))
+    for value, words in labels(x.ticks(max(3, int((right - left) / 80)))):
         at = x(value)
         parts.append(_line(at, bottom, at, bottom + 4, "axis"))
-        parts.append(text(at, bottom + 17, short(value), "mid"))
+        parts.append(text(at, bottom + 17, words, "mid"))
     parts.append(_line(left, bottom, right, bottom, "axis"))
     parts.append(text(right, bottom + 34, x_title, "end soft"))
     parts.append(text(left - 38, top - 10, y_title, "soft"))
@@ -258,9 +258,9 @@ def _predictions(rows: Sequence[Mapping[str, Any]], width: float) -> Markup:
     x = scale([value for value in values if value is not None], left, width - 12)
     bottom = 14 + 22 * len(rows)
     parts = []
-    for value in x.ticks(max(3, int((x.end - x.start) / 80))):
+    for value, words in labels(x.ticks(max(3, int((x.end - x.start) / 80)))):
         parts.append(_line(x(value), 6, x(value), bottom, "grid"))
-        parts.append(text(x(value), bottom + 17, short(value), "mid"))
+        parts.append(text(x(value), bottom + 17, words, "mid"))
     parts.append(text(x.end, bottom + 34, "bits per byte", "end soft"))
     for number, row in enumerate(rows):
         y = 17 + 22 * number

@@ -64,9 +64,18 @@ def _log_ticks(low: float, high: float, factors: Sequence[int]) -> list[float]:
     return [value for value in found if low <= value <= high]
 
 
-def short(value: float) -> str:
+def short(value: float, digits: int = 4) -> str:
     """A number in few letters.  250000 -> "250k", 1.5e6 -> "1.5M", 1.25 -> "1.25" """
     for size, prefix in PREFIXES:
         if abs(value) >= size:
-            return f"{value / size:.4g}{prefix}"
-    return f"{value:.4g}"
+            return f"{value / size:.{digits}g}{prefix}"
+    return f"{value:.{digits}g}"
+
+
+def labels(values: Sequence[float]) -> list[tuple[float, str]]:
+    """Each value with as many digits as tell all apart.  119780, 119820 -> "119.78k", "119.82k" """
+    for digits in range(4, 12):
+        found = [short(value, digits) for value in values]
+        if len(set(found)) == len(set(values)):
+            break
+    return list(zip(values, found, strict=True))
