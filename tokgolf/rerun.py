@@ -28,7 +28,7 @@ def main(settings: Mapping[str, Any], script: str, arguments: list[str]) -> int:
     """Run the script at the path `script`; the exit code is 1 after an error, told in one line.
 
     `settings` has "protocol", "corpus" (a name, or None), "sha256" of the text, "cap" on all
-    bytes, and, where training is packed too, "run" and the "export_cap".
+    bytes, and, where training is packed too, "run", the "quantizer" and the "export_cap".
     """
     # The one whose code is packed; another gives the same ids.
     os.environ[ENGINE_VARIABLE] = ENGINES[-1]
@@ -118,6 +118,7 @@ def _train(
     """Train with the tokenizer beside the script, export under the same cap, score."""
     from tokgolf.artifact.export import export_run
     from tokgolf.config import from_dict
+    from tokgolf.quantize.rows import QuantConfig
     from tokgolf.tokenizers import load_tokenizer
     from tokgolf.training import RunConfig, StepReport, train
 
@@ -130,10 +131,10 @@ def _train(
                 flush=True,
             )
 
-    config = from_dict(RunConfig, {**settings["run"], "seed": options.seed}, "run")
+    run_config = from_dict(RunConfig, {**settings["run"], "seed": options.seed}, "run")
     held_out = None if options.text is None else open_corpus(options.text)
     train(
-        config,
+        run_config,
         load_tokenizer(beside / "tokenizer.tok"),
         open_corpus(options.train),
         options.output,
@@ -144,7 +145,9 @@ def _train(
     )
     path = options.output / "model.golf"
     device = resolve_device(options.device)
-    export_run(options.output, path, cap=settings["export_cap"], device=device, say=print)
+    config = from_dict(QuantConfig, settings["quantizer"], "quantizer")
+    cap = settings["export_cap"]
+    export_run(options.output, path, cap=cap, config=config, device=device, say=print)
     total = path.stat().st_size + Path(script).stat().st_size
     if total > settings["cap"]:
         raise CapError(f"script and artifact have {total:,} bytes, the cap is {settings['cap']:,}")

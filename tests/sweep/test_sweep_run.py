@@ -20,7 +20,7 @@ from tokgolf.sweep.driver import Progress
 from tokgolf.sweep.engines import Ended, Engine, Job
 from tokgolf.sweep.engines import local as local_engine
 from tokgolf.sweep.run import picked, run_sweep
-from tokgolf.sweep.spec import EngineConfig, SweepSpec
+from tokgolf.sweep.spec import EngineConfig, SearchConfig, SweepSpec
 
 
 class Inline(Engine):
@@ -84,6 +84,22 @@ def test_a_failed_cell_has_its_reason_and_stops_no_other(
     assert result.cells[1].reason == "1013 is an unlucky seed"
     assert sweep(texts, tmp_path, spec=spec).cells[1].attempts == 1
     assert sweep(texts, tmp_path, spec=spec, retry_failed=True).cells[1].attempts == 2
+
+
+def test_a_spec_with_a_mistake_does_not_take_the_name(
+    texts: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="needs a cap to fill"):
+        run_sweep(
+            SweepSpec(name="s", equal="bytes", axes={"seed": [1]}, **texts), tmp_path, device="cpu"
+        )
+    assert not (tmp_path / "sweeps" / "s").exists()
+
+
+def test_a_search_takes_no_only(texts: dict[str, Any], tmp_path: Path) -> None:
+    spec = {"search": SearchConfig(trials=2)}
+    with pytest.raises(ConfigError, match="--only seed=1 picks cells, and search.trials = 2"):
+        sweep(texts, tmp_path, spec=spec, only=["seed=1"])
 
 
 def test_a_sweep_that_is_interrupted_goes_on(texts: dict[str, Any], tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Specs, their grids, the ids of cells, and trunks of equal bytes."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from tokgolf.config import TrunkConfig
 from tokgolf.cost import cost_of
 from tokgolf.errors import CapError, ConfigError
 from tokgolf.heads import head_config
+from tokgolf.quantize.rows import QuantConfig, quant_config
 from tokgolf.sweep.equal import grown
 from tokgolf.sweep.plan import plan, read_job, read_texts, write_job
 from tokgolf.sweep.spec import SweepSpec, read_spec, sweep_names
@@ -177,3 +179,22 @@ def test_a_cap_without_room_for_a_trunk_is_refused_with_both_numbers(
 ) -> None:
     with pytest.raises(CapError, match=r"under the cap of 10,000 bytes .* the narrowest is"):
         grown(TRUNK, head_config({"name": "tied"}), tokenizer, cap=10_000, bits=4.0, grow=grow)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"run": {"head": "tied"}}, "run.head is 'tied'; write run.head.name"),
+        ({"axes": {"bits": ["abc"]}}, "axes.bits has 'abc'"),
+        ({"run": {"trunk_from": "runs/x"}}, "the sweep sets trunk_from"),
+    ],
+)
+def test_slips_in_a_spec_are_named(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        SweepSpec(**{"name": "s", "axes": {"seed": [1]}, **values}).grid()
+
+
+def test_cells_are_exported_as_the_command_does_it(tmp_path: Path) -> None:
+    one = spec(**write_texts(tmp_path))
+    (job,) = plan(one, read_texts(one), "cpu")
+    assert job.quant_config() == quant_config() != QuantConfig()

@@ -1,5 +1,6 @@
 """`tokgolf predict`."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,6 +48,8 @@ def predict(
     from tokgolf.sweep.points import read_cells
     from tokgolf.sweep.predict import forecast, save_predictions, sweep_among
 
+    if tokens is not None and not math.isfinite(tokens):
+        raise click.BadParameter(f"{tokens} is not a number of tokens", param_hint="--tokens")
     if plot is not None:
         check_folder(plot)
         check_plot(plot)

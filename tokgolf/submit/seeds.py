@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from tokgolf.artifact.checkpoint import exported, read_checkpoint
+from tokgolf.artifact.export import read_plan
 from tokgolf.artifact.load import Artifact, load_artifact
-from tokgolf.config import from_dict
+from tokgolf.config import from_dict, to_dict
 from tokgolf.errors import ArtifactError, ConfigError, ScoreError
 from tokgolf.eval.adapt import AdaptConfig
 from tokgolf.eval.protocol import Protocol
@@ -38,6 +39,8 @@ class Seed:
     ledger: Ledger
     config: dict[str, Any]
     """The run's configuration, resolved."""
+    quantizer: dict[str, Any]
+    """How the artifact was exported."""
     trained_on: dict[str, Any]
     """Name, SHA-256 and bytes of the training text."""
     steps: int
@@ -125,6 +128,12 @@ def read_seed(run: Path) -> Seed:
         seconds = float(state["seconds"])
     except (KeyError, TypeError, ValueError) as error:
         raise ArtifactError(f"{run}: the checkpoint's state is damaged: {error!r}") from error
+    if config.get("trunk_from"):
+        raise ConfigError(
+            f"{run} started from the trunk of {config['trunk_from']}, whose training a record "
+            "folder cannot tell or repeat; submit a run trained from scratch"
+        )
+    quantizer = to_dict(read_plan(f"{path}.plan.json").config)
     return Seed(
         run=run,
         number=number,
@@ -134,6 +143,7 @@ def read_seed(run: Path) -> Seed:
         protocol=protocol,
         ledger=ledger,
         config=config,
+        quantizer=quantizer,
         trained_on=trained_on,
         steps=steps,
         seconds=seconds,
@@ -177,6 +187,11 @@ def _differences(a: Seed, b: Seed) -> str:
         f"{key} {a.config.get(key)} and {b.config.get(key)}"
         for key in sorted(a.config.keys() | b.config.keys())
         if key != "seed" and a.config.get(key) != b.config.get(key)
+    ]
+    found += [  # tuning is left out where it does not pay, and bits where the cap decides
+        f"export's {key} {a.quantizer.get(key)} and {b.quantizer.get(key)}"
+        for key in sorted(a.quantizer.keys() | b.quantizer.keys())
+        if key != "tune" and a.quantizer.get(key) != b.quantizer.get(key)
     ]
     if a.score.tokenizer != b.score.tokenizer:
         found.append(f"tokenizers {a.score.tokenizer[:12]} and {b.score.tokenizer[:12]}")

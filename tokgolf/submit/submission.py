@@ -77,7 +77,12 @@ def submit(
         "cap": cap,
     }
     if training:
-        settings |= {"run": first.config, "export_cap": max(seed.ledger.full for seed in seeds)}
+        tune = max(seed.quantizer["tune"] for seed in seeds)
+        settings |= {
+            "run": first.config,
+            "quantizer": {**first.quantizer, "tune": tune},
+            "export_cap": max(seed.ledger.full for seed in seeds),
+        }
     script = bundle.train_gpt(SCRIPT, modules, settings)
     claim = Claim(
         name=folder.name,

@@ -170,12 +170,20 @@ _NUMBERS = ("started", "seconds", "bpb", "bpb_before_export")
 _NEEDED = ("seconds", "attempts")
 
 
+def check_vocabulary(settings: Mapping[str, Any]) -> None:
+    """Raise `ValueError` for a vocabulary whose logarithm no law can take."""
+    size = settings.get("vocab_size")
+    if size is not None and (type(size) is not int or size < 1):
+        raise ValueError(f"vocab_size is {size!r:.80}")
+
+
 def _cell(values: dict[str, Any], where: str) -> Cell:
     """A cell from its object, every value checked."""
     try:
         settings, status, reason = values["settings"], values["status"], values["reason"]
         if not isinstance(settings, dict) or not isinstance(values["id"], str):
             raise ValueError("its id is no text or its settings are no table")
+        check_vocabulary(settings)
         if status not in get_args(Status):
             raise ValueError(f"status is {status!r}; known: {', '.join(get_args(Status))}")
         if reason is not None and not isinstance(reason, str):

@@ -98,6 +98,9 @@ def _trained(job: Job, ready: Prepared, run: Path, device: str, beat: Beat) -> T
     def on_step(report: StepReport) -> None:
         beat(report.step)
 
+    resume = (run / "checkpoints" / "latest.json").is_file()
+    if not resume:
+        forget(run)
     return train(
         ready.config,
         ready.tokenizer,
@@ -105,7 +108,7 @@ def _trained(job: Job, ready: Prepared, run: Path, device: str, beat: Beat) -> T
         run,
         held_out=open_corpus(job.scored),
         device=device,
-        resume=(run / "checkpoints" / "latest.json").is_file(),
+        resume=resume,
         on_step=on_step,
     )
 
@@ -126,6 +129,8 @@ def trained_by_torchrun(job: Job, ready: Prepared, run: Path) -> TrainResult:
     ]
     if (run / "checkpoints" / "latest.json").is_file():
         command.append("--resume")
+    else:
+        forget(run)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     try:
         values = json.loads(done.stdout.strip().splitlines()[-1])
@@ -137,6 +142,12 @@ def trained_by_torchrun(job: Job, ready: Prepared, run: Path) -> TrainResult:
             f"torchrun of {job.processes} processes ended with {done.returncode}: "
             f"{(told or lines)[-1].removeprefix('error: ')}"
         ) from error
+
+
+def forget(run: Path) -> None:
+    """Remove what was made of weights that are gone: a new training may give others."""
+    for name in (BEFORE_FILE, "score.json", "model.golf", "model.golf.plan.json"):
+        (run / name).unlink(missing_ok=True)
 
 
 def _artifact(path: Path) -> str | None:

@@ -18,7 +18,7 @@ from tokgolf.errors import ConfigError, TokgolfError
 from tokgolf.files import write_text
 from tokgolf.heads import head_config, head_to_dict
 from tokgolf.model import head_shape
-from tokgolf.quantize.rows import QuantConfig
+from tokgolf.quantize.rows import QuantConfig, quant_config
 from tokgolf.sweep.cells import CELL_FILE, Cell, read_cell, write_cell
 from tokgolf.sweep.equal import as_exported, grown
 from tokgolf.sweep.spec import (
@@ -125,6 +125,8 @@ def job_of(spec: SweepSpec, settings: Settings, texts: Texts, device: str) -> Jo
         bits = DEFAULT_BITS
     quantizer = {} if bits is None else {"bits": float(bits)}
     quantizer |= {name: settings[name] for name in QUANTIZER_OPTIONS if name in settings}
+    # As `tokgolf export` does it, tuning too; in full, so that another default is another cell.
+    quantizer = to_dict(quant_config(**quantizer))
     return Job(
         settings=settings,
         corpus=_absolute(spec.corpus),

@@ -13,7 +13,14 @@ from typing import Any
 import numpy as np
 
 from tokgolf.errors import ConfigError
-from tokgolf.sweep.cells import CELL_FILE, RESULTS_FILE, Cell, read_cell, read_sweep
+from tokgolf.sweep.cells import (
+    CELL_FILE,
+    RESULTS_FILE,
+    Cell,
+    check_vocabulary,
+    read_cell,
+    read_sweep,
+)
 from tokgolf.sweep.law import Data, Doubles
 
 # Axes that the law sees as weights and training tokens, and those that say nothing of a model.
@@ -75,7 +82,11 @@ def read_cells(paths: Iterable[Path]) -> list[Cell]:
 
 def _lines(path: Path) -> Iterable[Cell]:
     """The runs of a trained comparison, as cells."""
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} holds no lines of JSON in UTF-8: {error}") from error
+    for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
             if "error" in row:
@@ -86,6 +97,7 @@ def _lines(path: Path) -> Iterable[Cell]:
             values = [row.get("bpb"), row.get("bpb_float"), row.get("seconds", 0.0)]
             if not all(v is None or (math.isfinite(v) and v >= 0) for v in values):
                 raise ValueError("a number is negative or not finite")
+            check_vocabulary(settings)
             yield Cell(
                 id=f"{path}:{number}",
                 settings=settings,

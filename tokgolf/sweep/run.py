@@ -46,9 +46,14 @@ def run_sweep(
     runs them. Raises `ConfigError` for
     a spec that makes no cells, or another one under this name; a cell that fails raises nothing.
     """
-    folder = open_sweep(spec, store)
+    if only and spec.search.trials:
+        raise ConfigError(
+            f"--only {' '.join(only)} picks cells, and search.trials = {spec.search.trials} lets "
+            "the search pick them; leave out one of them"
+        )
     texts = read_texts(spec)
     jobs = {one.id: one for one in plan(spec, texts, device)}
+    folder = open_sweep(spec, store)  # last: a spec with a mistake must not take the name
     before = read_sweep(folder) if (folder / RESULTS_FILE).is_file() else None
     board = Board(spec, folder, watch, before)
     search = _search(spec, texts, device, before)

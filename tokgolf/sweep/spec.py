@@ -53,10 +53,10 @@ class SearchConfig:
 class EngineConfig:
     """What runs the cells; it decides nothing about their results.
 
-    `jobs` cells at a time (0: as many as `threads` leave room for on this machine), each with
-    `threads` CPU threads (0: the machine's cores divided by `jobs`), `gpus` GPUs and, on a cluster,
-    `memory_gb` of memory and `minutes` of time. `slurm` are more parameters of submitit, such as
-    `slurm_partition`; `address` is that of a running Ray cluster.
+    `jobs` cells at a time, each with `threads` CPU threads (0: the machine's cores divided by
+    `jobs`), `gpus` GPUs and, on a cluster, `memory_gb` of memory and `minutes` of time. `slurm` are
+    more parameters of submitit, such as `slurm_partition`; `address` is that of a running Ray
+    cluster.
     """
 
     name: Literal["local", "slurm", "ray"] = "local"
@@ -115,7 +115,17 @@ class SweepSpec:
                 f"search.trials is {self.search.trials} and there are {len(self.cells)} [[cells]]: "
                 "a search chooses cells of the grid; leave one of them out"
             )
+        if not isinstance(self.run.get("head", {}), Mapping):
+            raise ConfigError(
+                f"run.head is {self.run['head']!r}; write run.head.name = {self.run['head']!r}, or "
+                "head under [axes]"
+            )
         values = merged(read_recipe(self.recipe), self.run)
+        if values.get("trunk_from") or "trunk_from" in self.flat_axes():
+            raise ConfigError(
+                "the sweep sets trunk_from: a cell is named after what decides its result, and the "
+                "name of a folder does not say what is in it; train these by hand"
+            )
         if self.equal == "time" and values.get("minutes") is None:
             raise ConfigError('equal = "time", but no minutes are given; write run.minutes = 2.0')
         if self.equal != "time" and (self.run.get("minutes") or "minutes" in self.flat_axes()):
@@ -190,6 +200,8 @@ class SweepSpec:
             for value in values:
                 if not isinstance(value, str | int | float):
                     raise ConfigError(f"axes.{name} has the value {value!r}; give plain values")
+                if name == "bits" and value != "fill" and not isinstance(value, int | float):
+                    raise ConfigError(f'axes.bits has {value!r}; give numbers, or "fill"')
                 for part in addons_of({"add": value}) if name == "add" else [value]:
                     if name in NAMED and part not in set(NAMED[name]):
                         raise ConfigError(

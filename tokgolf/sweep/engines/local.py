@@ -14,6 +14,7 @@ from typing import TypeVar
 from joblib.externals.loky import ProcessPoolExecutor
 from joblib.externals.loky.process_executor import BrokenProcessPool
 
+from tokgolf.errors import ConfigError
 from tokgolf.sweep.engines import Ended, Engine, Job
 from tokgolf.sweep.spec import EngineConfig
 
@@ -104,6 +105,12 @@ def _environment(config: EngineConfig, slot: int) -> dict[str, str]:
     threads = config.threads or max(1, (os.cpu_count() or 1) // config.jobs)
     found = dict.fromkeys(THREADS, str(threads))
     if config.gpus:
-        first = slot * config.gpus
-        found["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, range(first, first + config.gpus)))
+        first, given = slot * config.gpus, os.environ.get("CUDA_VISIBLE_DEVICES")
+        own = given.split(",") if given else [*map(str, range(first + config.gpus))]
+        if len(own) < config.jobs * config.gpus and given:
+            raise ConfigError(
+                f"{config.jobs} jobs of {config.gpus} GPUs need {config.jobs * config.gpus}, and "
+                f"CUDA_VISIBLE_DEVICES={given} names {len(own)}; lower engine.jobs or engine.gpus"
+            )
+        found["CUDA_VISIBLE_DEVICES"] = ",".join(own[first : first + config.gpus])
     return found
