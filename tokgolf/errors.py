@@ -26,6 +26,10 @@ class TrainingError(TokgolfError):
     """A training run that must stop: an untrained tensor, a NaN, a bad checkpoint."""
 
 
+class OtherRankError(TrainingError):
+    """One of several processes that train together ends as another failed, which says why."""
+
+
 class ArtifactError(TokgolfError):
     """An artifact or checkpoint file that is damaged, foreign or inconsistent."""
 

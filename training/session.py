@@ -25,6 +25,7 @@ from tokgolf.tokenizers import Tokenizer
 from tokgolf.training.attention import speed_up
 from tokgolf.training.averages import Averages
 from tokgolf.training.config import RunConfig
+from tokgolf.training.distributed import ALONE, Ranks
 from tokgolf.training.guards import (
     STEPS_TO_MOVE,
     check_first_loss,
@@ -32,6 +33,7 @@ from tokgolf.training.guards import (
     check_loss,
     check_moved,
     check_pairs,
+    forbidden_pair,
 )
 from tokgolf.training.optimizers import Optimizers
 
@@ -61,7 +63,9 @@ class Session:
         counts: Any,
         device: str,
         say: Callable[[str], None] = lambda line: None,
+        ranks: Ranks = ALONE,
     ) -> None:
+        self.ranks = ranks
         self.config = config
         self.tokenizer = tokenizer
         self.say = say
@@ -72,8 +76,9 @@ class Session:
         head = head_config(config.head)
         self.model = build_model(config.trunk, head, shape, torch.from_numpy(counts))
         self.model.to(self.device)
+        ranks.align(self.model.state_dict().values())
         speed_up(self.model.trunk, self.device)
-        self.optimizers = Optimizers(self.model, config.optimizer)
+        self.optimizers = Optimizers(self.model, config.optimizer, ranks)
         self.averages = Averages(self.model, config.average)
         self.loss_of: Callable[[Tensor, Tensor], Tensor] = self.model.loss
         self.length = config.short_length or config.trunk.sequence_length
@@ -103,11 +108,13 @@ class Session:
         self.compile_seconds = float(state["compile_seconds"])
 
     def save(self, run: Path, state: dict[str, Any], *, finished: bool = False) -> None:
-        """Write a checkpoint."""
+        """Write a checkpoint, all of it from the lead."""
+        optimizer = {name: t.cpu() for name, t in self.optimizers.state().items()}
+        if not self.ranks.leads:
+            return
         own, averages = self.model.state_dict(), self.averages.exported()
         weights = {MODEL_PREFIX + n: averages.get(n, t).cpu() for n, t in own.items()}
         weights.update({LIVE_PREFIX + n: own[n].cpu() for n in averages})
-        optimizer = {name: t.cpu() for name, t in self.optimizers.state().items()}
         progress = {
             "step": self.step,
             "seconds": self.seconds,
@@ -157,7 +164,7 @@ class Session:
         self.loss_of = torch.compile(self.model.loss, dynamic=False)
         rows = max(1, self.config.micro_batch_tokens // self.config.trunk.sequence_length)
         try:
-            self.gradients(tokens[:rows], targets[:rows])
+            self.accumulate(tokens[:rows], targets[:rows])
         except Exception as error:  # the compiler's own errors have no common base
             reason = (str(error).strip() or repr(error)).splitlines()[0]
             if self.config.compile == "on":
@@ -189,9 +196,19 @@ class Session:
         return self.config.warmdown_to + (1 - self.config.warmdown_to) * left
 
     def gradients(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        """Accumulate the gradients of the mean loss of a batch.
+        """The gradients of the mean loss of a batch, of which this rank has these rows.
 
         Returns that loss in nats, and the norm of each tensor's gradient.  # (1 + tensors,) fp64
+        """
+        loss = self.accumulate(tokens, targets)
+        self.optimizers.shares.reduce()
+        norms = self.optimizers.gradient_norms().double()
+        return self.ranks.total(torch.cat([loss[None], norms]))
+
+    def accumulate(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """Accumulate the gradients of what these rows add to the mean loss, and return that.
+
+        In nats, fp64.  # (rows, length), same -> ()
         """
         rows = max(1, self.config.micro_batch_tokens // self.length)
         total = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -202,10 +219,10 @@ class Session:
             x, y = tokens[start : start + rows], targets[start : start + rows]
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
                 summed = self.loss_of(x, y)
-            loss = summed / targets.numel()
+            loss = summed / (targets.numel() * self.ranks.size)
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
-        return torch.cat([total[None], self.optimizers.gradient_norms().double()])
+        return total
 
     def start(self, remaining: float, tokens: Tensor, targets: Tensor) -> Step:
         """The gradients of the next step; `finish` it."""
@@ -233,13 +250,16 @@ class Session:
         head = self.model.head
         if not math.isfinite(loss):
             tokens, targets = step.tokens.to(self.device), step.targets.to(self.device)
-            check_pairs(head, self.tokenizer, tokens, targets, step.number)
+            check_pairs(
+                self.ranks.every(forbidden_pair(head, tokens, targets)), self.tokenizer, step.number
+            )
         check_loss(loss, step.number)
         named = dict(zip(self.optimizers.names, norms, strict=True))
         check_gradients(named, step.number, self.config.max_gradient)
         if step.number == 0:
             flat = (t.flatten().to(self.device) for t in (step.targets, step.tokens))
-            check_first_loss(loss, head.initial_loss(*flat))
+            declared = self.ranks.every(head.initial_loss(*flat))
+            check_first_loss(loss, sum(declared) / len(declared))
         self.loss = loss
 
     def reads_late(self) -> bool:
