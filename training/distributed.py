@@ -1,10 +1,11 @@
 """Several processes train one model: what they agree on, who trains which tensor, how it ends.
 
 Unlike DistributedDataParallel, which sums whole gradients on every rank and lets each do all of
-the optimizers' work: here every tensor has one rank that trains it. A rank gets the summed
-gradients of its own tensors (one reduce-scatter), updates them, and all get all weights (one
-all-gather). That is as much traffic, an optimizer's work and memory are divided by the number of
-ranks, and there is no second copy of the rules of any optimizer. Sums are fp32.
+the optimizers' work: here every tensor has one rank that trains it. A rank gets all
+gradients of its own tensors (one all-to-all), sums and uses them, and all get all weights (one
+all-gather). That is as much traffic, and an optimizer's work and memory are divided by the number
+of ranks. Sums are fp32, in the order of the ranks, which is that of one process's micro-batches: if
+each rank has one micro-batch, several processes compute what one does, to the bit.
 
 The ranks are started by torchrun, or by anything that sets its RANK, WORLD_SIZE, MASTER_ADDR and
 MASTER_PORT. Whatever depends on the clock, on signals or on files is decided by rank 0, the lead.
@@ -25,6 +26,8 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from tokgolf.device import resolve_device
 from tokgolf.errors import ConfigError, OtherRankError, TrainingError
@@ -48,7 +51,7 @@ class Ranks:
         *,
         rank: int = 0,
         size: int = 1,
-        store: dist.Store | None = None,
+        store: Store | None = None,
         restartable: bool = False,
     ) -> None:
         self.device, self.rank, self.size = device, rank, size
@@ -89,7 +92,7 @@ class Ranks:
     def _has(self, key: str) -> bool:
         assert self._store is not None
         with self._reached():
-            return self._store.check([key])
+            return bool(self._store.check([key]))
 
     def led(self, work: Callable[[], Value]) -> Value:
         """The result of `work`, JSON, which the lead alone does."""
@@ -107,14 +110,15 @@ class Ranks:
         tensor = torch.tensor(numbers, dtype=torch.float64)
         with self._reached():
             dist.broadcast(tensor, 0, group=self._cpu)
-        return tensor.tolist()  # type: ignore[no-any-return]
+        return tensor.tolist()
 
     def total(self, tensor: Tensor) -> Tensor:
-        """The sum over all ranks, in place."""
-        if self.size > 1:
-            with self._reached():
-                dist.all_reduce(tensor)
-        return tensor
+        """The sum over all ranks, in their order."""
+        if self.size == 1:
+            return tensor
+        parts = tensor.new_empty(self.size, *tensor.shape)
+        self.gathered(tensor, parts)
+        return in_order(parts)
 
     def align(self, tensors: Iterable[Tensor]) -> None:
         """Overwrite tensors with the lead's."""
@@ -123,10 +127,15 @@ class Ranks:
                 for tensor in tensors:
                     dist.broadcast(tensor, 0)
 
-    def scattered(self, parts: Tensor, own: Tensor) -> None:
-        """Sum `parts` over all ranks; each gets its row, in `own`.  # (ranks, n), (n,)"""
+    def scattered(self, parts: Tensor, room: Tensor) -> Tensor:
+        """The sum over all ranks of the row that is this rank's, in their order.
+
+        `parts` has a row for each; `room` is overwritten, and begins with the result.
+        (ranks, n), (ranks, n) -> (n,)
+        """
         with self._reached():
-            dist.reduce_scatter(own, [*parts.unbind()])
+            dist.all_to_all_single(room, parts)
+        return in_order(room)
 
     def gathered(self, own: Tensor, parts: Tensor) -> None:
         """Every rank's `own`, in the rows of `parts`.  # (n,), (ranks, n)"""
@@ -137,18 +146,16 @@ class Ranks:
         """The fp32 tensors of all ranks, on the lead; others get their own back."""
         if self.size == 1:
             return tensors
-        shapes = self.every([(name, list(tensor.shape)) for name, tensor in tensors.items()])
+        shapes = self.every([(name, [*tensor.shape]) for name, tensor in tensors.items()])
         found = dict(tensors)
         for rank, listed in enumerate(shapes):
-            sizes = [torch.Size(shape).numel() for _, shape in listed]
-            own = [t.flatten() for t in tensors.values()] if rank == self.rank else []
-            device = torch.device(self.device)
-            flat = torch.cat(own) if own else torch.empty(sum(sizes), device=device)
-            with self._reached():
-                dist.broadcast(flat, rank)
-            if self.leads and rank != self.rank:
-                parts = zip(listed, flat.split(sizes), strict=True)
-                found.update({name: part.view(shape) for (name, shape), part in parts})
+            for name, shape in listed:
+                other = rank != self.rank
+                tensor = torch.empty(shape, device=self.device) if other else tensors[name]
+                with self._reached():
+                    dist.broadcast(tensor, rank)
+                if self.leads:
+                    found[name] = tensor
         return found
 
     # --- from the beginning to the end of a group
@@ -163,11 +170,10 @@ class Ranks:
             )
             if kind == "cuda":
                 self._cpu = dist.new_group(backend="gloo")
-        found = self.every([socket.gethostname(), os.getpid(), kind, torch.__version__])
-        self.where = [(host, process) for host, process, _, _ in found]
-        kinds = {(kind, version) for _, _, kind, version in found}
+        self.where = self.every((socket.gethostname(), os.getpid()))
+        kinds = {*self.every(f"{kind} with torch {torch.__version__}")}
         if len(kinds) > 1:
-            listed = " and ".join(sorted(f"{kind} with torch {version}" for kind, version in kinds))
+            listed = " and ".join(sorted(kinds))
             raise ConfigError(
                 f"the {self.size} processes of this run differ: {listed}; use machines that are "
                 "alike, or --device cpu"
@@ -178,7 +184,7 @@ class Ranks:
         if self._store is None:
             return True
         try:
-            return self._store.add(_FAILED, 1) == 1
+            return bool(self._store.add(_FAILED, 1) == 1)
         except RuntimeError:  # the store has ended with the rank that held it
             return True
 
@@ -217,6 +223,14 @@ class LostRankError(TrainingError):
 ALONE = Ranks()
 
 
+def in_order(parts: Tensor) -> Tensor:
+    """The sum of the rows, first to last, in the place of the first.  # (ranks, n) -> (n,)"""
+    total = parts[0]
+    for part in parts[1:]:
+        total += part
+    return total
+
+
 def _runs(process: int) -> bool:
     try:
         os.kill(process, 0)
@@ -240,9 +254,9 @@ def joined(device: str) -> Iterator[Ranks]:
     if not given or int(os.environ["WORLD_SIZE"]) == 1:
         yield Ranks(device, restartable=restartable)
         return
-    store, rank, size = next(dist.rendezvous("env://", timeout=TIMEOUT))
+    store, rank, size = next(rendezvous("env://", timeout=TIMEOUT))
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    store = dist.PrefixStore(f"tokgolf/{attempt}", store)
+    store = PrefixStore(f"tokgolf/{attempt}", store)
     ranks = Ranks("cpu", rank=rank, size=size, store=store, restartable=restartable)
     with _terminated(ranks):
         try:
@@ -354,13 +368,13 @@ class Shares:
             used[self.owner[name]] += parameter.numel()
         device = next(iter(self.parameters.values())).device
         self._all = torch.zeros(ranks.size, max(used), device=device)
-        self._row = torch.zeros(max(used), device=device)
+        self._room = torch.zeros_like(self._all)
         self._in_all, self._in_row = {}, {}
         for name, p in self.parameters.items():
             part = slice(at[name], at[name] + p.numel())
             self._in_all[name] = self._all[self.owner[name], part].view_as(p)
             if self.owner[name] == ranks.rank:
-                self._in_row[name] = self._row[part].view_as(p)
+                self._in_row[name] = self._room[0, part].view_as(p)
 
     @torch.no_grad()
     def reduce(self) -> None:
@@ -369,7 +383,7 @@ class Shares:
             return
         gradients = [gradient_of(name, p) for name, p in self.parameters.items()]
         torch._foreach_copy_([*self._in_all.values()], gradients)
-        self.ranks.scattered(self._all, self._row)
+        self.ranks.scattered(self._all, self._room)
         for name, place in self._in_row.items():
             self.parameters[name].grad = place
 
@@ -379,7 +393,7 @@ class Shares:
         if self.ranks.size == 1:
             return
         torch._foreach_copy_([*self._in_row.values()], [*self.own.values()])
-        self.ranks.gathered(self._row, self._all)
+        self.ranks.gathered(self._room[0], self._all)
         torch._foreach_copy_([*self.parameters.values()], [*self._in_all.values()])
 
     def spread(self, values: Tensor) -> Tensor:
