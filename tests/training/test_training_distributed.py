@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.distributed import TCPStore
 
 from tokgolf.artifact.checkpoint import read_checkpoint
 from tokgolf.config import TrunkConfig
@@ -83,6 +83,7 @@ def child(work: Callable[[], None], rank: int, size: int, port: int, out: Path) 
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     values = (rank, rank, size, "127.0.0.1", port)
     os.environ.update(dict(zip(names, map(str, values), strict=True)))
+    os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
     ended = "ended"
     try:
         work()
@@ -96,17 +97,20 @@ def child(work: Callable[[], None], rank: int, size: int, port: int, out: Path) 
 
 def spawned(work: Callable[[], None], size: int, out: Path) -> list[str]:
     """Run `work` in processes that know of each other; how each ended."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    # As torchrun does, which holds it so that it outlives every rank.
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     out.mkdir(parents=True, exist_ok=True)
     fork = get_context("fork")
-    children = [fork.Process(target=child, args=(work, r, size, port, out)) for r in range(size)]
+    children = [fork.Process(target=child, args=(work, r, size, store.port, out)) for r in range(size)]
     for process in children:
         process.start()
-    for process in children:
-        process.join(60)
-        assert process.exitcode is not None, "a rank hangs"
+    try:
+        for process in children:
+            process.join(30)
+            assert process.exitcode is not None, "a rank hangs"
+    finally:
+        for process in children:
+            process.kill()
     paths = [out / f"rank{rank}" for rank in range(size)]
     return [path.read_text() if path.exists() else "killed" for path in paths]
 
