@@ -17,7 +17,8 @@ from tokgolf.config import check_positive
 from tokgolf.errors import ConfigError, TrainingError
 from tokgolf.heads.base import Role
 from tokgolf.model import LanguageModel
-from tokgolf.training.distributed import ALONE, Ranks, Shares, gradient_of
+from tokgolf.training.distributed import ALONE, Ranks
+from tokgolf.training.shares import Shares, gradient_of
 
 
 @dataclass(frozen=True, kw_only=True)

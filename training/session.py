@@ -127,23 +127,28 @@ class Session:
         self.compile_seconds = float(state["compile_seconds"])
 
     def save(self, run: Path, state: dict[str, Any], *, finished: bool = False) -> None:
-        """Write a checkpoint, all of it from the lead."""
+        """Write a checkpoint, all of it from the lead; it is there when any rank goes on."""
         optimizer = {name: t.cpu() for name, t in self.optimizers.state().items()}
-        if not self.ranks.leads:
-            return
+        with self.ranks.lead_first():
+            if self.ranks.leads:
+                progress = {
+                    "step": self.step,
+                    "seconds": self.seconds,
+                    "compile_seconds": self.compile_seconds,
+                    "loss": self.loss,
+                    "untied": self.untied,
+                    "averaged": self.averages.count,
+                    "finished": finished,
+                }
+                write_checkpoint(run, {**self._weights(), **optimizer}, {**state, **progress})
+
+    def _weights(self) -> dict[str, Tensor]:
+        """What a checkpoint holds beside the optimizers' state."""
         own, averages = self.model.state_dict(), self.averages.exported()
         weights = {MODEL_PREFIX + n: averages.get(n, t).cpu() for n, t in own.items()}
         weights.update({LIVE_PREFIX + n: own[n].cpu() for n in averages})
         weights.update({GRID_PREFIX + n: steps.cpu() for n, steps in self.grids.items()})
-        progress = {
-            "step": self.step,
-            "seconds": self.seconds,
-            "compile_seconds": self.compile_seconds,
-            "loss": self.loss,
-            "untied": self.untied,
-            "averaged": self.averages.count,
-        }
-        write_checkpoint(run, {**weights, **optimizer}, {**state, **progress, "finished": finished})
+        return weights
 
     def untie(self) -> None:
         """Let the head become two tables where it was one."""

@@ -1,121 +1,89 @@
 """Several processes train one model: what they compute, who decides, and how they end."""
 
-import dataclasses
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch._dynamo  # once here, and not in every process that is forked
 from hypothesis import given
 from hypothesis import strategies as st
+from ranks_support import SECONDS, TOKENIZER, cases, run_it, same_runs
 from torch import nn
 from torch.distributed import TCPStore
 
 from tokgolf.artifact.checkpoint import read_checkpoint
-from tokgolf.config import TrunkConfig
-from tokgolf.corpora import Corpus, Document
-from tokgolf.errors import ConfigError, OtherRankError, TokgolfError
-from tokgolf.tokenizers import build_tokenizer
-from tokgolf.training import RunConfig, StepReport, run_config, train
-from tokgolf.training import distributed as module
-from tokgolf.training.averages import AverageConfig
-from tokgolf.training.distributed import Ranks, Shares, in_order, joined, own_device, owners
+from tokgolf.errors import ConfigError
+from tokgolf.training import run_config
+from tokgolf.training.distributed import Ranks, in_order, own_device
+from tokgolf.training.shares import Shares, owners
 
-TRUNK = TrunkConfig(layers=2, d_model=16, heads=2, kv_heads=1, mlp_hidden=24, sequence_length=16)
-CONFIG = RunConfig(
-    trunk=TRUNK,
-    batch_tokens=96,
-    micro_batch_tokens=48,
-    steps=20,
-    warmdown_steps=8,
-    precision="fp32",
-    compile="off",
-)
-DOCUMENTS = [Document(str(i), f"{i} processes read one batch. ".encode()) for i in range(30)]
-TOKENIZER = build_tokenizer("byte", [], None)
 SPAWNED = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}
+Ends = dict[str, list[tuple[str, Any]]]
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the processes are forked")
-
-
-def corpus() -> Corpus:
-    return Corpus(name="tiny", split=None, source=lambda: iter(DOCUMENTS))
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="torch has no gloo there")
 
 
-def nothing(value: Any) -> None:
-    """Watch nothing."""
+def environment(**more: str) -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if k not in SPAWNED}
+    return kept | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)} | more
 
 
-def run_it(
-    run: Path,
-    config: RunConfig = CONFIG,
-    *,
-    resume: bool = False,
-    on_step: Callable[[StepReport], None] = nothing,
-    say: Callable[[str], None] = nothing,
-) -> None:
-    with joined("cpu") as ranks:
-        train(
-            config,
-            TOKENIZER,
-            corpus(),
-            run,
-            device=ranks.device,
-            resume=resume,
-            on_step=on_step,
-            say=say,
-            ranks=ranks,
-        )
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the runs of several processes are."""
+    return tmp_path_factory.mktemp("many")
 
 
-def child(work: Callable[[], None], rank: int, size: int, port: int, out: Path) -> None:
-    """One rank: what it raises goes into a file."""
-    torch.set_num_threads(1)
-    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    values = (rank, rank, size, "127.0.0.1", port)
-    os.environ.update(dict(zip(names, map(str, values), strict=True)))
-    os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
-    ended = "ended"
-    try:
-        work()
-    except OtherRankError:
-        ended = "silent"
-    except (TokgolfError, OSError) as error:
-        ended = str(error)
-    (out / f"rank{rank}").write_text(ended)
-    os._exit(0)  # the parent's threads and handlers are not this process's to end
+@pytest.fixture(scope="module")
+def ones(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same runs by one process."""
+    return tmp_path_factory.mktemp("ones")
 
 
-def spawned(work: Callable[[], None], size: int, out: Path) -> list[str]:
-    """Run `work` in processes that know of each other; how each ended."""
-    # As torchrun does, which holds it so that it outlives every rank.
+@pytest.fixture(scope="module")
+def ends(folder: Path, ones: Path) -> Ends:
+    """How every rank of every case ended and what it found; the runs of one process beside it."""
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    out.mkdir(parents=True, exist_ok=True)
-    fork = get_context("fork")
-    children = [
-        fork.Process(target=child, args=(work, r, size, store.port, out)) for r in range(size)
-    ]
-    for process in children:
-        process.start()
+    script = str(Path(__file__).with_name("ranks_support.py"))
+    processes = []
+    for process in range(3):
+        more = {"RANK_OF_ALL": str(process), "STORE_PORT": str(store.port)}
+        with (folder / f"{process}.txt").open("w") as file:
+            processes.append(
+                subprocess.Popen(
+                    [sys.executable, script, str(folder)], env=environment(**more), stderr=file
+                )
+            )
     try:
-        for process in children:
-            process.join(120)
-            assert process.exitcode is not None, "a rank hangs"
+        for name, (_, config) in same_runs(ones / "two").items():
+            run_it(ones / name, config)
+        until = time.monotonic() + SECONDS
+        while any([process.poll() is None for process in processes]):  # all: a dead one is reaped
+            if time.monotonic() > until:
+                break
+            time.sleep(0.02)
     finally:
-        for process in children:
+        for process in processes:
             process.kill()
-    paths = [out / f"rank{rank}" for rank in range(size)]
-    return [path.read_text() if path.exists() else "killed" for path in paths]
+            process.wait()
+    found: Ends = {}
+    for name, (ranks, _) in cases(folder).items():
+        paths = [folder / name / f"{rank}.json" for rank in range(len(ranks))]
+        found[name] = [
+            tuple(json.loads(path.read_text())) if path.exists() else ("killed", None)
+            for path in paths
+        ]
+    return found
+
+
+def lines_of(ends: Ends, case: str) -> list[str]:
+    return [line for line, _ in ends[case]]
 
 
 def losses_of(run: Path) -> list[tuple[int, float, float]]:
@@ -133,157 +101,98 @@ def assert_same_run(one: Path, two: Path) -> None:
 
 # --- what they compute
 
-CASES: dict[str, tuple[int, dict[str, Any]]] = {
-    "two": (2, {}),
-    "three": (3, {"micro_batch_tokens": 32}),
-    "all options": (
-        2,
-        {
-            "average": AverageConfig(ema=0.9),
-            "head": {"name": "untied", "untie_at": 0.4},
-            "short_length": 8,
-            "short_until": 0.5,
-            "trunk": dataclasses.replace(TRUNK, document_mask=True, smear=True),
-        },
-    ),
-}
 
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run of one process."""
-    path = tmp_path_factory.mktemp("runs") / "alone"
-    run_it(path)
-    return path
-
-
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", same_runs(Path()))
 def test_ranks_of_one_micro_batch_compute_to_the_bit_what_one_process_does(
-    case: str, tmp_path: Path
+    case: str, ends: Ends, folder: Path, ones: Path
 ) -> None:
-    size, changes = CASES[case]
-    config = dataclasses.replace(CONFIG, **changes)
-    run_it(tmp_path / "one", config)
-    ended = spawned(partial(run_it, tmp_path / "many", config), size, tmp_path / "out")
-    assert ended == ["ended"] * size
-    assert_same_run(tmp_path / "one", tmp_path / "many")
+    assert {*lines_of(ends, case)} == {"ended"}
+    assert_same_run(ones / case, folder / case / "run")
 
 
 def test_other_micro_batches_change_the_losses_by_rounding_alone(
-    alone: Path, tmp_path: Path
+    ends: Ends, folder: Path, ones: Path
 ) -> None:
     # Muon rounds to bf16: a sum that differs in its last bit may differ by 2^-9 after that.
-    config = dataclasses.replace(CONFIG, micro_batch_tokens=96)
-    assert spawned(partial(run_it, tmp_path / "run", config), 2, tmp_path) == ["ended"] * 2
-    pairs = [*zip(losses_of(alone), losses_of(tmp_path / "run"), strict=True)]
+    assert lines_of(ends, "whole") == ["ended"] * 2
+    pairs = [*zip(losses_of(ones / "two"), losses_of(folder / "whole" / "run"), strict=True)]
     for (step, loss, _), (_, other, _) in pairs:
         assert other == pytest.approx(loss, rel=1e-6 if step <= 3 else 1e-3)
 
 
-def stopped(run: Path, at: int, *, resume: bool = False) -> None:
-    """A run that a signal ends after a step, as Ctrl-C does."""
-
-    def on_step(report: StepReport) -> None:
-        if report.step == at:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    run_it(run, on_step=on_step, resume=resume)
+def assert_one_says(line: str, ends: Ends, case: str) -> None:
+    """One rank ends with that line and the other in silence."""
+    found = sorted(lines_of(ends, case), key=lambda end: end == "silent")
+    assert line in found[0]
+    assert found[1] == "silent"
 
 
-def test_a_run_goes_on_with_other_numbers_of_processes(alone: Path, tmp_path: Path) -> None:
-    run, out = tmp_path / "run", tmp_path
-    ended = spawned(partial(stopped, run, 5), 2, out)
-    assert sum("interrupted after step 5" in line for line in ended) == 1
-    assert ended.count("silent") == 1
-    with pytest.raises(TokgolfError, match="interrupted after step 11"):
-        stopped(run, 11, resume=True)
-    assert spawned(partial(run_it, run, resume=True), 2, out) == ["ended"] * 2
-    assert_same_run(run, alone)
+def test_a_run_goes_on_with_other_numbers_of_processes(
+    ends: Ends, folder: Path, ones: Path
+) -> None:
+    assert_one_says("interrupted after step 4", ends, "stopped")
+    assert "interrupted after step 8" in lines_of(ends, "alone")[0]
+    assert lines_of(ends, "again") == ["ended"] * 2
+    assert_same_run(folder / "stopped" / "run", ones / "two")
 
 
-def test_the_lead_alone_speaks_and_decides(tmp_path: Path) -> None:
+def test_the_lead_alone_speaks_and_decides(ends: Ends, folder: Path) -> None:
     """The other rank's clock and signals count for nothing, and it says nothing."""
-    config = dataclasses.replace(CONFIG, minutes=0.01, steps=10**6, checkpoint_minutes=1e-9)
-
-    def work() -> None:
-        heard = tmp_path / f"heard{os.environ['RANK']}"
-        run_it(tmp_path / "run", config, on_step=lambda report: heard.write_text("heard"))
-
-    assert spawned(work, 2, tmp_path) == ["ended"] * 2
-    assert (tmp_path / "heard0").exists()
-    assert not (tmp_path / "heard1").exists()
-    assert 0 < read_checkpoint(tmp_path / "run")[1]["step"] < 10**6
+    assert lines_of(ends, "leads") == ["ended"] * 2
+    last = read_checkpoint(folder / "leads" / "run")[1]["step"]
+    assert 0 < last < 10**6
+    assert [heard for _, heard in ends["leads"]] == [[*range(1, last + 1)], []]
 
 
 # --- how they fail
 
 
-def test_a_batch_that_cannot_be_shared_is_refused_with_both_numbers(tmp_path: Path) -> None:
-    config = dataclasses.replace(CONFIG, batch_tokens=48, micro_batch_tokens=48)
-    ended = spawned(partial(run_it, tmp_path / "run", config), 2, tmp_path)
-    assert sum("are 3 sequences of 16, which 2 processes cannot" in line for line in ended) == 1
-    assert ended.count("silent") == 1
-    assert not (tmp_path / "run").exists()
+def test_a_batch_that_cannot_be_shared_is_refused_with_both_numbers(
+    ends: Ends, folder: Path
+) -> None:
+    assert_one_says("are 3 sequences of 16, which 2 processes cannot", ends, "unshared")
+    assert not (folder / "unshared" / "run").exists()
 
 
-def test_a_guard_stops_all_ranks_and_one_says_why(tmp_path: Path) -> None:
-    config = dataclasses.replace(CONFIG, max_gradient=1e-9)
-    ended = spawned(partial(run_it, tmp_path / "run", config), 2, tmp_path)
-    assert sum("gradient's norm is above max_gradient" in line for line in ended) == 1
-    assert ended.count("silent") == 1
+def test_a_guard_stops_all_ranks_and_one_says_why(ends: Ends) -> None:
+    assert_one_says("gradient's norm is above max_gradient", ends, "guarded")
 
 
-def test_what_the_lead_finds_before_the_first_step_ends_the_others(tmp_path: Path) -> None:
-    (tmp_path / "run").write_text("a file where the folder should be")
-    ended = spawned(partial(run_it, tmp_path / "run"), 2, tmp_path)
-    assert ended[1] == "silent"
-    assert "run" in ended[0] and ended[0] != "silent"
+def test_what_the_lead_finds_before_the_first_step_ends_the_others(ends: Ends) -> None:
+    first, second = lines_of(ends, "in the way")
+    assert "run" in first
+    assert second == "silent"
 
 
-@pytest.mark.parametrize("dies", [0, 1])
-def test_a_rank_that_is_killed_is_named_by_the_other(dies: int, tmp_path: Path) -> None:
-    def work() -> None:
-        def die(report: StepReport) -> None:
-            if report.step == 5:
-                process = os.getpid() if dies == 0 else int((tmp_path / "process").read_text())
-                os.kill(process, signal.SIGKILL)
+def test_a_rank_that_is_killed_is_named_by_the_other(ends: Ends, folder: Path) -> None:
+    first, second = lines_of(ends, "dies")
+    assert first == "killed"
+    assert "rank 0 of 2 has ended or does not answer" in second
+    assert read_checkpoint(folder / "dies" / "run")[1]["step"] >= 4
 
-        if os.environ["RANK"] == "1":
-            (tmp_path / "process").write_text(str(os.getpid()))
-        config = dataclasses.replace(CONFIG, checkpoint_minutes=1e-9, steps=10**6)
-        run_it(tmp_path / "run", config, on_step=die)
 
-    ended = spawned(work, 2, tmp_path)
-    assert ended[dies] == "killed"
-    assert "of 2 has ended or does not answer" in ended[1 - dies]
-    assert read_checkpoint(tmp_path / "run")[1]["step"] >= 4
+def test_a_process_that_does_not_come_back_ends_after_a_sigterm_with_a_line(
+    ends: Ends, folder: Path
+) -> None:
+    assert lines_of(ends, "stuck") == ["silent", "killed"]
+    assert "error: told to end: " in (folder / "2.txt").read_text()
 
 
 # --- the parts
 
 
-def test_what_is_said_to_all_arrives_by_rank(tmp_path: Path) -> None:
-    def work() -> None:
-        with joined("cpu") as ranks:
-            found = [
-                ranks.every(["said by", ranks.rank]),
-                ranks.led(lambda: ranks.rank),
-                ranks.told([float(ranks.rank), 7.0]),
-                ranks.total(torch.tensor([1.0, ranks.rank])).tolist(),
-                [*map(sorted, [ranks.merged({f"t{ranks.rank}": torch.ones(2, 3)})])],
-            ]
-        (tmp_path / f"found{ranks.rank}").write_text(json.dumps(found))
-
-    assert spawned(work, 3, tmp_path) == ["ended"] * 3
-    found = [json.loads((tmp_path / f"found{rank}").read_text()) for rank in range(3)]
+def test_what_is_said_to_all_arrives_by_rank(ends: Ends) -> None:
+    assert lines_of(ends, "says") == ["ended"] * 3
     said = [[["said by", rank] for rank in range(3)], 0, [0.0, 7.0], [3.0, 3.0]]
-    assert found[0] == [*said, [["t0", "t1", "t2"]]]
-    assert found[1] == [*said, [["t1"]]]
+    lent = {"t0": [1.0] * 3}
+    whole = {f"t{rank}": [1.0 + rank] * 3 for rank in range(3)}
+    assert ends["says"][0][1] == [*said, whole, lent]
+    assert ends["says"][1][1] == [*said, {"t1": [2.0] * 3}, lent]
 
 
 def test_sums_are_in_the_order_of_the_ranks() -> None:
     parts = torch.tensor([[1e8], [1.0], [-1e8], [1.0]])
-    assert in_order(parts.clone()).tolist() == [((1e8 + 1.0) - 1e8) + 1.0 - 1.0]
+    assert in_order(parts.clone()).tolist() == [1.0]  # 1e8 + 1 is 1e8 in fp32
 
 
 sizes = st.dictionaries(st.text(max_size=3), st.integers(1, 1000), min_size=1, max_size=30)
@@ -339,74 +248,69 @@ def test_each_process_has_its_own_gpu_or_is_told(monkeypatch: pytest.MonkeyPatch
         own_device("cuda", {**here, "LOCAL_RANK": "2", "LOCAL_WORLD_SIZE": "4"})
 
 
-def test_a_process_that_does_not_come_back_ends_after_a_sigterm(tmp_path: Path) -> None:
-    def work() -> None:
-        module.GRACE = 0.1
-        with joined("cpu"):
-            (tmp_path / f"process{os.environ['RANK']}").write_text("")
-            time.sleep(0.2)
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(60)  # as a rank that waits for its GPU
-
-    began = time.monotonic()
-    assert spawned(work, 2, tmp_path) == ["killed"] * 2
-    assert time.monotonic() - began < 30
-
-
 # --- torchrun itself
 
 
-@pytest.fixture
-def command(tmp_path: Path) -> Iterator[list[str]]:
-    (tmp_path / "text.txt").write_bytes(b"a text that two processes read together. " * 50)
-    (tmp_path / "byte.tok").write_bytes(TOKENIZER.asset())
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    yield [
-        *torchrun,
-        *("--max-restarts", "1", "-m", "tokgolf", "train"),
-        *("--tokenizer", str(tmp_path / "byte.tok"), "--corpus", str(tmp_path / "text.txt")),
-        *("--set", "trunk.layers=1", "--set", "trunk.d_model=16", "--set", "trunk.heads=2"),
-        *("--set", "trunk.kv_heads=1", "--set", "trunk.mlp_hidden=16", "--device", "cpu"),
-        *("--set", "trunk.sequence_length=16", "--set", "batch_tokens=64"),
-        *("--set", "micro_batch_tokens=32", "--set", "checkpoint_minutes=1e-9"),
-        *("--set", "compile=off", "--resume", "--json", "-o", str(tmp_path / "run")),
+def tokgolf_train(folder: Path, run: str, steps: int) -> list[str]:
+    """The arguments after `python -m`."""
+    (folder / "text.txt").write_bytes(b"a text that two processes read together. " * 50)
+    (folder / "byte.tok").write_bytes(TOKENIZER.asset())
+    values = {
+        "trunk.layers": 1,
+        "trunk.d_model": 16,
+        "trunk.heads": 2,
+        "trunk.kv_heads": 1,
+        "trunk.mlp_hidden": 16,
+        "trunk.sequence_length": 16,
+        "batch_tokens": 64,
+        "micro_batch_tokens": 32,
+        "checkpoint_minutes": 1e-9,
+        "compile": "off",
+    }
+    return [
+        *("tokgolf", "train", "--device", "cpu", "--steps", str(steps), "--json"),
+        *("--tokenizer", str(folder / "byte.tok"), "--corpus", str(folder / "text.txt")),
+        *(part for key, value in values.items() for part in ("--set", f"{key}={value}")),
+        *("-o", str(folder / run)),
     ]
 
 
-def environment() -> dict[str, str]:
-    return {k: v for k, v in os.environ.items() if k not in SPAWNED} | {"OMP_NUM_THREADS": "1"}
+def rank_one(agent: int) -> int:
+    """The process of torchrun's that is rank 1."""
+    children = subprocess.run(
+        ["pgrep", "-P", str(agent)], capture_output=True, text=True, check=True, timeout=SECONDS
+    )
+    return next(
+        int(process)
+        for process in children.stdout.split()
+        if b"\0RANK=1\0" in Path(f"/proc/{process}/environ").read_bytes()
+    )
 
 
 @pytest.mark.slow
-def test_torchrun_restarts_a_run_whose_rank_was_killed(command: list[str], tmp_path: Path) -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are found in /proc")
+def test_torchrun_restarts_a_run_whose_rank_was_killed(tmp_path: Path) -> None:
     steps = 300
+    torchrun = ["torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "1", "-m"]
     with subprocess.Popen(
-        [*command, "--steps", str(steps)],
+        [sys.executable, "-m", *torchrun, *tokgolf_train(tmp_path, "run", steps), "--resume"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env=environment(),
     ) as agent:
-        until = time.monotonic() + 60
-        while not (tmp_path / "run" / "checkpoints" / "latest.json").exists():
-            assert time.monotonic() < until
-            time.sleep(0.05)
-        children = subprocess.run(
-            ["pgrep", "-P", str(agent.pid)], capture_output=True, text=True, check=True
-        )
-        victim = next(
-            int(process)
-            for process in children.stdout.split()
-            if b"\0RANK=1\0" in Path(f"/proc/{process}/environ").read_bytes()
-        )
-        os.kill(victim, signal.SIGKILL)
-        out, err = agent.communicate(timeout=120)
+        try:
+            until = time.monotonic() + SECONDS
+            while not (tmp_path / "run" / "checkpoints" / "latest.json").exists():
+                assert time.monotonic() < until
+                time.sleep(0.05)
+            os.kill(rank_one(agent.pid), signal.SIGKILL)
+            out, err = agent.communicate(timeout=SECONDS)
+        finally:
+            agent.terminate()  # torchrun ends its processes, or kills them 30 s later
     assert agent.returncode == 0, err
     assert "error: rank 1 of 2 has ended or does not answer" in err
     assert json.loads(out)["steps"] == steps  # one object: the lead alone prints
-    run_it_again = [*command[command.index("tokgolf") :]]
-    one = [sys.executable, "-m", *run_it_again, "--steps", str(steps)]
-    one[one.index(str(tmp_path / "run"))] = str(tmp_path / "one")
-    one.remove("--resume")
-    subprocess.run(one, check=True, env=environment(), capture_output=True)
+    one = [sys.executable, "-m", *tokgolf_train(tmp_path, "one", steps)]
+    subprocess.run(one, check=True, env=environment(), capture_output=True, timeout=SECONDS)
     assert_same_run(tmp_path / "one", tmp_path / "run")
