@@ -34,7 +34,7 @@ from tokgolf.training.averages import AverageConfig
 from tokgolf.training.distributed import ALONE, Ranks, joined
 from tokgolf.training.qat import QatConfig
 
-SECONDS = 240.0
+SECONDS = 300.0
 """After which a process that is not done ends itself, on a machine that is very busy too."""
 TRUNK = TrunkConfig(layers=2, d_model=16, heads=2, kv_heads=1, mlp_hidden=24, sequence_length=16)
 CONFIG = RunConfig(
