@@ -30,6 +30,10 @@ class Interrupted(TrainingError):
     """A training run that Ctrl-C stopped; its checkpoint is usable."""
 
 
+class OtherRankError(TrainingError):
+    """One of several processes that train together ends as another failed, which says why."""
+
+
 class ArtifactError(TokgolfError):
     """An artifact or checkpoint file that is damaged, foreign or inconsistent."""
 

@@ -103,8 +103,18 @@ def tokenize(
             for data, tokens in encoded(corpus, tokenizer):
                 bos = np.array([tokenizer.bos_id], dtype=tokens.dtype)
                 writer.add(np.concatenate([bos, tokens]), len(data))
-        paths = writer.paths
-        write_bytes(complete, str(len(paths)).encode())
+        write_bytes(complete, str(len(writer.paths)).encode())
+    return tokenized(tokenizer, folder, prefix)
+
+
+def tokenized(tokenizer: Tokenizer, folder: Path, prefix: str) -> TokenizedCorpus:
+    """The shards that `tokenize` wrote."""
+    paths = shard_files(folder, prefix) if folder.is_dir() else []
+    if not paths:
+        raise TrainingError(
+            f"{folder} holds no {prefix} shards here; all machines of a run must share the folder "
+            "that -o names"
+        )
     shards = [read_shard(path, fingerprint=tokenizer.fingerprint) for path in paths]
     sidecars = [read_sidecar(path) for path in paths]
     return TokenizedCorpus(
@@ -126,17 +136,27 @@ def encoded(
 class Batches:
     """Windows of `length` tokens and their targets, shuffled anew in every epoch.
 
-    Each epoch starts at another offset, so that documents are cut at other places.
+    Each epoch starts at another offset, so that documents are cut at other places. Of `parts`
+    processes with `rows` rows each, `part` gets its rows of the batch that they make together.
     """
 
-    def __init__(self, stream: TokenStream, *, rows: int, length: int, seed: int) -> None:
+    def __init__(
+        self,
+        stream: TokenStream,
+        *,
+        rows: int,
+        length: int,
+        seed: int,
+        part: int = 0,
+        parts: int = 1,
+    ) -> None:
         if len(stream) < 2 * length:
             raise TrainingError(
                 f"the corpus has {len(stream):,} tokens, fewer than two sequences of {length:,}; "
                 "use more text or a smaller trunk.sequence_length"
             )
         self.stream = stream
-        self.rows = rows
+        self.rows, self.part, self.parts = rows, part, parts
         self.length = length
         self.seed = seed
         self.windows = (len(stream) - length) // length  # with room for any offset
@@ -145,7 +165,8 @@ class Batches:
 
     def step(self, step: int) -> tuple[Tensor, Tensor]:
         """Inputs and targets of a step.  # each (rows, length) int64"""
-        rows = [self._window(step * self.rows + row) for row in range(self.rows)]
+        first = (step * self.parts + self.part) * self.rows
+        rows = [self._window(first + row) for row in range(self.rows)]
         tokens = torch.from_numpy(np.stack(rows))
         return tokens[:, :-1], tokens[:, 1:]
 

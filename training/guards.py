@@ -4,6 +4,7 @@ They read numbers that the loop has anyway; none of them changes a run that is w
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -19,6 +20,8 @@ of both ends prefers the token itself, the wider the more, and text repeats toke
 starts 5 % lower on source code)."""
 STEPS_TO_MOVE = 3
 MOST_NAMED = 3
+
+Pair = tuple[int, int]
 
 
 def check_loss(loss: float, step: int) -> None:
@@ -57,11 +60,12 @@ def check_first_loss(loss: float, declared: float) -> None:
         )
 
 
-def check_pairs(
-    head: Head, tokenizer: Tokenizer, tokens: Tensor, targets: Tensor, step: int
-) -> None:
-    """Blame the mask for a loss that is not finite, if it forbids what the text has."""
-    pair = forbidden_pair(head, tokens, targets)
+def check_pairs(pairs: Sequence[Pair | None], tokenizer: Tokenizer, step: int) -> None:
+    """Blame the mask for a loss that is not finite, if it forbids a pair that the text has.
+
+    pairs as `forbidden_pair` finds them, one for each part of the batch
+    """
+    pair = next((pair for pair in pairs if pair is not None), None)
     if pair is not None:
         before, after = (f"{token} ({tokenizer.token_bytes[token]!r})" for token in pair)
         raise TrainingError(
@@ -71,7 +75,7 @@ def check_pairs(
         )
 
 
-def forbidden_pair(head: Head, tokens: Tensor, targets: Tensor) -> tuple[int, int] | None:
+def forbidden_pair(head: Head, tokens: Tensor, targets: Tensor) -> Pair | None:
     """The first token with a target after it that the head's canonical mask forbids, if any.
 
     tokens, targets of the same shape, int64

@@ -16,16 +16,17 @@ from typing import Any
 
 import tomli_w
 
-from tokgolf.artifact.checkpoint import read_sound_checkpoint
+from tokgolf.artifact.checkpoint import Checkpoint, read_sound_checkpoint
 from tokgolf.config import to_dict
 from tokgolf.corpora import Corpus, check_disjoint, document_digests, write_digests
 from tokgolf.device import in_one_order
-from tokgolf.errors import Interrupted, TrainingError
+from tokgolf.errors import ConfigError, Interrupted, TrainingError
 from tokgolf.files import write_bytes, write_text
 from tokgolf.heads import head_config, head_to_dict
 from tokgolf.tokenizers import Tokenizer
 from tokgolf.training.config import RunConfig
-from tokgolf.training.data import Ahead, Batches, tokenize
+from tokgolf.training.data import Ahead, Batches, tokenize, tokenized
+from tokgolf.training.distributed import ALONE, Ranks
 from tokgolf.training.guards import STEPS_TO_MOVE
 from tokgolf.training.retok import trunk_of, with_digests_of
 from tokgolf.training.session import Session, Step
@@ -69,6 +70,7 @@ def train(
     resume: bool = False,
     on_step: Callable[[StepReport], None] = lambda report: None,
     say: Callable[[str], None] = lambda line: None,
+    ranks: Ranks = ALONE,
 ) -> TrainResult:
     """Train a model on `corpus` into the run directory `run`, and return how it ended.
 
@@ -76,12 +78,73 @@ def train(
     run goes on from its latest checkpoint. `say` gets lines that a person should read. Raises
     `TrainingError` (and leaves the latest checkpoint) when a tensor is not trained, when the loss
     or a gradient is out of bounds, or on Ctrl-C; `CorpusError` for shared or missing documents.
+
+    With several `ranks` (`joined`) each calls this, and they train one model on the same batches;
+    only the lead writes, and calls `on_step` and `say`. Raises `ConfigError` for a batch that they
+    cannot share.
     """
-    started = read_sound_checkpoint(run, say) if resume else None
-    if started is None and (run / "checkpoints" / "latest.json").exists():
-        raise TrainingError(f"{run} already holds a run; use --resume, or another -o")
-    fresh = started is None and config.trunk_from
+    rows, left = divmod(config.batch_tokens // config.trunk.sequence_length, ranks.size)
+    if left:
+        raise ConfigError(
+            f"batch_tokens {config.batch_tokens} are {rows * ranks.size + left} sequences of "
+            f"{config.trunk.sequence_length}, which {ranks.size} processes cannot share equally; "
+            "choose another --nproc-per-node, or --set batch_tokens"
+        )
+    if not ranks.leads:
+        on_step, say = _unseen, _unseen
+    started = _checkpoint(run, resume, ranks, say)
+    fresh = started is None and config.trunk_from and ranks.leads
     trunk = trunk_of(Path(config.trunk_from), config.trunk) if fresh else None
+    state = ranks.led(lambda: _prepare(config, tokenizer, corpus, run, held_out, started))
+    folder, sha256 = run / "tokens", state["corpus"]["sha256"]
+    with ranks.lead_first():
+        if ranks.leads:
+            data = tokenize(corpus, tokenizer, folder, "train", sha256)
+        else:
+            data = tokenized(tokenizer, folder, "train")
+    counts = data.stream.counts(tokenizer.vocab_size)
+    session = Session(config, tokenizer, counts, device, say, trunk, ranks)
+    batches = Batches(
+        data.stream,
+        rows=rows,
+        length=config.trunk.sequence_length,
+        seed=config.seed,
+        part=ranks.rank,
+        parts=ranks.size,
+    )
+    if started is not None:
+        with _damage_named(run):
+            session.load(*started)
+    with Ahead(batches, session.device) as ahead, in_one_order(session.device):
+        return _run(session, ahead, run, state, on_step)
+
+
+def _unseen(value: Any) -> None:
+    """What another rank than the lead would say."""
+
+
+def _checkpoint(
+    run: Path, resume: bool, ranks: Ranks, say: Callable[[str], None]
+) -> Checkpoint | None:
+    """The checkpoint to go on from, if any."""
+    exists = (run / "checkpoints" / "latest.json").exists()
+    if exists and not resume:
+        raise TrainingError(f"{run} already holds a run; use --resume, or another -o")
+    if resume and not exists and ranks.restartable:
+        say(f"resume    {run} holds no checkpoint yet: the run starts")
+        return None
+    return read_sound_checkpoint(run, say) if resume else None
+
+
+def _prepare(
+    config: RunConfig,
+    tokenizer: Tokenizer,
+    corpus: Corpus,
+    run: Path,
+    held_out: Corpus | None,
+    started: Checkpoint | None,
+) -> dict[str, Any]:
+    """Check and write all that a run needs before its first step; what checkpoints say of it."""
     summary = corpus.summary()
     digests = document_digests(corpus)
     if config.trunk_from:
@@ -103,18 +166,7 @@ def train(
     # A recipe that repeats this run; the corpus is no part of a recipe, hence the comment.
     origin = f"# {corpus.name}, {summary.bytes:,} bytes, SHA-256 {summary.sha256}\n"
     write_text(run / "config.toml", origin + tomli_w.dumps(resolved))
-    data = tokenize(corpus, tokenizer, run / "tokens", "train", summary.sha256)
-    counts = data.stream.counts(tokenizer.vocab_size)
-    session = Session(config, tokenizer, counts, device, say, trunk)
-    length = config.trunk.sequence_length
-    batches = Batches(
-        data.stream, rows=config.batch_tokens // length, length=length, seed=config.seed
-    )
-    if started is not None:
-        with _damage_named(run):
-            session.load(*started)
-    with Ahead(batches, session.device) as ahead, in_one_order(session.device):
-        return _run(session, ahead, run, state, on_step)
+    return state
 
 
 def _run(
@@ -129,6 +181,7 @@ def _run(
     if session.step < STEPS_TO_MOVE:
         session.watch()
     saved = session.seconds
+    ranks = session.ranks
     offset = time.perf_counter() - session.seconds
     behind: Step | None = None  # started, and not yet read
 
@@ -146,10 +199,19 @@ def _run(
         if report.step % LOG_EVERY == 0 or report.step <= STEPS_TO_MOVE:
             metrics(report)
 
-    with _interrupt_flag() as interrupted, _metrics(run, session.step) as metrics:
-        if session.remaining_steps() > 0:  # a run that has ended may be resumed, to no end
+    def decide() -> tuple[float, bool, bool]:
+        """Steps that remain, whether to stop, whether a checkpoint is due: the lead's word."""
+        due = session.seconds - saved > config.checkpoint_minutes * 60
+        stop = interrupted() or ranks.ending.is_set()
+        remaining, stopping, writing = ranks.told([session.remaining_steps(), stop, due])
+        return remaining, bool(stopping), bool(writing)
+
+    shown = _metrics(run, session.step) if ranks.leads else contextlib.nullcontext(_unseen)
+    with _interrupt_flag() as interrupted, shown as metrics:
+        remaining, _, _ = decide()
+        if remaining > 0:  # a run that has ended may be resumed, to no end
             session.compile(*batches.step(session.step))
-        while (remaining := session.remaining_steps()) > 0:
+        while remaining > 0:
             tokens, targets = batches.step(session.step)
             session.untie_if_due(remaining, tokens, targets)
             session.lengthen_if_due(remaining, tokens, targets)
@@ -166,10 +228,10 @@ def _run(
             else:
                 finish(step)
             session.seconds = time.perf_counter() - offset
-            due = session.seconds - saved > config.checkpoint_minutes * 60
-            if due or interrupted():
+            remaining, stop, due = decide()
+            if stop or due:
                 settle()
-            if interrupted():
+            if stop:
                 session.save(run, state)
                 raise Interrupted(
                     f"interrupted after step {session.step:,}; the checkpoint in {run} is usable: "

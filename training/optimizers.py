@@ -17,6 +17,8 @@ from tokgolf.config import check_positive
 from tokgolf.errors import ConfigError, TrainingError
 from tokgolf.heads.base import Role
 from tokgolf.model import LanguageModel
+from tokgolf.training.distributed import ALONE, Ranks
+from tokgolf.training.shares import Shares, gradient_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,13 +143,16 @@ class Muon:
 
 
 class Adam:
-    """Adam (Kingma & Ba 2014) with a learning rate for each tensor and no weight decay."""
+    """Adam (Kingma & Ba 2014) with a learning rate for each tensor and no weight decay.
+
+    `rates` may name tensors that another rank trains.
+    """
 
     def __init__(
         self, parameters: dict[str, nn.Parameter], rates: dict[str, float], config: OptimizerConfig
     ) -> None:
         groups = [
-            {"params": [parameters[n] for n in parameters if rates[n] == rate], "rate": rate}
+            {"params": [p for n, p in parameters.items() if rates[n] == rate], "rate": rate}
             for rate in sorted(set(rates.values()))
         ]
         betas = (config.adam_beta1, config.adam_beta2)
@@ -173,40 +178,41 @@ class Adam:
         self.adam.step()
 
 
-def gradient_of(name: str, parameter: nn.Parameter) -> Tensor:
-    """The gradient; a tensor without one takes no part in the loss, which is an error."""
-    if parameter.grad is None:
-        raise TrainingError(f"{name} received no gradient: it takes no part in the loss")
-    return parameter.grad
-
-
 class Optimizers:
-    """Both optimizers over all of a model's trainable tensors, each in exactly one group."""
+    """Both optimizers over all of a model's trainable tensors, each in exactly one group.
+
+    `frozen` are the tensors that stay as they are, by name; none is but these. Of several ranks
+    each has the optimizers of its own tensors only.
+    """
 
     def __init__(
-        self, model: LanguageModel, config: OptimizerConfig, frozen: Collection[str] = ()
+        self,
+        model: LanguageModel,
+        config: OptimizerConfig,
+        frozen: Collection[str] = (),
+        ranks: Ranks = ALONE,
     ) -> None:
-        """`frozen` are the tensors that stay as they are, by name; none is but these."""
         found = check_coverage(model, config).items()
         roles = {name: role for name, role in found if name not in frozen}
-        named = dict(model.named_parameters())
         self.model = model
-        self.muon = Muon({n: p for n, p in named.items() if roles.get(n) == "matrix"}, config)
-        others = {n: p for n, p in named.items() if n in roles and roles[n] != "matrix"}
-        self.adam = Adam(others, {name: config.rate(roles[name]) for name in others}, config)
+        self.ranks = ranks
+        self.shares = Shares({n: p for n, p in model.named_parameters() if n in roles}, ranks)
+        own = self.shares.own
+        self.muon = Muon({n: p for n, p in own.items() if roles[n] == "matrix"}, config)
+        others = {n: p for n, p in own.items() if roles[n] != "matrix"}
+        rates = {name: config.rate(role) for name, role in roles.items() if role != "matrix"}
+        self.adam = Adam(others, rates, config)
 
     @property
     def names(self) -> list[str]:
         """Every tensor that is trained."""
-        return [*self.muon.names, *self.adam.parameters]
+        return [*self.shares.parameters]
 
     @torch.no_grad()
     def gradient_norms(self) -> Tensor:
-        """Norm of the gradient of each of `names`.  # (names,)"""
-        named = dict(self.model.named_parameters())
-        return torch.stack(
-            torch._foreach_norm([gradient_of(name, named[name]) for name in self.names])
-        )
+        """Norm of the gradient of each of `names`; of another rank's tensor 0.  # (names,)"""
+        gradients = [gradient_of(name, p) for name, p in self.shares.own.items()]
+        return self.shares.spread(torch.stack(torch._foreach_norm(gradients)))
 
     def adopt(self, copies: dict[str, str]) -> None:
         """Train new tensors of the model too, each a copy of one trained by Adam.
@@ -215,21 +221,24 @@ class Optimizers:
         """
         named = dict(self.model.named_parameters())
         for name, source in copies.items():
-            self.adam.copy(name, named[name], source)
+            if source in self.shares.own:
+                self.adam.copy(name, named[name], source)
+            self.shares.adopt(name, named[name], source)
 
     def step(self, step: int, scale: float) -> None:
         """Update every tensor, then clear the gradients."""
         self.muon.step(step, scale)
         self.adam.step(scale)
+        self.shares.gather()
         self.model.zero_grad(set_to_none=True)
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that a resumed run needs, as tensors by name."""
+        """Everything that a resumed run needs, as tensors by name; the lead gets all ranks'."""
         tensors = {f"muon.{name}": buffer for name, buffer in self.muon.state().items()}
         for name, parameter in self.adam.parameters.items():
             for key, value in self.adam.adam.state[parameter].items():
                 tensors[f"adam.{key}.{name}"] = value
-        return tensors
+        return self.ranks.merged(tensors)
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Restore what `state` gave. Raises `TrainingError` if a tensor is missing."""

@@ -25,6 +25,7 @@ from tokgolf.tokenizers import Tokenizer
 from tokgolf.training.attention import speed_up
 from tokgolf.training.averages import Averages
 from tokgolf.training.config import RunConfig
+from tokgolf.training.distributed import ALONE, Ranks
 from tokgolf.training.guards import (
     STEPS_TO_MOVE,
     check_first_loss,
@@ -32,6 +33,7 @@ from tokgolf.training.guards import (
     check_loss,
     check_moved,
     check_pairs,
+    forbidden_pair,
 )
 from tokgolf.training.optimizers import Optimizers
 from tokgolf.training.qat import export_grids, rounded
@@ -65,8 +67,10 @@ class Session:
         device: str,
         say: Callable[[str], None] = lambda line: None,
         trunk: dict[str, Tensor] | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
-        """`trunk` are weights that the trunk starts from, by name within it."""
+        """`trunk` are weights that the trunk starts from, by name within it; the lead's count."""
+        self.ranks = ranks
         self.config = config
         self.tokenizer = tokenizer
         self.say = say
@@ -79,6 +83,7 @@ class Session:
         if trunk is not None:
             self.model.trunk.load_state_dict(trunk)
         self.model.to(self.device)
+        ranks.align(self.model.state_dict().values())
         speed_up(self.model.trunk, self.device)
         frozen: set[str] = set()
         if config.freeze_trunk:
@@ -86,7 +91,7 @@ class Session:
             frozen = {f"trunk.{name}" for name, _ in self.model.trunk.named_parameters()}
         if config.loops_from:
             self.model.trunk.config = replace(config.trunk, loops=1)
-        self.optimizers = Optimizers(self.model, config.optimizer, frozen)
+        self.optimizers = Optimizers(self.model, config.optimizer, frozen, ranks)
         self.averages = Averages(self.model, config.average)
         self.loss_of: Callable[[Tensor, Tensor], Tensor] = self.model.loss
         self.length = config.short_length or config.trunk.sequence_length
@@ -122,21 +127,28 @@ class Session:
         self.compile_seconds = float(state["compile_seconds"])
 
     def save(self, run: Path, state: dict[str, Any], *, finished: bool = False) -> None:
-        """Write a checkpoint."""
+        """Write a checkpoint, all of it from the lead; it is there when any rank goes on."""
+        optimizer = {name: t.cpu() for name, t in self.optimizers.state().items()}
+        with self.ranks.lead_first():
+            if self.ranks.leads:
+                progress = {
+                    "step": self.step,
+                    "seconds": self.seconds,
+                    "compile_seconds": self.compile_seconds,
+                    "loss": self.loss,
+                    "untied": self.untied,
+                    "averaged": self.averages.count,
+                    "finished": finished,
+                }
+                write_checkpoint(run, {**self._weights(), **optimizer}, {**state, **progress})
+
+    def _weights(self) -> dict[str, Tensor]:
+        """What a checkpoint holds beside the optimizers' state."""
         own, averages = self.model.state_dict(), self.averages.exported()
         weights = {MODEL_PREFIX + n: averages.get(n, t).cpu() for n, t in own.items()}
         weights.update({LIVE_PREFIX + n: own[n].cpu() for n in averages})
         weights.update({GRID_PREFIX + n: steps.cpu() for n, steps in self.grids.items()})
-        optimizer = {name: t.cpu() for name, t in self.optimizers.state().items()}
-        progress = {
-            "step": self.step,
-            "seconds": self.seconds,
-            "compile_seconds": self.compile_seconds,
-            "loss": self.loss,
-            "untied": self.untied,
-            "averaged": self.averages.count,
-        }
-        write_checkpoint(run, {**weights, **optimizer}, {**state, **progress, "finished": finished})
+        return weights
 
     def untie(self) -> None:
         """Let the head become two tables where it was one."""
@@ -184,15 +196,18 @@ class Session:
         options = head_to_dict(head_config(self.config.head))
         if self.untied:
             options["untie_at"] = 0.0
-        grids = export_grids(
-            self.model.state_dict(),
-            self.config.trunk,
-            head_config(options),
-            self.tokenizer,
-            run,
-            config,
-        )
-        self.grids = {name: steps.to(self.device) for name, steps in grids.items()}
+        grids: dict[str, Tensor] = {}
+        with self.ranks.lead_first():
+            if self.ranks.leads:
+                grids = export_grids(
+                    self.model.state_dict(),
+                    self.config.trunk,
+                    head_config(options),
+                    self.tokenizer,
+                    run,
+                    config,
+                )
+        self.grids = self.ranks.lent({n: steps.to(self.device) for n, steps in grids.items()})
         self.say(
             f"qat       from step {self.step:,} on, weights are rounded as for {config.bits} bits"
         )
@@ -207,7 +222,7 @@ class Session:
         self.loss_of = torch.compile(self.model.loss, dynamic=False)
         rows = max(1, self.config.micro_batch_tokens // self.config.trunk.sequence_length)
         try:
-            self.gradients(tokens[:rows], targets[:rows])
+            self.accumulate(tokens[:rows], targets[:rows])
         except Exception as error:  # the compiler's own errors have no common base
             reason = (str(error).strip() or repr(error)).splitlines()[0]
             if self.config.compile == "on":
@@ -239,9 +254,19 @@ class Session:
         return self.config.warmdown_to + (1 - self.config.warmdown_to) * left
 
     def gradients(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        """Accumulate the gradients of the mean loss of a batch.
+        """The gradients of the mean loss of a batch, of which this rank has these rows.
 
         Returns that loss in nats, and the norm of each tensor's gradient.  # (1 + tensors,) fp64
+        """
+        loss = self.accumulate(tokens, targets)
+        self.optimizers.shares.reduce()
+        norms = self.optimizers.gradient_norms().double()
+        return self.ranks.total(torch.cat([loss[None], norms]))
+
+    def accumulate(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """Accumulate the gradients of what these rows add to the mean loss, and return that.
+
+        In nats, fp64.  # (rows, length), same -> ()
         """
         rows = max(1, self.config.micro_batch_tokens // self.length)
         total = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -253,10 +278,10 @@ class Session:
                 x, y = tokens[start : start + rows], targets[start : start + rows]
                 with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
                     summed = self.loss_of(x, y)
-                loss = summed / targets.numel()
+                loss = summed / (targets.numel() * self.ranks.size)
                 loss.backward()  # type: ignore[no-untyped-call]
                 total += loss.detach()
-        return torch.cat([total[None], self.optimizers.gradient_norms().double()])
+        return total
 
     def start(self, remaining: float, tokens: Tensor, targets: Tensor) -> Step:
         """The gradients of the next step; `finish` it."""
@@ -284,13 +309,16 @@ class Session:
         head = self.model.head
         if not math.isfinite(loss):
             tokens, targets = step.tokens.to(self.device), step.targets.to(self.device)
-            check_pairs(head, self.tokenizer, tokens, targets, step.number)
+            check_pairs(
+                self.ranks.every(forbidden_pair(head, tokens, targets)), self.tokenizer, step.number
+            )
         check_loss(loss, step.number)
         named = dict(zip(self.optimizers.names, norms, strict=True))
         check_gradients(named, step.number, self.config.max_gradient)
         if step.number == 0:
             flat = (t.flatten().to(self.device) for t in (step.targets, step.tokens))
-            check_first_loss(loss, head.initial_loss(*flat))
+            declared = self.ranks.every(head.initial_loss(*flat))
+            check_first_loss(loss, sum(declared) / len(declared))
         self.loss = loss
 
     def reads_late(self) -> bool:

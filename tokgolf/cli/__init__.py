@@ -32,7 +32,7 @@ from tokgolf.cli import (
     tokenizer,
     train,
 )
-from tokgolf.errors import TokgolfError
+from tokgolf.errors import OtherRankError, TokgolfError
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -86,10 +86,13 @@ def run(arguments: list[str]) -> int:
         code = cli.main(args=arguments, prog_name="tokgolf", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except click.ClickException as error:
-        error.show()
+        if not ("MASTER_ADDR" in os.environ and os.environ.get("RANK", "0") != "0"):
+            error.show()  # the same on all processes of torchrun: the first says it
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         message = "interrupted"
+    except OtherRankError:
+        return 1
     except TokgolfError as error:
         message = str(error)
     except BrokenPipeError:

@@ -16,9 +16,9 @@ LINE_SECONDS = 15.0
 
 
 @contextmanager
-def training_progress() -> Iterator[Callable[["StepReport"], None]]:
+def training_progress(*, shown: bool = True) -> Iterator[Callable[["StepReport"], None]]:
     """Show loss, tokens per second and the time left, as `train(on_step=...)` reports them."""
-    if not sys.stderr.isatty():
+    if not shown or not sys.stderr.isatty():
         yield _plain_lines()
         return
     from rich.console import Console

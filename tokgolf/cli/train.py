@@ -65,15 +65,21 @@ def train(
 
     A corpus by name is trained on its train split, with its val split held out. Ctrl-C leaves a
     usable checkpoint. A trunk of an earlier run (--from) with a new tokenizer and head is a cheap
-    way to try these; --freeze-trunk leaves it as it is.
+    way to try these; --freeze-trunk leaves it as it is. torchrun starts several processes on one
+    batch, one a GPU; a machine or a process that fails ends them all, and with --max-restarts and
+    --resume they go on.
 
     Example: tokgolf train --tokenizer bpe1024.tok --head factorized --set head.rank=32
     --add bigram-hash --set head.add.bigram-hash.dim=16 -o runs/f32
+
+    Example: torchrun --nproc-per-node 8 -m tokgolf train --tokenizer bpe1024.tok
+    --recipe baseline -o runs/baseline
     """
     from tokgolf.cli.progress import training_progress
     from tokgolf.tokenizers import load_tokenizer
     from tokgolf.training import run_config
     from tokgolf.training import train as run_training
+    from tokgolf.training.distributed import joined
 
     overrides = model_overrides(
         settings,
@@ -87,17 +93,20 @@ def train(
     )
     if val is None and is_bare_name(spec):
         val = spec
-    with training_progress() as on_step:
+    with joined(device) as ranks, training_progress(shown=ranks.leads) as on_step:
         result = run_training(
             run_config(recipe, overrides),
             load_tokenizer(tokenizer),
             open_corpus(spec, "train"),
             output,
             held_out=None if val is None else open_corpus(val, "val"),
-            device=device,
+            device=ranks.device,
             resume=resume,
             on_step=on_step,
             say=say,
+            ranks=ranks,
         )
+    if not ranks.leads:
+        return
     values = {**vars(result), "run": str(result.run)}
     print_json(values) if as_json else print_rows(list(values.items()))

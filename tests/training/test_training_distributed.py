@@ -1,0 +1,316 @@
+"""Several processes train one model: what they compute, who decides, and how they end."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from ranks_support import SECONDS, TOKENIZER, cases, run_it, same_runs
+from torch import nn
+from torch.distributed import TCPStore
+
+from tokgolf.artifact.checkpoint import read_checkpoint
+from tokgolf.errors import ConfigError
+from tokgolf.training import run_config
+from tokgolf.training.distributed import Ranks, in_order, own_device
+from tokgolf.training.shares import Shares, owners
+
+SPAWNED = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}
+Ends = dict[str, list[tuple[str, Any]]]
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="torch has no gloo there")
+
+
+def environment(**more: str) -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if k not in SPAWNED}
+    return kept | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)} | more
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the runs of several processes are."""
+    return tmp_path_factory.mktemp("many")
+
+
+@pytest.fixture(scope="module")
+def ones(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same runs by one process."""
+    return tmp_path_factory.mktemp("ones")
+
+
+@pytest.fixture(scope="module")
+def ends(folder: Path, ones: Path) -> Ends:
+    """How every rank of every case ended and what it found; the runs of one process beside it."""
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    script = str(Path(__file__).with_name("ranks_support.py"))
+    processes = []
+    for process in range(3):
+        more = {"RANK_OF_ALL": str(process), "STORE_PORT": str(store.port)}
+        with (folder / f"{process}.txt").open("w") as file:
+            processes.append(
+                subprocess.Popen(
+                    [sys.executable, script, str(folder)], env=environment(**more), stderr=file
+                )
+            )
+    try:
+        for name, (_, config) in same_runs(ones / "two").items():
+            run_it(ones / name, config)
+        until = time.monotonic() + SECONDS
+        while any([process.poll() is None for process in processes]):  # all: a dead one is reaped
+            if time.monotonic() > until:
+                break
+            time.sleep(0.02)
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    found: Ends = {}
+    for name, (ranks, _) in cases(folder).items():
+        paths = [folder / name / f"{rank}.json" for rank in range(len(ranks))]
+        found[name] = [
+            tuple(json.loads(path.read_text())) if path.exists() else ("killed", None)
+            for path in paths
+        ]
+    return found
+
+
+def lines_of(ends: Ends, case: str) -> list[str]:
+    return [line for line, _ in ends[case]]
+
+
+def losses_of(run: Path) -> list[tuple[int, float, float]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [(line["step"], line["loss"], line["learning_rate_scale"]) for line in lines]
+
+
+def assert_same_run(one: Path, two: Path) -> None:
+    (first, state), (second, other) = read_checkpoint(one), read_checkpoint(two)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert (state["step"], state["loss"]) == (other["step"], other["loss"])
+    assert losses_of(one) == losses_of(two)
+
+
+# --- what they compute
+
+
+@pytest.mark.parametrize("case", same_runs(Path()))
+def test_ranks_of_one_micro_batch_compute_to_the_bit_what_one_process_does(
+    case: str, ends: Ends, folder: Path, ones: Path
+) -> None:
+    assert {*lines_of(ends, case)} == {"ended"}
+    assert_same_run(ones / case, folder / case / "run")
+
+
+def test_other_micro_batches_change_the_losses_by_rounding_alone(
+    ends: Ends, folder: Path, ones: Path
+) -> None:
+    # Muon rounds to bf16: a sum that differs in its last bit may differ by 2^-9 after that.
+    assert lines_of(ends, "whole") == ["ended"] * 2
+    pairs = [*zip(losses_of(ones / "two"), losses_of(folder / "whole" / "run"), strict=True)]
+    for (step, loss, _), (_, other, _) in pairs:
+        assert other == pytest.approx(loss, rel=1e-6 if step <= 3 else 1e-3)
+
+
+def assert_one_says(line: str, ends: Ends, case: str) -> None:
+    """One rank ends with that line and the other in silence."""
+    found = sorted(lines_of(ends, case), key=lambda end: end == "silent")
+    assert line in found[0]
+    assert found[1] == "silent"
+
+
+def test_a_run_goes_on_with_other_numbers_of_processes(
+    ends: Ends, folder: Path, ones: Path
+) -> None:
+    assert_one_says("interrupted after step 4", ends, "stopped")
+    assert "interrupted after step 8" in lines_of(ends, "alone")[0]
+    assert lines_of(ends, "again") == ["ended"] * 2
+    assert_same_run(folder / "stopped" / "run", ones / "two")
+
+
+def test_the_lead_alone_speaks_and_decides(ends: Ends, folder: Path) -> None:
+    """The other rank's clock and signals count for nothing, and it says nothing."""
+    assert lines_of(ends, "leads") == ["ended"] * 2
+    last = read_checkpoint(folder / "leads" / "run")[1]["step"]
+    assert 0 < last < 10**6
+    assert [heard for _, heard in ends["leads"]] == [[*range(1, last + 1)], []]
+
+
+# --- how they fail
+
+
+def test_a_batch_that_cannot_be_shared_is_refused_with_both_numbers(
+    ends: Ends, folder: Path
+) -> None:
+    assert_one_says("are 3 sequences of 16, which 2 processes cannot", ends, "unshared")
+    assert not (folder / "unshared" / "run").exists()
+
+
+def test_a_guard_stops_all_ranks_and_one_says_why(ends: Ends) -> None:
+    assert_one_says("gradient's norm is above max_gradient", ends, "guarded")
+
+
+def test_what_the_lead_finds_before_the_first_step_ends_the_others(ends: Ends) -> None:
+    first, second = lines_of(ends, "in the way")
+    assert "run" in first
+    assert second == "silent"
+
+
+def test_a_rank_that_is_killed_is_named_by_the_other(ends: Ends, folder: Path) -> None:
+    first, second = lines_of(ends, "dies")
+    assert first == "killed"
+    assert "rank 0 of 2 has ended or does not answer" in second
+    assert read_checkpoint(folder / "dies" / "run")[1]["step"] >= 4
+
+
+def test_a_process_that_does_not_come_back_ends_after_a_sigterm_with_a_line(
+    ends: Ends, folder: Path
+) -> None:
+    assert lines_of(ends, "stuck") == ["silent", "killed"]
+    assert "error: told to end: " in (folder / "2.txt").read_text()
+
+
+# --- the parts
+
+
+def test_what_is_said_to_all_arrives_by_rank(ends: Ends) -> None:
+    assert lines_of(ends, "says") == ["ended"] * 3
+    said = [[["said by", rank] for rank in range(3)], 0, [0.0, 7.0], [3.0, 3.0]]
+    lent = {"t0": [1.0] * 3}
+    whole = {f"t{rank}": [1.0 + rank] * 3 for rank in range(3)}
+    assert ends["says"][0][1] == [*said, whole, lent]
+    assert ends["says"][1][1] == [*said, {"t1": [2.0] * 3}, lent]
+
+
+def test_sums_are_in_the_order_of_the_ranks() -> None:
+    parts = torch.tensor([[1e8], [1.0], [-1e8], [1.0]])
+    assert in_order(parts.clone()).tolist() == [1.0]  # 1e8 + 1 is 1e8 in fp32
+
+
+sizes = st.dictionaries(st.text(max_size=3), st.integers(1, 1000), min_size=1, max_size=30)
+
+
+@given(sizes=sizes, ranks=st.integers(1, 8))
+def test_every_tensor_has_one_owner_and_no_rank_much_more_than_another(
+    sizes: dict[str, int], ranks: int
+) -> None:
+    if len(sizes) < ranks:
+        with pytest.raises(ConfigError, match=f"{ranks} processes for a model of {len(sizes)}"):
+            owners(sizes, ranks)
+        return
+    found = owners(sizes, ranks)
+    assert [*found] == [*sizes]
+    load = [sum(sizes[n] for n in sizes if found[n] == rank) for rank in range(ranks)]
+    assert max(load) - min(load) <= max(sizes.values())
+
+
+def test_eight_ranks_share_the_baseline_almost_evenly() -> None:
+    from tokgolf.heads import head_config
+    from tokgolf.model import build_model, head_shape
+
+    config = run_config("baseline", {})
+    with torch.device("meta"):
+        model = build_model(
+            config.trunk, head_config(config.head), head_shape(TOKENIZER, config.trunk)
+        )
+    sizes = {name: p.numel() for name, p in model.named_parameters()}
+    found = owners(sizes, 8)
+    load = [sum(sizes[n] for n in sizes if found[n] == rank) for rank in range(8)]
+    assert max(load) < 1.05 * sum(load) / 8
+
+
+def test_shares_of_a_process_alone_touch_nothing() -> None:
+    p = nn.Parameter(torch.ones(3))
+    shares = Shares({"p": p}, Ranks())
+    shares.reduce()
+    shares.gather()
+    assert shares.own == {"p": p}
+    assert p.grad is None
+
+
+def test_each_process_has_its_own_gpu_or_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    here = {"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+    assert own_device("auto", here) == "cuda:1"
+    assert own_device("cpu", here) == "cpu"
+    with pytest.raises(ConfigError, match="would put all 4 processes on one GPU"):
+        own_device("cuda:0", here)
+    with pytest.raises(ConfigError, match="has 2 CUDA devices and 4 processes"):
+        own_device("cuda", {**here, "LOCAL_RANK": "2", "LOCAL_WORLD_SIZE": "4"})
+
+
+# --- torchrun itself
+
+
+def tokgolf_train(folder: Path, run: str, steps: int) -> list[str]:
+    """The arguments after `python -m`."""
+    (folder / "text.txt").write_bytes(b"a text that two processes read together. " * 50)
+    (folder / "byte.tok").write_bytes(TOKENIZER.asset())
+    values = {
+        "trunk.layers": 1,
+        "trunk.d_model": 16,
+        "trunk.heads": 2,
+        "trunk.kv_heads": 1,
+        "trunk.mlp_hidden": 16,
+        "trunk.sequence_length": 16,
+        "batch_tokens": 64,
+        "micro_batch_tokens": 32,
+        "checkpoint_minutes": 1e-9,
+        "compile": "off",
+    }
+    return [
+        *("tokgolf", "train", "--device", "cpu", "--steps", str(steps), "--json"),
+        *("--tokenizer", str(folder / "byte.tok"), "--corpus", str(folder / "text.txt")),
+        *(part for key, value in values.items() for part in ("--set", f"{key}={value}")),
+        *("-o", str(folder / run)),
+    ]
+
+
+def rank_one(agent: int) -> int:
+    """The process of torchrun's that is rank 1."""
+    children = subprocess.run(
+        ["pgrep", "-P", str(agent)], capture_output=True, text=True, check=True, timeout=SECONDS
+    )
+    return next(
+        int(process)
+        for process in children.stdout.split()
+        if b"\0RANK=1\0" in Path(f"/proc/{process}/environ").read_bytes()
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are found in /proc")
+def test_torchrun_restarts_a_run_whose_rank_was_killed(tmp_path: Path) -> None:
+    steps = 300
+    torchrun = ["torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "1", "-m"]
+    with subprocess.Popen(
+        [sys.executable, "-m", *torchrun, *tokgolf_train(tmp_path, "run", steps), "--resume"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+    ) as agent:
+        try:
+            until = time.monotonic() + SECONDS
+            while not (tmp_path / "run" / "checkpoints" / "latest.json").exists():
+                assert time.monotonic() < until
+                time.sleep(0.05)
+            os.kill(rank_one(agent.pid), signal.SIGKILL)
+            out, err = agent.communicate(timeout=SECONDS)
+        finally:
+            agent.terminate()  # torchrun ends its processes, or kills them 30 s later
+    assert agent.returncode == 0, err
+    assert "error: rank 1 of 2 has ended or does not answer" in err
+    assert json.loads(out)["steps"] == steps  # one object: the lead alone prints
+    one = [sys.executable, "-m", *tokgolf_train(tmp_path, "one", steps)]
+    subprocess.run(one, check=True, env=environment(), capture_output=True, timeout=SECONDS)
+    assert_same_run(tmp_path / "one", tmp_path / "run")

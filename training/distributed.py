@@ -1,0 +1,335 @@
+"""Several processes train one model: what they tell each other, and how they begin and end.
+
+The ranks are started by torchrun, or by anything that sets its RANK, WORLD_SIZE, MASTER_ADDR and
+MASTER_PORT. Whatever depends on the clock, on signals or on files is decided by rank 0, the lead.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
+
+from tokgolf.device import resolve_device
+from tokgolf.errors import ConfigError, OtherRankError, TrainingError
+
+Value = TypeVar("Value")
+
+TIMEOUT = timedelta(minutes=10)
+"""How long a rank waits for another that is there but does not answer: compiling takes minutes. One
+that has ended is noticed at once."""
+GRACE = 20.0
+"""Seconds to stop in after a SIGTERM; torchrun kills after 30."""
+_FAILED = "failed"
+
+
+class Ranks:
+    """This process among those that train together; `ALONE` is a process by itself."""
+
+    def __init__(
+        self,
+        device: str = "auto",
+        *,
+        rank: int = 0,
+        size: int = 1,
+        store: Store | None = None,
+        restartable: bool = False,
+    ) -> None:
+        self.device, self.rank, self.size = device, rank, size
+        self.leads = rank == 0
+        self.restartable = restartable  # torchrun may start this command a second time
+        self.ending = threading.Event()  # a SIGTERM has come
+        self.where: list[tuple[str, int]] = []  # host and process of every rank
+        self._store = store
+        self._said = 0
+        self._cpu: dist.ProcessGroup | None = None  # the default one
+
+    def every(self, value: Value) -> list[Value]:
+        """What each rank has to say, by rank; JSON."""
+        if self._store is None:
+            return [value]
+        self._said += 1
+        with self._reached():
+            self._store.set(f"{self._said}/{self.rank}", json.dumps(value))
+            return [json.loads(self._store.get(f"{self._said}/{r}")) for r in range(self.size)]
+
+    @contextlib.contextmanager
+    def lead_first(self) -> Iterator[None]:
+        """The others do what is inside when the lead has done it, however long that takes."""
+        if self._store is None:
+            yield
+            return
+        self._said += 1
+        key = f"{self._said}/led"
+        while not self.leads and not self._has(key):
+            if self.ending.is_set() or self._has(_FAILED):
+                raise OtherRankError("another rank has ended this run")
+            time.sleep(0.05)
+        yield
+        if self.leads:
+            with self._reached():
+                self._store.set(key, "")
+
+    def _has(self, key: str) -> bool:
+        assert self._store is not None
+        with self._reached():
+            return bool(self._store.check([key]))
+
+    def led(self, work: Callable[[], Value]) -> Value:
+        """The result of `work`, JSON, which the lead alone does."""
+        found: list[Value] = []
+        with self.lead_first():
+            if self.leads:
+                found.append(work())
+        return self.every(found)[0][0]
+
+    def told(self, numbers: list[float]) -> list[float]:
+        """The lead's numbers, in place of one's own."""
+        if self.size == 1:
+            return numbers
+        # On a CPU, so that a GPU is not waited for.
+        tensor = torch.tensor(numbers, dtype=torch.float64)
+        with self._reached():
+            dist.broadcast(tensor, 0, group=self._cpu)
+        return tensor.tolist()
+
+    def total(self, tensor: Tensor) -> Tensor:
+        """The sum over all ranks, in their order."""
+        if self.size == 1:
+            return tensor
+        parts = tensor.new_empty(self.size, *tensor.shape)
+        self.gathered(tensor, parts)
+        return in_order(parts)
+
+    def align(self, tensors: Iterable[Tensor]) -> None:
+        """Overwrite tensors with the lead's."""
+        if self.size > 1:
+            with self._reached():
+                for tensor in tensors:
+                    dist.broadcast(tensor, 0)
+
+    def lent(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The lead's fp32 tensors, in place of one's own."""
+        if self.size == 1:
+            return tensors
+        shapes = self.every([(name, [*tensor.shape]) for name, tensor in tensors.items()])[0]
+        if not self.leads:
+            tensors = {name: torch.empty(shape, device=self.device) for name, shape in shapes}
+        self.align(tensors.values())
+        return tensors
+
+    def scattered(self, parts: Tensor, room: Tensor) -> Tensor:
+        """The sum over all ranks of the row that is this rank's, in their order.
+
+        `parts` has a row for each; `room` is overwritten, and begins with the result.
+        (ranks, n), (ranks, n) -> (n,)
+        """
+        with self._reached():
+            dist.all_to_all_single(room, parts)
+        return in_order(room)
+
+    def gathered(self, own: Tensor, parts: Tensor) -> None:
+        """Every rank's `own`, in the rows of `parts`.  # (n,), (ranks, n)"""
+        with self._reached():
+            dist.all_gather([*parts.unbind()], own)
+
+    def merged(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The fp32 tensors of all ranks, on the lead; others get their own back."""
+        if self.size == 1:
+            return tensors
+        shapes = self.every([(name, [*tensor.shape]) for name, tensor in tensors.items()])
+        found = dict(tensors)
+        for rank, listed in enumerate(shapes):
+            for name, shape in listed:
+                other = rank != self.rank
+                tensor = torch.empty(shape, device=self.device) if other else tensors[name]
+                with self._reached():
+                    dist.broadcast(tensor, rank)
+                if self.leads:
+                    found[name] = tensor
+        return found
+
+    # --- from the beginning to the end of a group
+
+    def join(self) -> None:
+        """Meet the others. Raises `ConfigError` if what they run on differs."""
+        kind = torch.device(self.device).type
+        backend = "nccl" if kind == "cuda" else "gloo"
+        with self._reached():
+            dist.init_process_group(
+                backend, store=self._store, rank=self.rank, world_size=self.size, timeout=TIMEOUT
+            )
+            if kind == "cuda":
+                self._cpu = dist.new_group(backend="gloo")
+        self.where = self.every((socket.gethostname(), os.getpid()))
+        kinds = {*self.every(f"{kind} with torch {torch.__version__}")}
+        if len(kinds) > 1:
+            listed = " and ".join(sorted(kinds))
+            raise ConfigError(
+                f"the {self.size} processes of this run differ: {listed}; use machines that are "
+                "alike, or --device cpu"
+            )
+
+    def speaks(self) -> bool:
+        """Whether this rank is the first that fails, so that it says why; the others are silent."""
+        if self._store is None:
+            return True
+        try:
+            return bool(self._store.add(_FAILED, 1) == 1)
+        except RuntimeError:  # the store has ended with the rank that held it
+            return True
+
+    def lost(self) -> str:
+        """Which ranks have ended, as far as this machine's processes show."""
+        host, until = socket.gethostname(), time.monotonic() + 1
+        while True:
+            gone = [
+                str(rank)
+                for rank, (where, process) in enumerate(self.where)
+                if where == host and not _runs(process)
+            ]
+            if gone or time.monotonic() > until:
+                break
+            time.sleep(0.02)  # it has closed its connections, and is about to be collected
+        which = f"rank {', '.join(gone)}" if gone else "a rank"
+        return (
+            f"{which} of {self.size} has ended or does not answer, and the others end too; the "
+            "latest checkpoint is usable: start all again with --resume"
+        )
+
+    @contextlib.contextmanager
+    def _reached(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:  # of torch: a closed connection, a timeout
+            if not self.speaks():
+                raise OtherRankError("another rank has ended this run") from error
+            raise LostRankError(self.lost()) from error
+
+
+class LostRankError(TrainingError):
+    """Another rank has ended without a word; nobody else says so."""
+
+
+ALONE = Ranks()
+
+
+def in_order(parts: Tensor) -> Tensor:
+    """The sum of the rows, first to last, in the place of the first.  # (ranks, n) -> (n,)"""
+    total = parts[0]
+    for part in parts[1:]:
+        total += part
+    return total
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it is there, and somebody else's
+        return True
+    return True
+
+
+@contextlib.contextmanager
+def joined(device: str) -> Iterator[Ranks]:
+    """This process among those that were started with it; alone, if it was started alone.
+
+    `device` is auto, cpu or cuda (or cuda:N, alone). Of all ranks that fail inside, the first
+    raises its own error and the others `OtherRankError`. Raises `ConfigError` for processes that
+    cannot work together.
+    """
+    restartable = "TORCHELASTIC_RUN_ID" in os.environ
+    given = all(key in os.environ for key in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
+    if not given or int(os.environ["WORLD_SIZE"]) == 1:
+        yield Ranks(device, restartable=restartable)
+        return
+    store, rank, size = next(rendezvous("env://", timeout=TIMEOUT))
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = PrefixStore(f"tokgolf/{attempt}", store)
+    ranks = Ranks("cpu", rank=rank, size=size, store=store, restartable=restartable)
+    with _terminated(ranks):
+        try:
+            ranks.device = own_device(device, os.environ)
+            if ranks.device != "cpu":
+                torch.cuda.set_device(ranks.device)
+            ranks.join()
+            yield ranks
+        except (OtherRankError, LostRankError):
+            raise
+        except Exception as error:
+            if ranks.speaks():
+                raise
+            raise OtherRankError("another rank has ended this run") from error
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def own_device(device: str, environment: Mapping[str, str]) -> str:
+    """The device of this process, one of several: each on a machine has its own GPU."""
+    if device.startswith("cuda:"):
+        raise ConfigError(
+            f"--device {device} would put all {environment['WORLD_SIZE']} processes on one GPU; "
+            "use --device cuda"
+        )
+    found = resolve_device(device)
+    if found == "cpu":
+        return found
+    devices = torch.cuda.device_count()
+    local = int(environment.get("LOCAL_RANK", int(environment["RANK"]) % devices))
+    if local >= devices:
+        raise ConfigError(
+            f"this machine has {devices} CUDA devices and {environment['LOCAL_WORLD_SIZE']} "
+            f"processes of this run; use --nproc-per-node {devices}, or --device cpu"
+        )
+    return f"cuda:{local}"
+
+
+@contextlib.contextmanager
+def _terminated(ranks: Ranks) -> Iterator[None]:
+    """Turn a SIGTERM into `ranks.ending`, and end the process if it does not do so in time.
+
+    torchrun sends it to all when one has failed. A rank that then waits for its GPU, which waits
+    for the one that is gone, never comes back to Python, so a thread must watch.
+    """
+    ended = threading.Event()
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+
+    def watch() -> None:
+        while signal.SIGTERM not in (came := reader.recv(64)):
+            if not came:
+                return
+        ranks.ending.set()
+        if not ended.wait(GRACE):
+            if ranks.speaks():
+                sys.stderr.write(f"error: told to end: {ranks.lost()}\n")
+                sys.stderr.flush()
+            os._exit(1)
+
+    before = signal.signal(signal.SIGTERM, lambda number, frame: None)
+    wakeup = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        signal.set_wakeup_fd(wakeup)
+        signal.signal(signal.SIGTERM, before)
+        writer.close()
+        thread.join(1)
+        reader.close()
