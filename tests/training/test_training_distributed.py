@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ranks_support import SECONDS, TOKENIZER, cases, run_it, same_runs
 from torch import nn
-from torch.distributed import TCPStore
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from tokgolf.artifact.checkpoint import read_checkpoint
 from tokgolf.errors import ConfigError
@@ -51,10 +51,10 @@ def ends(folder: Path, ones: Path) -> Ends:
     """How every rank of every case ended and what it found; the runs of one process beside it."""
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     script = str(Path(__file__).with_name("ranks_support.py"))
-    processes = []
-    for process in range(3):
-        more = {"RANK_OF_ALL": str(process), "STORE_PORT": str(store.port)}
-        with (folder / f"{process}.txt").open("w") as file:
+    processes: list[subprocess.Popen[bytes]] = []
+    for number in range(3):
+        more = {"RANK_OF_ALL": str(number), "STORE_PORT": str(store.port)}
+        with (folder / f"{number}.txt").open("w") as file:
             processes.append(
                 subprocess.Popen(
                     [sys.executable, script, str(folder)], env=environment(**more), stderr=file

@@ -25,9 +25,9 @@ from tokgolf.training.optimizers import (
     OptimizerConfig,
     Optimizers,
     check_coverage,
-    gradient_of,
     orthogonalize,
 )
+from tokgolf.training.shares import gradient_of
 
 TRUNK = TrunkConfig(layers=2, d_model=16, heads=2, kv_heads=1, mlp_hidden=24, sequence_length=16)
 TOKENS = *(bytes([byte]) for byte in range(256)), b""
