@@ -23,7 +23,7 @@ from tokgolf.report.build import build, write
 from tokgolf.tokenizers import build_tokenizer
 from tokgolf.training import StepReport, run_config, train
 
-RECIPE = "cpu"
+RECIPE = "modern"
 SCORE_STRIDE = 128
 REPORT = "report.html"
 
