@@ -16,6 +16,7 @@ from typing import Any
 from tokgolf import __version__
 from tokgolf.artifact.load import Artifact
 from tokgolf.codesize import closure, code_script, source
+from tokgolf.files import write_bytes
 from tokgolf.ledger import scoring_modules
 
 RERUN = "tokgolf.rerun"
@@ -81,7 +82,7 @@ def write_source(folder: Path, modules: Iterable[str]) -> int:
         file = file if package else file.parent.with_suffix(".py")
         file.parent.mkdir(parents=True, exist_ok=True)
         data = (source(name) or "").encode()
-        file.write_bytes(data)
+        write_bytes(file, data)
         total += len(data)
     return total
 

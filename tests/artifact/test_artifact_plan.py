@@ -186,6 +186,18 @@ def test_a_tuned_file_lands_under_the_cap_and_its_plan_gives_the_same_bytes(tmp_
     assert again.artifact.data == found.artifact.data
 
 
+def test_tuning_that_brings_the_file_no_nearer_is_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source, config = make("tied", 16), QuantConfig(tune=2)
+    plain = export_model(source, QuantConfig(), batches(source))
+    distances = iter([1.0, 1.0])
+    monkeypatch.setattr(Fit, "distance", lambda fit: next(distances))
+    found = export_model(source, config, batches(source))
+    assert next(distances, None) is None  # both were looked at
+    assert found.artifact.data == plain.artifact.data and found.plan == plain.plan
+
+
 # --- bits ---
 
 

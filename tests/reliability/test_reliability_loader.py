@@ -131,9 +131,10 @@ def test_every_file_of_the_project_is_written_by_the_one_writer() -> None:
         ("tokgolf.files", "open(temporary, 'wb')"),
         ("tokgolf.training.loop", "open(path, 'a', encoding='utf-8')"),  # metrics.jsonl
         # into memory
-        ("tokgolf.comparisonplot", "figure.savefig(buffer, format=path.suffix[1:])"),
-        ("tokgolf.inspection", "figure.savefig(buffer, format=path.suffix[1:])"),
-        ("tokgolf.treemap", "figure.savefig(buffer, format=path.suffix[1:])"),
+        (
+            "tokgolf.inspection",
+            "figure.savefig(buffer, format=path.suffix[1:], metadata=dated)",
+        ),
     }
     found = set()
     for root in tokgolf.__path__:

@@ -10,7 +10,7 @@ from tokgolf.sweep.cells import Cell, Sweep, write_cell, write_sweep
 
 TINY = {
     "trunk": {
-        "layers": 1, "d_model": 16, "heads": 2, "kv_heads": 1, "mlp_hidden": 24,
+        "layers": 1, "parallel": 0, "d_model": 16, "heads": 2, "kv_heads": 1, "mlp_hidden": 24,
         "sequence_length": 32,
     },
     "batch_tokens": 128, "micro_batch_tokens": 128, "precision": "fp32", "compile": "off",

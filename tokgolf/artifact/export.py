@@ -208,7 +208,7 @@ class Fit:
     def tune_if_better(self, size: float, *, within: bool) -> None:
         """Round in parts, and keep the result if it is nearer to the float model on training
         tokens and as small."""
-        before = self.rounder, self.steps, self.quantized, self.data, self.finest
+        before = self.rounder, dict(self.steps), self.quantized, self.data, self.finest
         reached, distance = self.weight_bytes(), self.distance()
         self.tune()
         self.land(size, within=within)

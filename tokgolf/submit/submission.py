@@ -24,6 +24,7 @@ from tokgolf.eval.audit.claims import Reference, claim_findings, read_claim
 from tokgolf.eval.audit.findings import ERROR
 from tokgolf.eval.official import normalised
 from tokgolf.eval.score import modules_beside
+from tokgolf.files import write_bytes, write_text
 from tokgolf.submit.claim import Claim, Labels, Track, is_named
 from tokgolf.submit.seeds import Seed, read_seeds
 from tokgolf.submit.texts import log_text, readme_text, submission_json
@@ -129,13 +130,13 @@ def _scored_text(spec: str, seed: Seed) -> Corpus:
 
 def _write_files(place: Path, claim: Claim, modules: tuple[str, ...], script: str) -> None:
     """Script, source, requirements, tokenizer, artifacts and logs."""
-    (place / SCRIPT).write_bytes(script.encode())
+    write_text(place / SCRIPT, script)
     bundle.write_source(place / "source", modules)
-    (place / "requirements.txt").write_text("".join(f"{x}\n" for x in bundle.requirements(modules)))
-    (place / "tokenizer.tok").write_bytes(claim.seeds[0].artifact.tokenizer.asset())
+    write_text(place / "requirements.txt", "".join(f"{x}\n" for x in bundle.requirements(modules)))
+    write_bytes(place / "tokenizer.tok", claim.seeds[0].artifact.tokenizer.asset())
     for seed in claim.seeds:
-        (place / seed.file).write_bytes(seed.artifact.data)
-        (place / seed.log).write_text(log_text(claim, seed), "utf-8")
+        write_bytes(place / seed.file, seed.artifact.data)
+        write_text(place / seed.log, log_text(claim, seed))
 
 
 def _write_texts(place: Path, claim: Claim, checks: dict[str, Any]) -> dict[str, Any]:
@@ -145,8 +146,8 @@ def _write_texts(place: Path, claim: Claim, checks: dict[str, Any]) -> dict[str,
         "tokgolf audit of submission.json and each log, against the scored text": "no error",
     }
     facts = submission_json(claim, checks)
-    (place / "submission.json").write_text(json.dumps(facts, indent=1) + "\n", "utf-8")
-    (place / "README.md").write_text(readme_text(claim, checks), "utf-8")
+    write_text(place / "submission.json", json.dumps(facts, indent=1) + "\n")
+    write_text(place / "README.md", readme_text(claim, checks))
     return facts
 
 

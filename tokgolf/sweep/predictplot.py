@@ -3,13 +3,11 @@
 Needs matplotlib.
 """
 
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 
-from tokgolf.files import write_bytes
-from tokgolf.inspection import check_plot, matplotlib_module
+from tokgolf.inspection import check_plot, matplotlib_module, write_figure
 from tokgolf.sweep.points import seed_variance
 from tokgolf.sweep.predict import Forecast
 
@@ -81,6 +79,4 @@ def plot_forecast(found: Forecast, path: Path) -> None:
         axes.grid(True, color="#dddddd", linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=8)
-    buffer = BytesIO()
-    figure.savefig(buffer, format=path.suffix[1:])
-    write_bytes(path, buffer.getvalue())
+    write_figure(figure, path)
