@@ -34,7 +34,8 @@ PAGES = {
 # What is shown -> what is run: a model of 2 layers at most, a few steps, windows of 32 tokens.
 TINY = (
     "trunk.layers=1 trunk.parallel=0 trunk.d_model=32 trunk.heads=2 trunk.kv_heads=1 "
-    "trunk.mlp_hidden=32 trunk.sequence_length=32 batch_tokens=128 micro_batch_tokens=128 precision=fp32 compile=off"
+    "trunk.mlp_hidden=32 trunk.sequence_length=32 batch_tokens=128 micro_batch_tokens=128 "
+    "precision=fp32 compile=off"
 )
 SETTINGS = "".join(f" --set {setting}" for setting in TINY.split())
 SMALLER = {

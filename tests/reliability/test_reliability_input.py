@@ -21,8 +21,8 @@ from tokgolf.sealed import read_sealed, write_sealed
 Refused = Callable[..., str]
 SETTINGS = [
     "trunk.layers=1", "trunk.parallel=0", "trunk.d_model=8", "trunk.heads=1", "trunk.kv_heads=1",
-    "trunk.mlp_hidden=8", "trunk.sequence_length=16", "batch_tokens=64", "micro_batch_tokens=64", "precision=fp32",
-    "compile=off", "steps=3",
+    "trunk.mlp_hidden=8", "trunk.sequence_length=16", "batch_tokens=64", "micro_batch_tokens=64",
+    "precision=fp32", "compile=off", "steps=3",
 ]  # fmt: skip
 
 
