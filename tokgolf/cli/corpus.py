@@ -63,7 +63,7 @@ def export_corpus(spec: str, output: Path, tokenizer: Path | None, prefix: str |
     """Write SPEC as documents (.jsonl or .jsonl.zst) or, with --tokenizer, as token shards.
 
     Shards are files PREFIX_000000.bin, ... in the folder OUTPUT, as the challenge's scripts read
-    them: those look for fineweb_train_*.bin and fineweb_val_*.bin.
+    them: those look for files that begin with fineweb_train and fineweb_val.
 
     Example: tokgolf corpus export stdlib:val -o val.jsonl.zst
     """
