@@ -18,7 +18,7 @@ from tokgolf.eval.compressors import with_baselines
 from tokgolf.eval.score import open_source, read_train_digests, save_score, score
 from tokgolf.heads import head_config
 from tokgolf.model import head_shape
-from tokgolf.quantize.rows import QuantConfig, quant_config
+from tokgolf.quantize.rows import QuantConfig
 from tokgolf.report.build import build, write
 from tokgolf.tokenizers import build_tokenizer
 from tokgolf.training import StepReport, run_config, train
@@ -78,7 +78,6 @@ def golf(
         f"{result.tokens:,} tokens in {result.seconds:.0f} s"
     )
     path = run / "model.golf"
-    quantizer = quantizer or quant_config()
     ledger, _ = export_run(run, path, cap=cap, config=quantizer, device=device, say=say)
     say(f"export    {path}: {ledger.full:,} of {cap:,} bytes, tokenizer and code included")
     stride = min(SCORE_STRIDE, config.trunk.sequence_length)

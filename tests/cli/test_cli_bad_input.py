@@ -50,7 +50,14 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
 
 def one_error_line(code: int, out: str, err: str) -> str:
     """The error, once it is proved to be all that was said, but for the progress before it."""
-    progress = ("training: step ", "scoring: ", "measuring the damage of ", "pass ", "tun")
+    progress = (
+        "training: step ",
+        "scoring: ",
+        "measuring the damage of ",
+        "pass ",
+        "tuning ",
+        "tuned: ",
+    )
     lines = [line for line in err.splitlines() if not line.startswith(progress)]
     assert code == 1, (out, err)
     assert out == ""

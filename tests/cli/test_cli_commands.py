@@ -259,12 +259,9 @@ def test_export_prints_its_plan_and_writes_it_beside_the_file(
     }  # fmt: skip
     plan = values["plan"]
     assert plan == json.loads((tmp_path / "m.golf.plan.json").read_text())
-    assert plan["config"] == {
-        "method": "trellis",
-        "bits": 4.0,
-        "rate_weight": 1.0,
-        "tune": plan["config"]["tune"],  # 0 where tuning did not pay
-    }
+    tune = plan["config"].pop("tune")
+    assert tune in (0, 40)  # 0 where tuning did not pay
+    assert plan["config"] == {"method": "trellis", "bits": 4.0, "rate_weight": 1.0}
     assert plan["steps"].keys() == plan["damage"].keys() >= {"head.table"}
     assert sorted(tmp_path.iterdir()) == [path, tmp_path / "m.golf.plan.json"]
     assert "measuring the damage of" in err and "pass 1: " in err
@@ -517,7 +514,7 @@ def test_golf_ends_with_one_json_line(call: Call, data: Path, tmp_path: Path) ->
     assert values["bpb"] == pytest.approx(values["bpb_before_export"], rel=0.1)
     assert all(values["invariants"].values())
     stages = ["corpus", "tokenizer", "training", "export", "score", "compare", "report"]
-    within = ("training:", "measuring the damage", "pass ", "tun")
+    within = ("training:", "measuring the damage", "pass ", "tuning ", "tuned: ")
     lines = [line for line in err.splitlines() if not line.startswith(within)]
     assert [line.split()[0] for line in lines] == stages
     expected = {"config.toml", "metrics.jsonl", "checkpoints", "model.golf", "score.json"}

@@ -38,7 +38,7 @@ from tokgolf.quantize.allocate import (
     probe_tokens,
     sensitivities,
 )
-from tokgolf.quantize.rows import MOST_BITS, QuantConfig, Rounder
+from tokgolf.quantize.rows import MOST_BITS, QuantConfig, Rounder, quant_config
 from tokgolf.quantize.tuning import ROWS_TOKENS, parts_of, round_in_parts
 
 CALIBRATION_TOKENS = 1 << 16
@@ -334,7 +334,7 @@ class Fit:
     def approach(self, size: float, *, within: bool) -> None:
         """Bring the bytes of the weights to `size`: not over it and nearly there if `within`,
         else as near as a few passes come."""
-        slack = landing(size) if within else 0.002 * size
+        slack = landing(size, within)
         least = math.inf
         best = self.steps, self.quantized, self.data
         passes = 1
@@ -399,7 +399,7 @@ class Fit:
     def land(self, size: float, *, within: bool) -> None:
         """After tuning: bring the bytes of the weights to `size` by single tensors, not over it if
         `within`."""
-        slack = landing(size) if within else 0.002 * size
+        slack = landing(size, within)
         for _ in range(TOUCHES):
             off = self.weight_bytes() - size
             near = -slack <= off <= (0 if within else slack)
@@ -408,9 +408,9 @@ class Fit:
         self.say(f"tuned: {self.weight_bytes():,} of {size:,.0f} bytes for weights")
 
 
-def landing(size: float) -> int:
-    """How many bytes under a size are near enough."""
-    return min(LANDING, max(int(size) >> 10, 256))
+def landing(size: float, within: bool) -> float:
+    """How many bytes are near enough: under a size that must not be exceeded, or beside one."""
+    return min(LANDING, max(int(size) >> 10, 256)) if within else 0.002 * size
 
 
 def calibration_tokens(run: Path, source: FloatModel) -> Iterator[Tensor]:
@@ -460,11 +460,12 @@ def export_run(
 ) -> tuple[Ledger, Plan]:
     """Write the latest checkpoint of `run` as an artifact to `path`, and its plan beside it.
 
+    Without a `config` or a `plan` it is exported as the commands do it, tuning too.
     Raises `CapError`, and writes nothing, when the full accounting is over `cap` bytes.
     """
     source = load_run(run)
     source.model.to(device)
-    config = plan.config if plan else config or QuantConfig()
+    config = plan.config if plan else config or quant_config()
     # Rounding to the nearest does without, but not without the tokens' frequencies if it can.
     wanted = config.method != "nearest" or (Path(run) / "tokens").is_dir()
     calibration = calibration_tokens(Path(run), source) if wanted else ()
