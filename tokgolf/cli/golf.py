@@ -4,19 +4,18 @@ from pathlib import Path
 
 import click
 
-from tokgolf.cli.completion import complete_corpus, complete_head
-from tokgolf.cli.options import Size, device_option, print_json, say
+from tokgolf.cli.completion import complete_head
+from tokgolf.cli.options import (
+    Size,
+    corpus_option,
+    device_option,
+    print_json,
+    say,
+)
 
 
 @click.command(short_help="The whole pipeline, in minutes.")
-@click.option(
-    "--corpus",
-    "spec",
-    default="stdlib",
-    show_default=True,
-    help="A corpus with splits.",
-    shell_complete=complete_corpus,
-)
+@corpus_option("A corpus with splits.")
 @click.option("--vocab-size", default=1024, show_default=True)
 @click.option("--head", help="Another head than the recipe's.", shell_complete=complete_head)
 @click.option("--set", "settings", multiple=True, help="key=value, e.g. trunk.layers=3.")

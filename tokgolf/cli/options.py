@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from tokgolf.cli.completion import complete_addon, complete_head, complete_recipe
+from tokgolf.cli.completion import (
+    complete_addon,
+    complete_corpus,
+    complete_head,
+    complete_recipe,
+)
 from tokgolf.config import parse_size
 from tokgolf.errors import ConfigError
 
@@ -41,6 +46,18 @@ def device_option(function: Function) -> Function:
     return click.option(
         "--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."
     )(function)
+
+
+def corpus_option(about: str = "Name or path[:split].") -> Callable[[Function], Function]:
+    """--corpus, by default the embedded one."""
+    return click.option(
+        "--corpus",
+        "spec",
+        default="stdlib",
+        show_default=True,
+        help=about,
+        shell_complete=complete_corpus,
+    )
 
 
 def model_options(function: Function) -> Function:

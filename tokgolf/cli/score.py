@@ -7,20 +7,20 @@ import click
 
 from tokgolf.cli.completion import complete_corpus
 from tokgolf.cli.evidence import print_score
-from tokgolf.cli.options import check_folder, device_option, json_option, open_corpus, print_json
+from tokgolf.cli.options import (
+    check_folder,
+    corpus_option,
+    device_option,
+    json_option,
+    open_corpus,
+    print_json,
+)
 from tokgolf.cli.progress import scoring_progress
 
 
 @click.command(short_help="Bits per byte of an artifact, with evidence.")
 @click.argument("path", type=click.Path(path_type=Path))
-@click.option(
-    "--corpus",
-    "spec",
-    default="stdlib",
-    show_default=True,
-    help="Name or path[:split].",
-    shell_complete=complete_corpus,
-)
+@corpus_option()
 @click.option(
     "--mode",
     type=click.Choice(["raw", "official"]),

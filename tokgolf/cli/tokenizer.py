@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tokgolf.cli.completion import complete_corpus
 from tokgolf.cli.options import (
     Size,
     check_folder,
+    corpus_option,
     json_option,
     open_corpus,
     print_json,
@@ -51,14 +51,7 @@ class Sizes(click.ParamType[list[int]]):
     help="All ids, with the 256 bytes and BOS. Several, such as 1024,4096,16384, are nested "
     "tokenizers from one training run, written to NAME-1024.tok and so on.",
 )
-@click.option(
-    "--corpus",
-    "spec",
-    default="stdlib",
-    show_default=True,
-    help="Name or path[:split].",
-    shell_complete=complete_corpus,
-)
+@corpus_option()
 @click.option(
     "--pattern",
     default="gpt4",

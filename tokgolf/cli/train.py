@@ -6,6 +6,7 @@ import click
 
 from tokgolf.cli.completion import complete_corpus
 from tokgolf.cli.options import (
+    corpus_option,
     device_option,
     is_bare_name,
     json_option,
@@ -19,14 +20,7 @@ from tokgolf.cli.options import (
 
 
 @click.command(short_help="Train a trunk with a head on a corpus.")
-@click.option(
-    "--corpus",
-    "spec",
-    default="stdlib",
-    show_default=True,
-    help="Name or path[:split].",
-    shell_complete=complete_corpus,
-)
+@corpus_option()
 @click.option(
     "--val",
     help="Held-out corpus; checked to share no document with --corpus.",
