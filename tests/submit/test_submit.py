@@ -29,7 +29,7 @@ from tokgolf.errors import (
 from tokgolf.eval.audit.claims import read_claim
 from tokgolf.eval.protocol import Protocol
 from tokgolf.eval.score import modules_beside
-from tokgolf.submit import Labels, submit
+from tokgolf.submit import Labels, seeds, submit
 
 NAME = "2026-05-01_Tiny"
 
@@ -275,6 +275,19 @@ def test_a_score_that_is_not_the_artifacts(refused: Refused, made: Path, run: Pa
     assert "was not exported from" in refused(ArtifactError, run)
     (run / "model.golf").unlink()
     assert "holds no model.golf" in refused(ArtifactError, run)
+
+
+def test_a_trunk_from_elsewhere_or_another_export_is_no_seed(
+    refused: Refused, made: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = run / "model.golf.plan.json"
+    values = json.loads(plan.read_text())
+    plan.write_text(json.dumps({**values, "config": {**values["config"], "rate_weight": 1.0}}))
+    assert "export's rate_weight" in refused(ConfigError, run, made / "run2")
+    tensors, state = seeds.read_checkpoint(run)
+    started = {**state, "config": {**state["config"], "trunk_from": "runs/x"}}
+    monkeypatch.setattr(seeds, "read_checkpoint", lambda run: (tensors, started))
+    assert "started from the trunk of runs/x" in refused(ConfigError, run)
 
 
 def test_an_estimate_or_a_broken_invariant_is_no_claim(

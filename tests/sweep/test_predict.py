@@ -218,6 +218,21 @@ def test_bad_input_is_one_line(tmp_path: Path, call: Call) -> None:
         assert (code, out, err.count("\n")) == (1, "", 1) and err.startswith("error: ")
 
 
+@pytest.mark.parametrize("line", [b'{"vocab_size": "big"}', b'{"vocab_size": 0}', b"\xff"])
+def test_lines_that_no_law_can_take_are_named(line: bytes, tmp_path: Path, call: Call) -> None:
+    lines = tmp_path / "x.jsonl"
+    row = b'{"case": "tied", "bpb": 2.0, "params": 9, "train_tokens": 5, "seed": 1, '
+    lines.write_bytes(line.replace(b"{", row) + b"\n")
+    code, out, err = call(lines)
+    assert (code, out, err.count("\n")) == (1, "", 1) and err.startswith(f"error: {lines}")
+
+
+@pytest.mark.parametrize("tokens", ["inf", "nan"])
+def test_tokens_are_a_number(tokens: str, sweep: Path, call: Call) -> None:
+    code, out, err = call(sweep, "--tokens", tokens)
+    assert (code, out) == (2, "") and "--tokens" in err and "Traceback" not in err
+
+
 def test_lines_of_a_comparison_are_read(tmp_path: Path) -> None:
     lines = tmp_path / "x.jsonl"
     row = {"case": "tied", "vocab_size": 512, "seed": 1, "bpb": 2.0, "bytes": 7, "params": 9}

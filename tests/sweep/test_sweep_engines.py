@@ -18,6 +18,7 @@ from tokgolf.errors import ConfigError
 from tokgolf.sweep.cells import Sweep
 from tokgolf.sweep.driver import Progress
 from tokgolf.sweep.engines import extra_module, open_engine
+from tokgolf.sweep.engines.local import LocalEngine
 from tokgolf.sweep.engines.slurm import SlurmEngine
 from tokgolf.sweep.run import run_sweep
 from tokgolf.sweep.spec import EngineConfig, SearchConfig, SweepSpec
@@ -225,3 +226,17 @@ def test_a_search_that_is_interrupted_goes_on_to_as_many_cells(tmp_path: Path) -
     result = searched(tmp_path / "a", 7, jobs=2)
     assert len(result.cells) == 7 and all(cell.status == "done" for cell in result.cells)
     assert [cell.attempts for cell in result.cells] == [1] * 7
+
+
+def test_a_worker_has_gpus_of_those_that_the_sweep_was_given(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def given(gpus: str, jobs: int) -> list[str]:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
+        engine = LocalEngine(EngineConfig(jobs=jobs, gpus=2), dummy, str(tmp_path))
+        return [worker.environment["CUDA_VISIBLE_DEVICES"] for worker in engine.workers]
+
+    assert given("4,5,6,7", 2) == ["4,5", "6,7"]
+    assert given("", 2) == ["0,1", "2,3"]
+    with pytest.raises(ConfigError, match="2 jobs of 2 GPUs need 4, and CUDA_VISIBLE_DEVICES=4,5"):
+        given("4,5", 2)

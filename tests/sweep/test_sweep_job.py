@@ -11,6 +11,7 @@ from sweep_support import TINY, write_texts
 from test_sweep_run import Inline, numbers
 
 from tokgolf.artifact.checkpoint import load_run
+from tokgolf.artifact.export import read_plan
 from tokgolf.errors import Interrupted, TrainingError
 from tokgolf.eval.saved import read_score
 from tokgolf.sweep import job as sweep_job
@@ -101,6 +102,21 @@ def test_what_is_lost_of_a_cell_is_made_again_alike(
     assert numbers(again) == numbers(whole)
     assert [one.attempts for one in again.cells] == [1, 2]
     assert (run / "model.golf").read_bytes() == (run_of(cell) / "model.golf").read_bytes()
+
+
+def test_weights_that_are_gone_take_along_what_was_made_of_them(
+    whole: Sweep, texts: dict[str, Any], tmp_path: Path
+) -> None:
+    cell = whole.cells[1]
+    store = tmp_path / "store"
+    shutil.copytree(run_of(cell).parent, store)
+    run = store / cell.id
+    shutil.rmtree(run / "checkpoints")
+    (run / "score.json").unlink()
+    (run / "model.golf.plan.json").write_text("of the old weights")
+    again = run_sweep(spec_of(texts), store, device="cpu", engine_of=Inline)
+    assert numbers(again) == numbers(whole)
+    assert read_plan(run / "model.golf.plan.json").steps
 
 
 def test_a_cell_that_is_interrupted_is_pending_and_goes_on(
