@@ -16,6 +16,7 @@ import pytest
 import submit_support as support
 
 from tokgolf import bundle, cli
+from tokgolf.artifact.checkpoint import read_checkpoint
 from tokgolf.artifact.load import load_artifact
 from tokgolf.codesize import closure, code_script, source
 from tokgolf.errors import (
@@ -284,7 +285,7 @@ def test_a_trunk_from_elsewhere_or_another_export_is_no_seed(
     values = json.loads(plan.read_text())
     plan.write_text(json.dumps({**values, "config": {**values["config"], "rate_weight": 1.0}}))
     assert "export's rate_weight" in refused(ConfigError, run, made / "run2")
-    tensors, state = seeds.read_checkpoint(run)
+    tensors, state = read_checkpoint(run)
     started = {**state, "config": {**state["config"], "trunk_from": "runs/x"}}
     monkeypatch.setattr(seeds, "read_checkpoint", lambda run: (tensors, started))
     assert "started from the trunk of runs/x" in refused(ConfigError, run)
