@@ -27,6 +27,7 @@ from tokgolf.eval.audit.claims import (
 from tokgolf.eval.audit.findings import WARNING, Finding, Report
 from tokgolf.eval.audit.library import library_subject
 from tokgolf.eval.audit.lossless import check_text, folded_findings, stress, text_findings
+from tokgolf.eval.audit.record import record_findings
 from tokgolf.eval.audit.shards import ShardSet, audit_shards
 from tokgolf.eval.audit.subject import Subject, subject_of
 from tokgolf.eval.audit.tables import read_table, with_table
@@ -60,13 +61,15 @@ def audit(
     own_corpus: bool = True,
     tokenizer: Path | None = None,
     claim: Claim | None = None,
+    record: Path | None = None,
     challenge: bool = False,
 ) -> Report:
     """Audit tokenizers, tables of bytes, shards, and a claim.
 
     Bytes are counted on `corpus`; `own_corpus` says that it is the text that the shards or the
     claim are about, so that they are held against it too. `tokenizer` is whose table or shards
-    the others are. With `challenge` the claim is about the challenge's whole validation split.
+    the others are. `record` is the folder of the claim, whose logs and files are held against it.
+    With `challenge` the claim is about the challenge's whole validation split.
     Raises `TokgolfError` for what cannot be read, or does not say enough.
     """
     given, report = _sorted(paths), Report()
@@ -107,6 +110,8 @@ def audit(
         right = _claim(report, claim, reference)
         if reference is not None and right and not given.tables:
             _not_used(report, reference.tolerance, "the claim counts the bytes of the text")
+    if record is not None:
+        report.findings += record_findings(record)
     return report
 
 

@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ PART = 0.9  # with fewer bytes than that of the whole text, it is rather not all
 WINDOW = 4096  # up to so many targets may be cut off at the end
 OTHER_TEXT = 0.025  # 2.5 MB of the validation text differ from all of it by 1.0 to 1.9 %
 MAX_BYTES = 1 << 26
+SUBMISSION = "submission.json"
 MAX_TARGETS = 1 << 30
 _PAIR = re.compile(r"val_loss:\s*([0-9.]{1,40})\s+val_bpb:\s*([0-9.]{1,40})")
 _TOKENS = re.compile(r"(?:val_tokens:\s*|val_loader\b.{0,400}?\btokens:)(\d+)")
@@ -85,16 +87,18 @@ def pair(label: str, loss: float | str, bpb: float | str) -> Pair:
             f"{label} is val_loss {loss!s:.40}, val_bpb {bpb!s:.40}; both are numbers above 0"
         )
     slack = sum(
-        _rounding(str(text)) / value for text, value in zip((loss, bpb), values, strict=True)
+        rounding(text) / value for text, value in zip((loss, bpb), values, strict=True)
     )
     return Pair(label=label, loss=values[0], bpb=values[1], slack=slack)
 
 
 def read_claim(path: Path) -> Claim:
-    """The claim in a submission.json, a score of tokgolf's, or a training log.
+    """The claim in a submission.json (or a folder with one), a score of tokgolf's, or a log.
 
     Raises `ConfigError` if there is no pair of a loss and bits a byte in it.
     """
+    if path.is_dir():
+        path = path / SUBMISSION
     with open(path, "rb") as file:
         data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
@@ -137,13 +141,18 @@ def _pairs(values: dict[str, Any], label: str) -> Iterator[Pair]:
 
 
 def _from_log(text: str) -> Claim:
+    counts = _TOKENS.findall(text)
+    return Claim(pairs=log_pairs(text), targets=int(counts[-1]) if counts else None)
+
+
+def log_pairs(text: str) -> list[Pair]:
+    """Every loss with its bits a byte in a training log, in order."""
     pairs = []
     for line in text.splitlines():
         if match := _PAIR.search(line):
             label = line[: match.start()].split("train_time")[0].strip(" :")[:40] or "val"
             pairs.append(pair(label, match[1], match[2]))
-    counts = _TOKENS.findall(text)
-    return Claim(pairs=pairs, targets=int(counts[-1]) if counts else None)
+    return pairs
 
 
 def claim_findings(claim: Claim, reference: Reference | None) -> list[Finding]:
@@ -314,6 +323,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
 
 
-def _rounding(text: str) -> float:
-    """Half of the last place that a number is written with: "1.2244" -> 0.00005."""
-    return 0.5 * 10.0 ** -len(text.partition(".")[2])
+def rounding(number: float | str) -> float:
+    """Half of the last place that a finite number is written with: "1.2244" -> 0.00005."""
+    exponent = Decimal(str(number)).as_tuple().exponent
+    return 0.5 * 10.0 ** int(exponent)

@@ -42,7 +42,12 @@ NAMES = {
     "bytes-inflated": "the claim counts more bytes a token than the text has",
     "bytes-deflated": "the claim counts fewer bytes a token than the text has",
     "claim-held-loosely": "the claim differs from the text by what only other text excuses",
-    "claim-contradicts-itself": "numbers of one claim give different bytes a token",
+    "claim-contradicts-itself": "numbers of one claim do not follow from each other",
+    "mean-is-not-the-seeds'": "the claimed number is not the mean of the seeds' own",
+    "log-says-otherwise": "a seed's numbers are not those in its log",
+    "artifact-is-another": "an artifact in the folder is not the one that the claim is about",
+    "bytes-are-not-the-files'": "claimed bytes are not those of the files in the folder",
+    "over-the-cap": "script and artifact together have more than 16,000,000 bytes",
 }
 
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     "--claim",
     "claim_file",
     type=click.Path(path_type=Path),
-    help="Take the claim from a submission.json, a score.json or a training log.",
+    help="A record folder, a submission.json, a score.json or a training log.",
 )
 @click.option(
     "--challenge", is_flag=True, help="The claim is about the challenge's whole validation split."
@@ -58,6 +58,9 @@ def audit(
     YAML, .tok, .golf), a table of bytes a token (.npz with base_bytes, has_leading_space and
     is_boundary_token; give its tokenizer too), or token shards (.bin, or a folder of them).
 
+    A --claim that is a record folder is held against its own logs and files too: the mean of the
+    seeds, each log's numbers, hashes, and bytes.
+
     Without --corpus bytes are counted on Python's own documentation, and a claim is only held
     against itself. Exit code 1 if something is wrong; text that is normalised as the challenge
     does is a warning.
@@ -72,6 +75,7 @@ def audit(
         own_corpus=spec is not None,
         tokenizer=tokenizer,
         claim=_claim(claim_file, val_loss, val_bpb, tokens),
+        record=claim_file if claim_file is not None and claim_file.is_dir() else None,
         challenge=challenge,
     )
     values = report.as_dict()
