@@ -42,7 +42,9 @@ def record_findings(folder: Path) -> list[Finding]:
 
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise ConfigError(f"{path.parent} holds no {SUBMISSION}; give a record folder, or a claim's file")
+        raise ConfigError(
+            f"{path.parent} holds no {SUBMISSION}; give a record folder, or a claim's file"
+        )
     try:
         values = json.loads(_text(path))
     except (ValueError, RecursionError) as error:
@@ -115,8 +117,8 @@ def _seed(folder: Path, name: str, result: dict[str, Any], log: str | None) -> I
             last = pairs[-1]
             yield _wrong(
                 "log-says-otherwise",
-                f"seed {name} has val_loss {loss!r}, val_bpb {bpb!r}; no line of its log has these, "
-                f"the last says {last.loss!r}, {last.bpb!r}",
+                f"seed {name} has val_loss {loss!r}, val_bpb {bpb!r}; no line of its log has "
+                f"these, the last says {last.loss!r}, {last.bpb!r}",
                 "take both numbers from the log's last line",
             )
     file, hashed = result.get("artifact"), result.get("artifact_sha256")

@@ -28,7 +28,10 @@ from tokgolf.errors import (
     TokgolfError,
 )
 from tokgolf.eval.audit.claims import read_claim
+from tokgolf.eval.audit.record import record_findings
+from tokgolf.eval.compare import compare
 from tokgolf.eval.protocol import Protocol
+from tokgolf.eval.saved import read_score
 from tokgolf.eval.score import modules_beside
 from tokgolf.submit import Labels, seeds, submit
 
@@ -108,6 +111,62 @@ def test_it_says_what_is_missing_and_claims_no_significance(
     readme = (tmp_path / NAME / "README.md").read_text()
     assert "1 of 3 seeds" in readme and "not run (--no-rerun)" in readme
     assert "It does not train" in readme and alone["bytes_code"] < facts["bytes_code"]
+
+
+def test_one_digit_changed_in_it_is_named_by_the_audit(record: Path, tmp_path: Path) -> None:
+    assert record_findings(record) == []
+    for file, pattern, name in (
+        ("submission.json", r'"bytes_code": \d', "bytes-are-not-the-files'"),
+        ("submission.json", r'"bytes_total": \d', "claim-contradicts-itself"),
+        ("submission.json", r'^ "val_bpb": \d\.\d\d', "mean-is-not-the-seeds'"),
+        ("train_seed2.log", r"final_.* val_bpb:\d\.\d\d\d", "log-says-otherwise"),
+        ("train_seed2.log", r"Total submission size: \d", "log-says-otherwise"),
+    ):
+        copy = Path(shutil.copytree(record, tmp_path / "copy"))
+        text = (copy / file).read_text()
+        match = re.search(pattern, text, re.M)
+        assert match is not None
+        digit = str((int(text[match.end() - 1]) + 1) % 10)
+        (copy / file).write_text(text[: match.end() - 1] + digit + text[match.end() :])
+        assert name in {each.name for each in record_findings(copy)}, (file, pattern)
+        assert cli.run(["audit", "--claim", str(copy)]) == 1
+        shutil.rmtree(copy)
+    assert cli.run(["audit", "--claim", str(record)]) == 0
+
+
+def test_the_record_to_beat_is_compared_as_compare_does(made: Path, tmp_path: Path) -> None:
+    runs, before = [made / "run1", made / "run2", made / "run3"], []
+    for seed, run in enumerate(runs, 1):
+        worse = json.loads((run / "score.json").read_text())
+        factor = 1.1 + 0.001 * seed
+        worse["bpb"] *= factor
+        worse["document_bits"] = [factor * bits for bits in worse["document_bits"]]
+        before.append(tmp_path / f"old{seed}.json")
+        before[-1].write_text(json.dumps(worse | {"artifact_sha256": str(seed)}))
+    facts = submit(runs, tmp_path / NAME, baseline=before, rerun=False, training=False)
+    (wanted,) = compare([[read_score(path) for path in side] for side in (before, runs)])
+    assert wanted.seeds is not None and wanted.p_rule is not None
+    assert facts["comparison_baseline"] == ["old1.json", "old2.json", "old3.json"]
+    assert facts["delta_vs_baseline_bpb"] == wanted.difference < 0
+    assert facts["delta_vs_baseline_nats"] == wanted.as_dict()["nats_per_token"]
+    assert facts["t_statistic"] == wanted.seeds.difference / wanted.seeds.error
+    assert (facts["p_value"], facts["p_value_rule"]) == (wanted.seeds.p_below(0), wanted.p_rule)
+    assert facts["significance"] is True
+    readme = (tmp_path / NAME / "README.md").read_text()
+    assert "Cleared, p = " in readme and "No significance" not in readme
+    assert read_claim(tmp_path / NAME).pairs[-1].bpb == facts["val_bpb"]
+
+
+def test_too_few_seeds_of_the_record_to_beat_tell_nothing(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [str(made / f"run{seed}") for seed in (1, 2, 3)]
+    command = ["submit", *runs, "--baseline", runs[0], "--baseline", runs[1], "--no-rerun"]
+    assert cli.run([*command, "-o", str(tmp_path / NAME), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["significance"] is None and facts["p_value"] is not None
+    assert facts["missing"][0].startswith("2 of 3 seeds of the record to beat")
+    assert "Not to be told" in (tmp_path / NAME / "README.md").read_text()
 
 
 def test_its_texts_name_no_folder_of_this_machine(record: Path, made: Path) -> None:
@@ -328,6 +387,15 @@ def test_a_score_that_the_artifact_does_not_give_is_found_by_its_script(
     assert f"claims {better['bpb']:.8f} bits" in refused(ScoreError, run, rerun=True)
     done.returncode, done.stderr = 1, "error: no such thing"
     assert "failed on its own: error: no such thing" in refused(ScoreError, run, rerun=True)
+
+
+def test_a_record_to_beat_of_other_text_is_no_comparison(
+    refused: Refused, made: Path, tmp_path: Path
+) -> None:
+    values = json.loads((made / "run1" / "score.json").read_text())
+    (tmp_path / "other.json").write_text(json.dumps(values | {"corpus_sha256": "0" * 64}))
+    said = refused(ScoreError, made / "run1", baseline=[tmp_path / "other.json"])
+    assert "are of different documents" in said
 
 
 def test_text_that_is_not_what_was_scored(refused: Refused, made: Path) -> None:

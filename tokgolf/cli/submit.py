@@ -31,6 +31,13 @@ from tokgolf.cli.options import Size, device_option, json_option, print_json, pr
     help="The scored text, if it is not where the score found it.",
     shell_complete=complete_corpus,
 )
+@click.option(
+    "--baseline",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="SCORE",
+    help="The record to beat: a run or saved score of it, once a seed. Compared as by compare.",
+)
 @click.option("--training/--no-training", default=True, help="Pack the code that trains, too.")
 @click.option("--rerun/--no-rerun", default=True, help="Score each artifact again by the script.")
 @device_option
@@ -41,6 +48,7 @@ def submit(
     track: Any,
     cap: int,
     corpus: str | None,
+    baseline: tuple[Path, ...],
     training: bool,
     rerun: bool,
     device: str,
@@ -54,6 +62,10 @@ def submit(
     log a seed, requirements.txt, the artifacts, and train_gpt.py: one file that holds the code it
     was packed from, which lies beside it in source/. It is written only if that script gives the
     claimed scores on its own, the audit finds no error in the claim, and all is under the cap.
+
+    With --baseline, submission.json has the challenge's comparison too: comparison_baseline_*,
+    delta_vs_baseline_*, t_statistic, p_value (one-sided: not better), p_value_rule (not 0.005 nats
+    a token better), and significance: that rule at p < 0.01, null with under three seeds a side.
 
     Example: tokgolf submit runs/a1 runs/a2 runs/a3 -o records/2026-05-01_Mine --author "A. Name"
     """
@@ -69,6 +81,7 @@ def submit(
         cap=cap,
         track=track,
         corpus=corpus,
+        baseline=baseline,
         training=training,
         rerun=rerun,
         device=device,

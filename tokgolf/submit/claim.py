@@ -10,6 +10,7 @@ from typing import Literal
 from tokgolf.corpora import corpus_names
 from tokgolf.errors import CapError, ConfigError
 from tokgolf.eval.audit.claims import CHALLENGE_BYTES, SAME_TEXT
+from tokgolf.eval.compare import RULE_NATS, RULE_P, Comparison
 from tokgolf.submit.seeds import Seed
 
 SEEDS = 3  # the challenge wants so many to call a difference significant
@@ -31,7 +32,7 @@ class Labels:
 @dataclass(frozen=True, kw_only=True)
 class Claim:
     """The claim of a folder. `text` is the corpus that was scored; `seeds` are in the order of
-    their numbers and alike in all else.
+    their numbers and alike in all else; `against` is their comparison with the record to beat.
 
     `code` are the bytes of train_gpt.py, `readable` those of the files it was packed from.
     """
@@ -45,6 +46,7 @@ class Claim:
     code: int
     readable: int
     training: bool
+    against: Comparison | None = None
 
     @property
     def val_loss(self) -> float:
@@ -101,6 +103,15 @@ class Claim:
         """Whether each score was taken in as long, with its checks."""
         return max(float(seed.values["seconds"]) for seed in self.seeds) <= LIMIT_SECONDS
 
+    @property
+    def significant(self) -> bool | None:
+        """Whether the challenge's rule is cleared; None without a record to beat, or with too few
+        seeds on either side to tell."""
+        if self.against is None:
+            return None
+        fewest = min(len(self.seeds), len(self.against.reference.scores))
+        return self.against.clears if fewest >= SEEDS else None
+
     def missing(self) -> list[str]:
         """What the folder lacks for a record of the challenge, a line each."""
         found = []
@@ -109,6 +120,18 @@ class Claim:
                 f"{len(self.seeds)} of {SEEDS} seeds: no difference to another record "
                 "can be called significant"
             )
+        if self.against is not None:
+            count = len(self.against.reference.scores)
+            if count < SEEDS:
+                found.append(
+                    f"{count} of {SEEDS} seeds of the record to beat: no difference to it can be "
+                    "called significant"
+                )
+            elif self.significant is False:
+                found.append(
+                    f"the record to beat is not beaten by {RULE_NATS} nats a token at "
+                    f"p < {RULE_P}: p = {self.against.p_rule:.2g}"
+                )
         if not self.official:
             found.append(
                 "raw mode: the text is scored as it is, so the number stands in no table with the "

@@ -22,7 +22,9 @@ from tokgolf.errors import ConfigError, CorpusError, ScoreError
 from tokgolf.eval.audit.audit import audit
 from tokgolf.eval.audit.claims import Reference, claim_findings, read_claim
 from tokgolf.eval.audit.findings import ERROR
+from tokgolf.eval.compare import Comparison, compare
 from tokgolf.eval.official import normalised
+from tokgolf.eval.saved import read_score
 from tokgolf.eval.score import modules_beside
 from tokgolf.files import write_bytes, write_text
 from tokgolf.submit.claim import Claim, Labels, Track, is_named
@@ -44,6 +46,7 @@ def submit(
     cap: int = CAP,
     track: Track = "non_record_16mb",
     corpus: str | None = None,
+    baseline: Sequence[str | os.PathLike[str]] = (),
     training: bool = True,
     rerun: bool = True,
     device: str = "auto",
@@ -51,7 +54,9 @@ def submit(
 ) -> dict[str, Any]:
     """Write the folder `output` of these runs, which differ by their seeds; returns its facts.
 
-    `corpus` is the text that was scored, if it is not where the score found it. Without `training`
+    `corpus` is the text that was scored, if it is not where the score found it. `baseline` are the
+    scores of the record to beat, a file or run a seed; they are compared as `tokgolf compare` does,
+    which raises `ScoreError` for scores of other text or another protocol. Without `training`
     the script can score only; without `rerun` it is not tried, and the folder says so. Raises
     `CapError` for a script and artifact over `cap` bytes, `ScoreError` for a claim that its rerun
     or audit does not support, and what reading the runs raises. Then nothing is written.
@@ -63,6 +68,7 @@ def submit(
         say(f"note: the challenge calls its folders YYYY-MM-DD_Name, this is {folder.name}")
     seeds = read_seeds(runs)
     first = seeds[0]
+    against = _against(baseline, seeds) if baseline else None
     spec = corpus or first.score.corpus
     text = _scored_text(spec, first)
     modules = bundle.script_modules(
@@ -95,6 +101,7 @@ def submit(
         code=len(script.encode()),
         readable=code_bytes(modules).plain,
         training=training,
+        against=against,
     )
     claim.check()
     parent = next(place for place in folder.parents if place.is_dir())
@@ -109,6 +116,12 @@ def submit(
         folder.parent.mkdir(parents=True, exist_ok=True)
         os.rename(place, folder)
     return facts
+
+
+def _against(baseline: Sequence[str | os.PathLike[str]], seeds: list[Seed]) -> Comparison:
+    """The seeds beside the record to beat."""
+    (found,) = compare([[read_score(path) for path in baseline], [seed.score for seed in seeds]])
+    return found
 
 
 def _scored_text(spec: str, seed: Seed) -> Corpus:
@@ -143,7 +156,7 @@ def _write_texts(place: Path, claim: Claim, checks: dict[str, Any]) -> dict[str,
     """submission.json and README.md; returns what the former says."""
     checks = {
         **checks,
-        "tokgolf audit of submission.json and each log, against the scored text": "no error",
+        "tokgolf audit of submission.json, logs and files, against the scored text": "no error",
     }
     facts = submission_json(claim, checks)
     write_text(place / "submission.json", json.dumps(facts, indent=1) + "\n")
@@ -197,7 +210,8 @@ def _audit(place: Path, claim: Claim, text: Corpus) -> None:
         [],
         corpus=normalised(text) if claim.official else text,
         tokenizer=place / "tokenizer.tok",
-        claim=read_claim(place / "submission.json"),
+        claim=read_claim(place),
+        record=place,
         challenge=claim.whole_split,
     )
     found = [("submission.json", error) for error in report.errors]

@@ -4,11 +4,13 @@ Keys and lines are those that the challenge's records have (openai/parameter-gol
 place there stands under keys of our own. Numbers are written in full where a machine reads them.
 """
 
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from tokgolf.eval.audit.claims import CHALLENGE_BYTES
+from tokgolf.eval.compare import RULE_NATS, RULE_P
 from tokgolf.heads import head_to_dict
 from tokgolf.submit.claim import LIMIT_SECONDS, SEEDS, Claim, is_named, shown_name
 from tokgolf.submit.seeds import Seed
@@ -56,13 +58,46 @@ def submission_json(claim: Claim, checks: dict[str, Any]) -> dict[str, Any]:
             "score_first_ttt": None if first.protocol.adapt is None else True,
             "three_seeds": len(claim.seeds) >= SEEDS,
         },
-        "significance": None,
+        **_comparison(claim),
+        "significance": claim.significant,
         "whole_challenge_split": claim.whole_split,
         "lossless_tokenizer": first.artifact.tokenizer.lossless,
         "invariants": first.values["invariants"],
         "checks": checks,
         "missing": claim.missing(),
     }
+
+
+def _comparison(claim: Claim) -> dict[str, Any]:
+    """The challenge's keys about the record to beat, none without one.
+
+    `t_statistic` and `p_value` (one-sided) are of "not better", `p_value_rule` of "not 0.005 nats
+    a token better". Nats a token of two tokenizers have no difference.
+    """
+    if (found := claim.against) is None:
+        return {}
+    before, values, test = found.reference.as_dict(), found.as_dict(), found.seeds
+    return {
+        "comparison_baseline": [_score_name(each.name) for each in found.reference.scores],
+        "comparison_baseline_bpb": before["bpb"],
+        "comparison_baseline_nats": before["nats_per_token"],
+        "comparison_baseline_bpb_of_each": before["bpb_of_each"],
+        "comparison_baseline_bytes": before["artifact_bytes"],
+        "delta_vs_baseline_bpb": values["bpb"],
+        "delta_vs_baseline_nats": values["nats_per_token"],
+        "rule_bpb": found.rule_bpb,
+        "t_test": None if test is None else test.kind,
+        "t_statistic": None if test is None or not test.error else test.difference / test.error,
+        "degrees_of_freedom": None if test is None else test.freedom,
+        "p_value": None if test is None else test.p_below(0),
+        "p_value_rule": found.p_rule,
+    }
+
+
+def _score_name(name: str) -> str:
+    """The file or run that a score is of, without its folders.  "x/a1/score.json" -> "a1" """
+    path = Path(name)
+    return path.parent.name or path.name if path.name == "score.json" else path.name
 
 
 def _seed_result(claim: Claim, seed: Seed) -> dict[str, Any]:
@@ -116,6 +151,7 @@ def readme_text(claim: Claim, checks: dict[str, Any]) -> str:
         labels.blurb or "",
         _headline(claim),
         _seed_table(claim),
+        *_beside(claim),
         "## How it was scored",
         *_protocol(claim),
         "## Bytes",
@@ -137,11 +173,49 @@ def readme_text(claim: Claim, checks: dict[str, Any]) -> str:
 def _headline(claim: Claim) -> str:
     spread = "" if claim.val_bpb_std is None else f" (standard deviation {claim.val_bpb_std:.6f})"
     count = f"mean of {len(claim.seeds)} seeds" if len(claim.seeds) > 1 else "one seed"
+    none = (
+        " No significance over another record is claimed here: `tokgolf submit --baseline` tests "
+        "that, with the scores of both."
+    )
     return (
         f"**{claim.val_bpb:.6f} bits per byte**, {count}{spread}; {claim.val_loss:.6f} nats a "
-        f"token; {claim.total:,} bytes of {claim.cap:,}. No significance over another record is "
-        "claimed here: `tokgolf compare` tests that, with the scores of both."
+        f"token; {claim.total:,} bytes of {claim.cap:,}."
+    ) + ("" if claim.against else none)
+
+
+def _beside(claim: Claim) -> list[str]:
+    """The record to beat, and whether it is beaten."""
+    if (found := claim.against) is None:
+        return []
+    before, facts = found.reference, _comparison(claim)
+    each = ", ".join(f"{bpb:.6f}" for bpb in facts["comparison_baseline_bpb_of_each"])
+    nats = facts["delta_vs_baseline_nats"]
+    per_token = (
+        "the tokenizers differ, so nats a token do not compare"
+        if nats is None
+        else f"{nats:+.6f} nats a token"
     )
+    verdict = {
+        True: f"Cleared, p = {found.p_rule:.2g}.",
+        False: f"Not cleared, p = {found.p_rule:.2g}.",
+        None: f"Not to be told: it takes {SEEDS} seeds on each side.",
+    }[claim.significant]
+    parts = [
+        f"Record to beat: {', '.join(facts['comparison_baseline'])}, scored on the same text by "
+        f"the same protocol: {before.bpb:.6f} bits per byte ({each}). Difference "
+        f"{found.difference:+.6f} bits per byte; {per_token}."
+    ]
+    if found.seeds is not None:
+        parts.append(
+            f"{found.seeds.kind} t-test over seeds: t = {facts['t_statistic'] or 0:.3f}, "
+            f"{found.seeds.freedom:.2f} degrees of freedom, p = {facts['p_value']:.2g} (not "
+            "better, one-sided)."
+        )
+    parts.append(
+        f"The challenge's rule, {RULE_NATS} nats a token ({found.rule_bpb:.6f} bits per byte here) "
+        f"better at p < {RULE_P}: {verdict}"
+    )
+    return ["## Against the record to beat", " ".join(parts)]
 
 
 def _seed_table(claim: Claim) -> str:
