@@ -21,7 +21,7 @@ from tokgolf.report import charts
 from tokgolf.report.build import Report, build, write
 from tokgolf.report.curves import read_metrics, thinned
 from tokgolf.report.entries import gather
-from tokgolf.report.heat import heat, pieces, plain, protocol_of
+from tokgolf.report.heat import heat, pieces, plain, protocol_of, unlike_score
 from tokgolf.report.page import render, token_text
 from tokgolf.report.palette import (
     DARK,
@@ -174,6 +174,23 @@ def test_the_bits_of_a_document_sum_to_its_part_of_the_score(run: Path) -> None:
 def test_without_a_text_a_scored_document_is_shown_and_agrees(run: Path) -> None:
     shown = build([run]).heat
     assert shown is not None and shown.matches is True
+
+
+def test_the_map_says_how_it_was_scored_and_where_the_score_was_not(run: Path) -> None:
+    found = build([run])
+    assert found.heat is not None and found.subject is not None
+    assert found.heat.how.startswith("raw mode, window 32, stride ")
+    page = render(found)
+    assert found.heat.how in page and "do not compare" not in page
+    score = found.subject.score
+    assert score is not None and unlike_score(score) == ""
+    official = replace(score, mode="official")
+    adapted = replace(score, protocol={**score.protocol, "adapt": {"kind": "lora"}})
+    assert unlike_score(adapted) == "adaptation (lora)"
+    other = render(replace(found, subject=replace(found.subject, score=official)))
+    assert "where the run's score has official mode: the two do not compare" in other.replace(
+        "&#39;", "'"
+    )
 
 
 def test_alternatives_are_the_likeliest_and_the_rank_is_the_tokens_own(run: Path) -> None:

@@ -3,7 +3,7 @@
 The numbers are those of the scorer: over a whole document they sum to its part of the score.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,8 @@ class Heat:
     bits: float
     size: int
     whole: bool
+    how: str
+    """The protocol, in words."""
     matches: bool | None = None
 
 
@@ -113,8 +115,25 @@ def heat(
     )
     return Heat(
         title=title, tokens=tokens, count=count, bits=float(bits.sum()), size=len(data),
-        whole=whole,
+        whole=whole, how=how(protocol),
     )  # fmt: skip
+
+
+def how(protocol: Protocol) -> str:
+    """How a text is scored for the map.  -> "raw mode, window 256, stride 64" """
+    stream = ", context stream" if protocol.context == "stream" else ""
+    return f"raw mode{stream}, window {protocol.window}, stride {protocol.stride}"
+
+
+def unlike_score(score: SavedScore) -> str:
+    """What the run's score has that the map has not; "" if nothing.
+
+    -> "official mode", "adaptation (lora)"
+    """
+    if score.mode != "raw":
+        return f"{score.mode} mode"
+    adapt = score.protocol.get("adapt")
+    return f"adaptation ({adapt.get('kind')})" if isinstance(adapt, Mapping) else ""
 
 
 def chosen_text(artifact: Artifact, spec: str, protocol: Protocol | None = None) -> Heat:
@@ -161,7 +180,7 @@ def scored_text(artifact: Artifact, score: SavedScore) -> Heat | None:
         artifact, data[:MOST_BYTES], f"document {number + 1} of {len(sizes)}, {score.corpus}",
         protocol_of(score), whole=whole,
     )  # fmt: skip
-    same = score.mode == "raw" and not score.protocol.get("adapt") and whole
+    same = not unlike_score(score) and whole
     close = np.isclose(found.bits, score.bits[number], rtol=1e-4)
     return replace(found, matches=bool(close) if same else None)
 

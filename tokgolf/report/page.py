@@ -17,7 +17,7 @@ from tokgolf.report import charts
 from tokgolf.report.board import Row
 from tokgolf.report.build import MOST_CHARTED, Report, varied
 from tokgolf.report.curves import AXES, MOST_CURVES
-from tokgolf.report.heat import Heat, Token, pieces, plain
+from tokgolf.report.heat import Heat, Token, pieces, plain, unlike_score
 from tokgolf.report.palette import HEAT_FROM, SERIES, heat_class, stylesheet
 
 BASELINES = {
@@ -74,6 +74,9 @@ def render(report: Report) -> str:
         heat_spans=heat_spans(report.heat) if report.heat else None,
         heat_data=Markup(heat_data(report.heat)) if report.heat else None,
         heat_from=HEAT_FROM,
+        heat_unlike=unlike_score(report.subject.score)
+        if report.subject and report.subject.score
+        else "",
         row_class=row_class,
         unscored=unscored(report),
     )
