@@ -193,6 +193,14 @@ def test_the_map_says_how_it_was_scored_and_where_the_score_was_not(run: Path) -
     )
 
 
+def test_a_ledger_that_is_not_the_score_s_says_so(run: Path) -> None:
+    found = build([run])
+    assert found.subject is not None and found.ledger is not None
+    assert "another version" not in render(found)
+    older = replace(found.subject, artifact_bytes=sum(found.ledger.values()) - 236)
+    assert "with the code of another version" in render(replace(found, subject=older))
+
+
 def test_alternatives_are_the_likeliest_and_the_rank_is_the_tokens_own(run: Path) -> None:
     artifact = load_artifact(run / "model.golf")
     for token in heat(artifact, b"tiny models", "").tokens:

@@ -126,4 +126,6 @@ def test_it_prints_on_paper(page: Path, browser: Browser) -> None:
     assert browser.pdf().startswith(b"%PDF")
     browser.call("Emulation.setEmulatedMedia", media="print")
     assert browser.value("getComputedStyle(document.querySelector('nav')).display") == "none"
+    heading = "document.querySelector('th button').getBoundingClientRect().height"
+    assert browser.value(heading) > 5
     browser.call("Emulation.setEmulatedMedia", media="")

@@ -15,7 +15,7 @@ from tokgolf.report.build import MOST_CHARTED, Report
 from tokgolf.report.curves import AXES, Curve
 from tokgolf.report.heat import Heat, pieces, plain
 from tokgolf.report.palette import HEAT_LIGHT, LIGHT, SERIES, heat_class
-from tokgolf.report.scales import short
+from tokgolf.report.scales import labels, linear_ticks, short
 from tokgolf.treemap import plot_ledger
 
 MARKERS = "osD^vP"
@@ -95,8 +95,8 @@ def _front(board: Board) -> Any:
     for cap in sorted({row.entry.cap or 0 for row in board.sized}):
         if 0 < cap <= 1.5 * largest:
             axes.axvline(cap, color=LIGHT["ink"], linewidth=0.8, linestyle=":")
-    axes.xaxis.set_major_formatter(_bytes)
-    axes.xaxis.set_major_locator(matplotlib_module("ticker").MaxNLocator(6))
+    ticks, names = zip(*labels(linear_ticks(*axes.get_xlim(), 6)), strict=True)
+    axes.set_xticks(ticks, names)
     axes.set_xlabel("artifact bytes, all counted")
     axes.set_ylabel("bits per byte")
     axes.set_title(
