@@ -82,7 +82,6 @@ def _comparison(claim: Claim) -> dict[str, Any]:
         "comparison_baseline_bpb": before["bpb"],
         "comparison_baseline_nats": before["nats_per_token"],
         "comparison_baseline_bpb_of_each": before["bpb_of_each"],
-        "comparison_baseline_bytes": before["artifact_bytes"],
         "delta_vs_baseline_bpb": values["bpb"],
         "delta_vs_baseline_nats": values["nats_per_token"],
         "rule_bpb": found.rule_bpb,
@@ -207,7 +206,7 @@ def _beside(claim: Claim) -> list[str]:
     ]
     if found.seeds is not None:
         parts.append(
-            f"{found.seeds.kind} t-test over seeds: t = {facts['t_statistic'] or 0:.3f}, "
+            f"{found.seeds.kind.capitalize()} t-test over seeds: t = {facts['t_statistic'] or 0:.3f}, "
             f"{found.seeds.freedom:.2f} degrees of freedom, p = {facts['p_value']:.2g} (not "
             "better, one-sided)."
         )
