@@ -63,10 +63,13 @@ def _text(path: Path) -> str:
 
 
 def _log(folder: Path, seed: str) -> str | None:
-    """The one log whose name has the seed's number.  "42" -> train_seed42.log"""
+    """All logs whose names have the seed's number, in folders below too.  "42" -> train_seed42.log
+
+    Some records keep the log of the training and that of the score apart.
+    """
     named = re.compile(rf"(?<!\d){re.escape(seed)}(?!\d)")
-    paths = [path for path in folder.glob("*.log") if named.search(path.stem)]
-    return _text(paths[0]) if len(paths) == 1 else None
+    paths = sorted(path for path in folder.rglob("*.log") if named.search(path.stem))
+    return "\n".join(map(_text, paths)) if paths else None
 
 
 def _number(values: dict[str, Any], key: str) -> float | None:
@@ -117,7 +120,7 @@ def _seed(folder: Path, name: str, result: dict[str, Any], log: str | None) -> I
             last = pairs[-1]
             yield _wrong(
                 "log-says-otherwise",
-                f"seed {name} has val_loss {loss!r}, val_bpb {bpb!r}; no line of its log has "
+                f"seed {name} has val_loss {loss!r}, val_bpb {bpb!r}; no line of its logs has "
                 f"these, the last says {last.loss!r}, {last.bpb!r}",
                 "take both numbers from the log's last line",
             )
