@@ -206,8 +206,8 @@ def _beside(claim: Claim) -> list[str]:
     ]
     if found.seeds is not None:
         parts.append(
-            f"{found.seeds.kind.capitalize()} t-test over seeds: t = {facts['t_statistic'] or 0:.3f}, "
-            f"{found.seeds.freedom:.2f} degrees of freedom, p = {facts['p_value']:.2g} (not "
+            f"{found.seeds.kind.capitalize()} t-test over seeds: t = "
+            f"{facts['t_statistic'] or 0:.3f}, {found.seeds.freedom:.2f} degrees of freedom, p = {facts['p_value']:.2g} (not "
             "better, one-sided)."
         )
     parts.append(
