@@ -86,9 +86,7 @@ def pair(label: str, loss: float | str, bpb: float | str) -> Pair:
         raise ConfigError(
             f"{label} is val_loss {loss!s:.40}, val_bpb {bpb!s:.40}; both are numbers above 0"
         )
-    slack = sum(
-        rounding(text) / value for text, value in zip((loss, bpb), values, strict=True)
-    )
+    slack = sum(rounding(text) / value for text, value in zip((loss, bpb), values, strict=True))
     return Pair(label=label, loss=values[0], bpb=values[1], slack=slack)
 
 

@@ -74,7 +74,7 @@ def _log(folder: Path, seed: str) -> str | None:
 
 def _number(values: dict[str, Any], key: str) -> float | None:
     value = values.get(key)
-    if type(value) not in (int, float) or not abs(value) < 1e18:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e18:
         return None
     return float(value)
 

@@ -95,7 +95,8 @@ def _front(board: Board) -> Any:
     for cap in sorted({row.entry.cap or 0 for row in board.sized}):
         if 0 < cap <= 1.5 * largest:
             axes.axvline(cap, color=LIGHT["ink"], linewidth=0.8, linestyle=":")
-    ticks, names = zip(*labels(linear_ticks(*axes.get_xlim(), 6)), strict=True)
+    low, high = axes.get_xlim()
+    ticks, names = zip(*labels(linear_ticks(low, high, 6)), strict=True)
     axes.set_xticks(ticks, names)
     axes.set_xlabel("artifact bytes, all counted")
     axes.set_ylabel("bits per byte")

@@ -207,8 +207,8 @@ def _beside(claim: Claim) -> list[str]:
     if found.seeds is not None:
         parts.append(
             f"{found.seeds.kind.capitalize()} t-test over seeds: t = "
-            f"{facts['t_statistic'] or 0:.3f}, {found.seeds.freedom:.2f} degrees of freedom, p = {facts['p_value']:.2g} (not "
-            "better, one-sided)."
+            f"{facts['t_statistic'] or 0:.3f}, {found.seeds.freedom:.2f} degrees of freedom, p = "
+            f"{facts['p_value']:.2g} (not better, one-sided)."
         )
     parts.append(
         f"The challenge's rule, {RULE_NATS} nats a token ({found.rule_bpb:.6f} bits per byte here) "
