@@ -40,7 +40,7 @@ TINY = (
 SETTINGS = "".join(f" --set {setting}" for setting in TINY.split())
 SMALLER = {
     "--minutes 3": f"--steps 6{SETTINGS}",
-    "--steps 400": f"--steps 6{SETTINGS}",
+    "--steps 200": f"--steps 6{SETTINGS}",
     "tokgolf golf": f"tokgolf golf --set steps=6{SETTINGS}",
     "make golf": f"tokgolf golf --set steps=6{SETTINGS}",
     "--vocab-size 1024,2048,4096": "--vocab-size 512,1024,2048",
@@ -205,6 +205,17 @@ def tutorial(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_tutorial_runs(tutorial: Path) -> None:
     assert (tutorial / "stdlib.jsonl").stat().st_size > 1000
     assert {"tied.json", "f32.json", "bpe1024.tok", "runs"} <= {p.name for p in tutorial.iterdir()}
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/tutorial.md", "docs/api.md"])
+def test_the_python_shown_runs(
+    page: str, tutorial: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tutorial)
+    shutil.copytree(tutorial / "runs/f32", tutorial / "runs/golf", dirs_exist_ok=True)
+    (code,) = [block for tag, block in blocks(PAGES[page]) if tag == "python"]
+    exec(code.replace(", 1024)", ", 400)"), {})
+    assert 1 < float(capsys.readouterr().out) < 9
 
 
 @pytest.mark.parametrize(
