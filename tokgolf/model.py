@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from tokgolf.config import SMEAR_INPUTS, TrunkConfig
 from tokgolf.errors import ConfigError
@@ -192,6 +193,9 @@ class Block(nn.Module):
         self.mlp_scale = nn.Parameter(torch.ones(config.d_model))
         ones, zeros = torch.ones(config.d_model), torch.zeros(config.d_model)
         self.residual_mix = nn.Parameter(torch.stack([ones, zeros]))
+        looped = 0 <= index - config.loop_start < config.loop_blocks
+        rank = config.loop_rank if looped else 0
+        self.loops = LowRank(self, config.loops - 1, rank) if rank else None
 
     def forward(
         self,
@@ -213,6 +217,35 @@ class Block(nn.Module):
     def _read(self, x: Tensor) -> Tensor:
         x = rms_norm(x)
         return x if self.read_scale == 1 else x * self.read_scale
+
+
+class LowRank(nn.Module):
+    """What a block that is applied again adds to each of its matrices: out @ into, zero at first.
+
+    Every pass after the first has its own, and those beyond the trained ones have the last.
+    Source: Relaxed Recursive Transformers (Bae et al. 2024, arXiv 2410.20672).
+    """
+
+    def __init__(self, block: nn.Module, passes: int, rank: int) -> None:
+        super().__init__()
+        shapes = [weight.shape for weight in linear_weights(block).values()] * passes
+        self.into = nn.ParameterList(torch.randn(rank, n) / n**0.5 for _, n in shapes)
+        self.out = nn.ParameterList(torch.zeros(n, rank) for n, _ in shapes)
+
+    def forward(self, block: nn.Module, again: int) -> dict[str, Tensor]:
+        """The block's matrices, by name, when it has been applied `again` times before."""
+        weights = linear_weights(block)
+        at = min(again * len(weights), len(self.out)) - len(weights)
+        return {
+            name: weight + self.out[at + i] @ self.into[at + i]
+            for i, (name, weight) in enumerate(weights.items())
+        }
+
+
+def linear_weights(block: nn.Module) -> dict[str, Tensor]:
+    """The weights of a block's linear maps, by name; not by type, as others may stand in."""
+    linear = ((n, m) for n, m in block.named_modules() if isinstance(m, nn.Linear))
+    return {f"{name}.weight": module.weight for name, module in linear}
 
 
 class Trunk(nn.Module):
@@ -271,16 +304,20 @@ class Trunk(nn.Module):
             mask = within_documents(starts, cache)
         half = self.config.layers // 2
         outputs: list[Tensor] = []
-        applied: set[int] = set()
+        applied: list[int] = []
         for index in self.config.order(scored=not self.training):
-            again = index in applied
-            applied.add(index)
+            again = applied.count(index)
+            applied.append(index)
             if half <= index < 2 * half and not again:
                 x = x + self.skips[index - half].to(x.dtype) * outputs.pop()
             added, place = None, index - self.config.layers + self.config.value_embeddings
             if self.values is not None and tokens is not None and place >= 0:
                 added = self.value_scales[place] * F.embedding(tokens, self.values)
-            x = self.blocks[index](x, first, cos, sin, mask, cache, added)
+            block, given = self.blocks[index], (x, first, cos, sin, mask, cache, added)
+            if again and self.config.loop_rank:
+                x = functional_call(block, block.loops(block, again), given)
+            else:
+                x = block(*given)
             if index < half and not again:
                 outputs.append(x)
         return rms_norm(x)
@@ -298,7 +335,7 @@ class Trunk(nn.Module):
     def param_groups(self) -> Iterator[ParamGroup]:
         """A partition of all trainable tensors into roles."""
         named = dict(self.named_parameters())
-        linear = {name for name in named if name.endswith(".weight")}
+        linear = {name for name in named if name.endswith(".weight") or ".loops." in name}
         yield ParamGroup("matrix", {name: p for name, p in named.items() if name in linear})
         vectors = {name: p for name, p in named.items() if name not in linear and p.numel()}
         yield ParamGroup("vector", vectors)
