@@ -91,16 +91,6 @@ def test_a_group_that_is_out_of_time_is_in_the_report(suite: ModuleType, tmp_pat
     assert about == {} and not entry["ok"] and entry["error"].startswith("stopped after")
 
 
-def test_operations_of_the_baseline_are_counted_by_hand(suite: ModuleType) -> None:
-    setting = suite.Setting(device=torch.device("cpu"), quick=False)
-    config = suite.baseline(setting)
-    tokenizer = suite.tokenizer_of(1024, 12)
-    model = suite.model_of(config.head, config.trunk, tokenizer, setting.device)
-    assert sum(p.numel() for p in model.parameters()) == 17_059_912
-    matrices = 9 * (786_432 + 1_048_576) + 1024 * 512
-    assert suite.flops_of_token(model) == 6 * matrices + 6 * 9 * 512 * 1024
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_it_says_so_in_one_line(suite: ModuleType, tmp_path: Path) -> None:
     result = CliRunner().invoke(suite.main, ["-o", str(tmp_path / "x.json")])
