@@ -11,6 +11,7 @@ from tokgolf.artifact.load import decode_artifact
 from tokgolf.config import TrunkConfig
 from tokgolf.eval.incremental import Cache, hidden
 from tokgolf.heads import head_config
+from tokgolf.ledger import scoring_modules
 from tokgolf.model import LanguageModel, build_model, head_shape
 from tokgolf.quantize.rows import QuantConfig, Rounder
 from tokgolf.tokenizers import build_tokenizer
@@ -73,6 +74,8 @@ def test_its_weights_are_counted_and_each_is_in_one_group(trunk: TrunkConfig) ->
     listed = [name for _, group in model.trunk.param_groups() for name in group]
     assert sorted(listed) == sorted(n for n, p in model.trunk.named_parameters() if p.numel())
     assert trunk.num_params(257) == sum(p.numel() for p in model.trunk.parameters())
+    paid = "tokgolf.lowrank" in scoring_modules(model, TOKENIZER)
+    assert paid == bool(trunk.loop_rank)
 
 
 @given(trunks(), st.integers(0, LENGTH - 1))

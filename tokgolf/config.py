@@ -110,10 +110,10 @@ class TrunkConfig:
                 "say how many blocks they repeat"
             )
         narrowest = min(self.kv_heads * (self.d_model // self.heads), self.mlp_hidden)
-        if not 0 <= self.loop_rank < narrowest or (self.loop_rank and self.loops < 2):
+        if not 0 <= self.loop_rank < (narrowest if self.loops > 1 else 1):
             raise ConfigError(
-                f"loop_rank is {self.loop_rank} and loops {self.loops}; a rank must be from 0 to "
-                f"{narrowest - 1}, below the narrowest matrix, and above 0 needs loops of 2 or more"
+                f"loop_rank is {self.loop_rank} with loops {self.loops}; it must be 0, or below "
+                f"{narrowest} with loops of 2 or more"
             )
         if not 0 <= self.negative_slope <= 1:
             raise ConfigError(f"negative_slope is {self.negative_slope}; it must be in [0, 1]")

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from tokgolf.config import SMEAR_INPUTS, TrunkConfig
 from tokgolf.errors import ConfigError
@@ -193,9 +192,10 @@ class Block(nn.Module):
         self.mlp_scale = nn.Parameter(torch.ones(config.d_model))
         ones, zeros = torch.ones(config.d_model), torch.zeros(config.d_model)
         self.residual_mix = nn.Parameter(torch.stack([ones, zeros]))
-        looped = 0 <= index - config.loop_start < config.loop_blocks
-        rank = config.loop_rank if looped else 0
-        self.loops = LowRank(self, config.loops - 1, rank) if rank else None
+        if config.loop_rank and 0 <= index - config.loop_start < config.loop_blocks:
+            from tokgolf.lowrank import LowRank
+
+            self.loops = LowRank(self, config.loops - 1, config.loop_rank)
 
     def forward(
         self,
@@ -217,35 +217,6 @@ class Block(nn.Module):
     def _read(self, x: Tensor) -> Tensor:
         x = rms_norm(x)
         return x if self.read_scale == 1 else x * self.read_scale
-
-
-class LowRank(nn.Module):
-    """What a block that is applied again adds to each of its matrices: out @ into, zero at first.
-
-    Every pass after the first has its own, and those beyond the trained ones have the last.
-    Source: Relaxed Recursive Transformers (Bae et al. 2024, arXiv 2410.20672).
-    """
-
-    def __init__(self, block: nn.Module, passes: int, rank: int) -> None:
-        super().__init__()
-        shapes = [weight.shape for weight in linear_weights(block).values()] * passes
-        self.into = nn.ParameterList(torch.randn(rank, n) / n**0.5 for _, n in shapes)
-        self.out = nn.ParameterList(torch.zeros(n, rank) for n, _ in shapes)
-
-    def forward(self, block: nn.Module, again: int) -> dict[str, Tensor]:
-        """The block's matrices, by name, when it has been applied `again` times before."""
-        weights = linear_weights(block)
-        at = min(again * len(weights), len(self.out)) - len(weights)
-        return {
-            name: weight + self.out[at + i] @ self.into[at + i]
-            for i, (name, weight) in enumerate(weights.items())
-        }
-
-
-def linear_weights(block: nn.Module) -> dict[str, Tensor]:
-    """The weights of a block's linear maps, by name; not by type, as others may stand in."""
-    linear = ((n, m) for n, m in block.named_modules() if isinstance(m, nn.Linear))
-    return {f"{name}.weight": module.weight for name, module in linear}
 
 
 class Trunk(nn.Module):
@@ -315,7 +286,7 @@ class Trunk(nn.Module):
                 added = self.value_scales[place] * F.embedding(tokens, self.values)
             block, given = self.blocks[index], (x, first, cos, sin, mask, cache, added)
             if again and self.config.loop_rank:
-                x = functional_call(block, block.loops(block, again), given)
+                x = block.get_submodule("loops")(block, again, given)
             else:
                 x = block(*given)
             if index < half and not again:

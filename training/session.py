@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tokgolf.artifact.checkpoint import MODEL_PREFIX, write_checkpoint
 from tokgolf.device import resolve_device
@@ -89,7 +89,7 @@ class Session:
         if config.freeze_trunk:
             self.model.trunk.requires_grad_(False)
             frozen = {f"trunk.{name}" for name, _ in self.model.trunk.named_parameters()}
-        self.waiting: list[nn.Parameter] = []  # for blocks to be repeated
+        self.waiting: list[Tensor] = []  # for blocks to be repeated
         if config.loops_from:
             self.model.trunk.config = replace(config.trunk, loops=1, loop_rank=0)
             self.waiting = [
