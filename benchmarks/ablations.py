@@ -43,6 +43,7 @@ from tokgolf.training.data import Batches, TokenizedCorpus, tokenize  # noqa: E4
 from tokgolf.training.session import Session  # noqa: E402
 
 PLAIN = "plain"
+LOOP = ("trunk.loop_start=1", "trunk.loop_blocks=2", "trunk.loops=2")
 HELPED = (
     "trunk.negative_slope=0.5", "trunk.parallel=2", "trunk.smear=true",
     "optimizer.muon_rows=true", "optimizer.muon_decay=0.1", "warmdown_to=0.1",
@@ -57,9 +58,11 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "parallel residual, last 2": ("trunk.parallel=2",),
     "XSA, all 4": ("trunk.xsa=4",),
     "QK gain 4": ("trunk.qk_gain=4.0",),
-    "loop of blocks 1 and 2, twice": (
-        "trunk.loop_start=1", "trunk.loop_blocks=2", "trunk.loops=2",
-    ),
+    "loop of blocks 1 and 2, twice": LOOP,
+    "loop, from half the steps on": (*LOOP, "loops_from=0.5"),
+    "loop of rank 8": (*LOOP, "trunk.loop_rank=8"),
+    "loop of rank 8, from half on": (*LOOP, "trunk.loop_rank=8", "loops_from=0.5"),
+    "value embeddings, last 2": ("trunk.value_embeddings=2",),
     "smear": ("trunk.smear=true",),
     "document mask": ("trunk.document_mask=true",),
     "orthogonal init": ("trunk.orthogonal_init=true",),
@@ -125,12 +128,14 @@ def step_seconds(folder: Path, configs: list[RunConfig], rounds: int) -> list[li
 def ratio_of(folder: Path, settings: tuple[str, ...], rounds: int) -> float:
     """What a step with the option costs, in steps of the plain run; a mean over the schedule."""
     config = config_of(settings, {})
-    timed = config
+    timed, part = config, 1.0  # of all steps those that cost something else
     if config.short_length:  # only the short ones differ: time those alone
-        timed = replace(config, short_until=1.0)
+        timed, part = replace(config, short_until=1.0), config.short_until
+    if config.loops_from:  # until then steps are plain
+        timed, part = replace(config, loops_from=0.0), 1 - config.loops_from
     option, plain = step_seconds(folder, [timed, config_of((), {})], rounds)
     ratio = statistics.median(o / p for o, p in zip(option, plain, strict=True))
-    return ratio * config.short_until + 1 - config.short_until if config.short_length else ratio
+    return ratio * part + 1 - part
 
 
 def trained(folder: Path, name: str, seed: int, steps: int) -> dict[str, Any]:

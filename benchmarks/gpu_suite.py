@@ -46,6 +46,7 @@ from torch import Tensor  # noqa: E402
 
 from tokgolf.config import TrunkConfig  # noqa: E402
 from tokgolf.corpora.corpus import Corpus, Document  # noqa: E402
+from tokgolf.cost import flops_of_token  # noqa: E402
 from tokgolf.device import resolve_device  # noqa: E402
 from tokgolf.errors import ConfigError  # noqa: E402
 from tokgolf.eval.scorer import document_nats  # noqa: E402
@@ -180,16 +181,6 @@ def matmul(s: Setting) -> Iterator[Part]:
 # --- train
 
 
-def flops_of_token(model: LanguageModel) -> int:
-    """Model operations of a token, forward and backward: 6 for each weight of a matrix that it is
-    multiplied with (the output table too, the input lookup not), and the causal half of attention,
-    6 * layers * d_model * length."""
-    c = model.trunk.config
-    linear = sum(p.numel() for n, p in model.trunk.named_parameters() if n.endswith(".weight"))
-    output = model.head.shape.vocab_size * c.d_model
-    return 6 * (linear + output) + 6 * c.layers * c.d_model * c.sequence_length
-
-
 def baseline(s: Setting) -> RunConfig:
     tiny = {"trunk": {"layers": 2, "d_model": 64, "heads": 2, "kv_heads": 1, "mlp_hidden": 128}}
     tiny["trunk"]["sequence_length"] = 64
@@ -202,12 +193,14 @@ def rates(
 ) -> Result:
     """What is reported of a training step that takes so long."""
     per_second = config.batch_tokens / seconds
+    head, tokenizer = head_config(config.head), tokenizer_of(1024, files_of(s))
+    flops = 3 * flops_of_token(config.trunk, head, tokenizer, scored=False)  # backward: twice more
     return {
         "tokens_per_second": per_second,
-        "mfu": per_second * flops_of_token(model) / matmul_rate(s),
+        "mfu": per_second * flops / matmul_rate(s),
         "step_ms": 1e3 * seconds,
         "parameters": sum(p.numel() for p in model.parameters()),
-        "flops_of_token": flops_of_token(model),
+        "flops_of_token": flops,
         **more,
     }
 

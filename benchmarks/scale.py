@@ -1,10 +1,12 @@
 """How fast two processes on CPU cores train one model, beside one process, in turn.
 
-    python benchmarks/scale.py --rounds 5
+    python benchmarks/scale.py --rounds 5 -o scale_cpu.json
 
 A round is one short run of each; the model and the batch are the same, each process has one
 thread, and a run's rate is that of its second half, by its own `metrics.jsonl`. The ratio is the
-median of the rounds' ratios: 2 would be perfect on two idle cores.
+median of the rounds' ratios: 2 would be perfect on two idle cores. On a busy machine two processes
+also get twice the processor time, so the load is in the file. It tries gloo on one machine: GPUs
+exchange gradients another way, and it says nothing about them.
 """
 
 import json
@@ -15,7 +17,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-import click
+# A script's folder is searched first, and the benchmark tokenizers.py would pass for a library.
+sys.path = [p for p in sys.path if Path(p or ".").resolve() != Path(__file__).resolve().parent]
+
+import click  # noqa: E402
 
 SETTINGS = ("precision=fp32", "compile=off", "batch_tokens=8192", "micro_batch_tokens=4096")
 
@@ -40,10 +45,13 @@ def rate(processes: int, tokenizer: Path, text: Path, run: Path, steps: int) -> 
 @click.command()
 @click.option("--rounds", default=5, show_default=True)
 @click.option("--steps", default=40, show_default=True, help="Of each run; a multiple of 20.")
-def main(rounds: int, steps: int) -> None:
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="A JSON file of every round.")
+def main(rounds: int, steps: int, output: Path | None) -> None:
     """Print tokens per second of one and of two processes, and their ratio."""
+    from tokgolf.files import write_text
     from tokgolf.tokenizers import build_tokenizer, save_tokenizer
 
+    load = [os.getloadavg()[0]]
     with tempfile.TemporaryDirectory() as folder:
         tokenizer, text = Path(folder) / "byte.tok", Path(folder) / "text.txt"
         save_tokenizer(build_tokenizer("byte", [], None), tokenizer)
@@ -53,12 +61,22 @@ def main(rounds: int, steps: int) -> None:
             [rate(n, tokenizer, text, Path(folder) / f"{n}-{turn}", steps) for n in (1, 2)]
             for turn in range(rounds)
         ]
+    load.append(os.getloadavg()[0])
     one, two = (statistics.median(column) for column in zip(*found, strict=True))
     ratios = [pair[1] / pair[0] for pair in found]
     click.echo(f"one process    {one:,.0f} tokens/s")
     click.echo(f"two processes  {two:,.0f} tokens/s")
     among = f"({min(ratios):.2f} to {max(ratios):.2f})"
     click.echo(f"ratio          {statistics.median(ratios):.2f} {among}")
+    if output is not None:
+        report = {
+            "tokens_per_second": [dict(zip(("one", "two"), pair, strict=True)) for pair in found],
+            "ratio": statistics.median(ratios),
+            "steps": steps,
+            "cores": os.cpu_count(),
+            "load_before_and_after": load,
+        }
+        write_text(output, json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -190,6 +190,11 @@ def test_every_size_and_scale_must_be_positive(field: str, value: float) -> None
         ({"xsa": -1}, "xsa is -1; it must be from 0 to 9"),
         ({"loops": 0}, "loops is 0; it must be from 1 to 16"),
         ({"loops": 2}, "loops is 2 .* loop_blocks 0"),
+        ({"loop_rank": 4}, "loop_rank is 4 with loops 1; .* loops of 2 or more"),
+        (
+            {"loop_rank": 256, "loop_blocks": 1, "loops": 2},
+            "loop_rank is 256 with loops 2; .* below 256",
+        ),
         ({"loops_scored": 17, "loop_blocks": 1}, "loops_scored is 17; it must be from 0 to 16"),
         ({"loop_start": 5, "loop_blocks": 5}, "loop_start 5 and loop_blocks 5 .* 9 layers"),
         (

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,11 @@ from tokgolf.artifact.encode import encode
 from tokgolf.artifact.export import encode_artifact
 from tokgolf.artifact.sizes import sizes_of
 from tokgolf.config import TrunkConfig
-from tokgolf.cost import LEAST_BITS, cost_of, gaussian_bits, gaussian_step
+from tokgolf.cost import LEAST_BITS, cost_of, flops_of_token, gaussian_bits, gaussian_step
 from tokgolf.errors import CapError, ConfigError
 from tokgolf.heads import ADDONS, HEADS, Stored, head_config
 from tokgolf.ledger import Ledger
+from tokgolf.model import build_model, head_shape
 from tokgolf.quantize import Quantized, trellis_parities
 from tokgolf.quantize.rows import MOST_BITS, QuantConfig
 from tokgolf.tokenizers import Tokenizer, build_tokenizer
@@ -279,3 +281,43 @@ def test_a_size_that_the_embedded_corpus_cannot_give(
     monkeypatch.setattr("tokgolf.cost.EMBEDDED", str(data / "train.jsonl"))
     message = refused("--vocab-size", 60_000, "--bits", 4)
     assert message.endswith("or more text, or a tokenizer of your own: --tokenizer x.tok")
+
+
+# --- operations
+
+
+def test_operations_of_the_baseline_are_counted_by_hand() -> None:
+    head = head_config({"name": "tied"})
+    tokenizer = build_tokenizer("byte", [], None)
+    matrices = 9 * (786_432 + 1_048_576) + tokenizer.vocab_size * 512
+    expected = 2 * matrices + 2 * 9 * 512 * 1024
+    assert flops_of_token(TrunkConfig(), head, tokenizer, scored=False) == expected
+
+
+@pytest.mark.parametrize("rank", [0, 3])
+@pytest.mark.parametrize("scored", [False, True])
+def test_operations_are_those_of_the_products_that_a_token_goes_through(
+    scored: bool, rank: int
+) -> None:
+    """Counted in a pass over one token, beside the attention and what the ranks add."""
+    trunk = replace(TRUNK, layers=3, loop_start=1, loop_blocks=2, loops=2, loops_scored=4)
+    trunk = replace(trunk, loop_rank=rank)
+    head = head_config({"name": "factorized", "rank": 4})
+    tokenizer = build_tokenizer("byte", [], None)
+    model = build_model(trunk, head, head_shape(tokenizer, trunk)).train(not scored)
+    met = 0
+
+    def meet(module: torch.nn.Module, inputs: Any) -> None:
+        nonlocal met
+        met += sum(parameter.numel() for parameter in module.parameters())
+
+    for module in model.trunk.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_pre_hook(meet)
+    model.hidden(torch.zeros(1, 1, dtype=torch.long))
+    passes = 9 if scored else 5
+    low_rank = sum(p.numel() for n, p in model.named_parameters() if ".loops." in n)
+    met += low_rank * (3 if scored else 1)  # the last again beyond the second pass
+    attention = 2 * passes * trunk.d_model * trunk.sequence_length
+    expected = 2 * met + attention + head.flops(head_shape(tokenizer, trunk))
+    assert flops_of_token(trunk, head, tokenizer, scored=scored) == expected

@@ -1,6 +1,8 @@
 """The trunk against a slow twin, causality bit by bit, and the ledgers of the whole model."""
 
+import dataclasses
 import math
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
@@ -54,6 +56,9 @@ TRUNKS = {
     "exclusive": tiny(xsa=2),
     "loop": tiny(layers=5, loop_start=1, loop_blocks=2, loops=3),
     "more loops in scoring": tiny(layers=4, loop_start=1, loop_blocks=2, loops_scored=2),
+    "loop of low rank": tiny(
+        layers=4, loop_start=1, loop_blocks=2, loops=3, loops_scored=5, loop_rank=2
+    ),
     "smear": tiny(smear=True),
     "orthogonal": tiny(orthogonal_init=True),
     "document mask": tiny(document_mask=True),
@@ -69,12 +74,17 @@ TRUNKS = {
         loop_blocks=3,
         loops=2,
         loops_scored=3,
+        loop_rank=1,
         smear=True,
         document_mask=True,
         orthogonal_init=True,
     ),
 }
 OPTIONS = list(TRUNKS)[10:]
+MATRICES = [
+    *(f"attention.{name}.weight" for name in ("query", "key", "value", "out")),
+    *(f"mlp.{name}.weight" for name in ("up", "out")),
+]
 every_trunk = pytest.mark.parametrize("config", TRUNKS.values(), ids=TRUNKS)
 
 
@@ -201,6 +211,7 @@ def slow_trunk(
     x = first = [norm(row) for row in embedded]
     half = config.layers // 2
     outputs: dict[int, list[Array]] = {}
+    times: Counter[int] = Counter()
     end = config.loop_start + config.loop_blocks
     loops = config.loops if trunk.training else config.loops_scored or config.loops
     sequence = [*range(end), *[*range(config.loop_start, end)] * (loops - 1)]
@@ -212,6 +223,10 @@ def slow_trunk(
             x = [xt + weights["skips"][skip] * ot for xt, ot in pairs]
         prefix = f"blocks.{index}."
         own = {n.removeprefix(prefix): w for n, w in weights.items() if n.startswith(prefix)}
+        if config.loop_rank and (again := min(times[index], config.loops - 1)):
+            for place, name in enumerate(MATRICES, 6 * (again - 1)):
+                own[name] = own[name] + own[f"loops.out.{place}"] @ own[f"loops.into.{place}"]
+        times[index] += 1
         x = slow_block(config, {**own, "starts": np.array(starts)}, x, first, index)
         outputs.setdefault(index, x)  # of several times the first
     return np.stack([norm(xt) for xt in x])
@@ -262,6 +277,42 @@ def test_a_block_that_is_applied_twice_is_stored_once() -> None:
     assert tiny(layers=4, loop_start=1, loop_blocks=2, loops=2).order(scored=False) == [
         *(0, 1, 2, 1, 2, 3)
     ]
+
+
+def test_what_a_later_pass_adds_is_zero_at_first_and_its_own() -> None:
+    config = tiny(layers=4, loop_start=1, loop_blocks=2, loops=3, loop_rank=2)
+    trunk, plain = randomised(Trunk(config)), Trunk(dataclasses.replace(config, loop_rank=0))
+    assert all(not p.any() for n, p in Trunk(config).named_parameters() if ".loops.out." in n)
+    plain.load_state_dict(trunk.state_dict(), strict=False)
+    x, outs = torch.randn(1, 9, 16), trunk.get_submodule("blocks.1.loops.out")
+    adds = [p for n, p in trunk.named_parameters() if ".loops.out." in n]
+    with torch.no_grad():
+        kept = [p.clone() for p in outs.parameters()]
+        for parameter in adds:
+            parameter.zero_()
+        assert torch.equal(trunk(x), plain(x))
+        seen = [trunk(x)]
+        for parameter, value in zip(outs.parameters(), kept, strict=True):
+            parameter.copy_(value)
+            seen.append(trunk(x))
+            parameter.zero_()
+    assert len(seen) == 13  # two passes, six matrices
+    different = {tuple(y.flatten().tolist()) for y in seen}
+    assert len(different) == 13
+
+
+def test_passes_beyond_the_trained_ones_are_as_the_last() -> None:
+    config = tiny(layers=3, loop_start=1, loop_blocks=1, loops=2, loops_scored=4, loop_rank=3)
+    more = dataclasses.replace(config, loops=4, loops_scored=0)
+    trunk, twin = randomised(Trunk(config)).eval(), Trunk(more).eval()
+    values = {**trunk.state_dict(), **dict.fromkeys(twin.state_dict())}
+    for name in values:
+        head, dot, last = name.rpartition(".")
+        source = f"{head}.{int(last) % 6}" if ".loops." in name else name
+        values[name] = trunk.state_dict()[source]
+    twin.load_state_dict(values)
+    x = torch.randn(1, 9, 16)
+    assert torch.equal(trunk(x), twin(x))
 
 
 @pytest.mark.parametrize("layers", [4, 5, 6, 7])

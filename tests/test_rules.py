@@ -22,7 +22,7 @@ SIBLINGS = ("heads", "training", "eval", "corpora")  # at the root, but packages
 LAYERS: list[set[str]] = [
     {"errors", "config", "hashing", "files", "sealed"},
     {"heads", "tokenizers", "corpora"},
-    {"model", "quantize", "device"},
+    {"model", "lowrank", "quantize", "device"},
     {"artifact", "codesize", "ledger", "bundle"},
     {"training", "eval"},
     {

@@ -40,8 +40,9 @@ class TrunkConfig:
     `out_norm` normalises what the output projections read; in the last `parallel` blocks attention
     and MLP read the same vector; in the last `xsa` blocks a head's output loses its part along the
     position's own value; the `loop_blocks` blocks from `loop_start` on are applied `loops` times in
-    training and `loops_scored` times (0: as in training) in scoring; `smear` adds a gated part of
-    the position before to each input, but not to a document's first; with `document_mask` attention
+    training and `loops_scored` times (0: as in training) in scoring, and with a `loop_rank` each
+    time but the first adds matrices of that rank to theirs; `smear` adds a gated part of the
+    position before to each input, but not to a document's first; with `document_mask` attention
     does not look back across the start of a document; `orthogonal_init` of the projections that do
     not start at zero; in the last `value_embeddings` blocks each token adds a learned vector to its
     values, from one table with a factor for each block.
@@ -67,6 +68,7 @@ class TrunkConfig:
     loop_blocks: int = 0
     loops: int = 1
     loops_scored: int = 0
+    loop_rank: int = 0
     smear: bool = False
     document_mask: bool = False
     orthogonal_init: bool = False
@@ -106,6 +108,12 @@ class TrunkConfig:
             raise ConfigError(
                 f"loops is {self.loops} and loops_scored {self.loops_scored}, but loop_blocks 0: "
                 "say how many blocks they repeat"
+            )
+        narrowest = min(self.kv_heads * (self.d_model // self.heads), self.mlp_hidden)
+        if not 0 <= self.loop_rank < (narrowest if self.loops > 1 else 1):
+            raise ConfigError(
+                f"loop_rank is {self.loop_rank} with loops {self.loops}; it must be 0, or below "
+                f"{narrowest} with loops of 2 or more"
             )
         if not 0 <= self.negative_slope <= 1:
             raise ConfigError(f"negative_slope is {self.negative_slope}; it must be in [0, 1]")
@@ -156,7 +164,9 @@ class TrunkConfig:
         smear = SMEAR_INPUTS + 1 if self.smear else 0
         values = vocab_size * self.kv_heads * head_width + self.value_embeddings
         values = values if self.value_embeddings else 0
-        return self.layers * (attention + mlp + vectors) + skips + smear + values
+        ends = 6 * self.d_model + 2 * (self.d_model + self.kv_heads * head_width + self.mlp_hidden)
+        low_rank = self.loop_blocks * (self.loops - 1) * self.loop_rank * ends
+        return self.layers * (attention + mlp + vectors) + low_rank + skips + smear + values
 
 
 def check_positive(config: Any, *names: str) -> None:

@@ -47,10 +47,14 @@ LEAST_BITS = 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """The ledger of a model to be. A tensor's step is in standard deviations of its weights."""
+    """The ledger of a model to be. A tensor's step is in standard deviations of its weights.
+
+    `flops` are of a token of a whole window, forward, as it is scored (`flops_of_token`).
+    """
 
     head: HeadConfig
     params: int
+    flops: int
     bits: float
     ledger: Ledger
 
@@ -87,7 +91,26 @@ def cost_of(
     if not LEAST_BITS <= bits <= MOST_BITS:
         raise ConfigError(f"bits is {bits:g}; it must be from {LEAST_BITS:g} to {MOST_BITS:g}")
     params = sum(parameter.numel() for parameter in model.parameters())
-    return Cost(head=head, params=params, bits=bits, ledger=_ledger(source, bits))
+    flops = flops_of_token(trunk, head, tokenizer, scored=True)
+    return Cost(head=head, params=params, flops=flops, bits=bits, ledger=_ledger(source, bits))
+
+
+def flops_of_token(
+    trunk: TrunkConfig, head: HeadConfig, tokenizer: Tokenizer, *, scored: bool
+) -> int:
+    """Forward floating-point operations of a token; backward twice as many.
+
+    Two for each weight of a matrix that the token meets, as often as it meets it: a block that is
+    applied twice counts twice, with what its second pass adds. Of attention the causal half at full
+    length. Lookups, norms and scales are free.
+    """
+    order, wide = trunk.order(scored=scored), trunk.d_model
+    kv_width = trunk.kv_heads * (wide // trunk.heads)
+    weights = len(order) * 2 * wide * (wide + kv_width + trunk.mlp_hidden)
+    again = len(order) - len(set(order))
+    weights += again * trunk.loop_rank * (6 * wide + 2 * (wide + kv_width + trunk.mlp_hidden))
+    attention = 2 * len(order) * wide * trunk.sequence_length
+    return 2 * weights + attention + head.flops(head_shape(tokenizer, trunk))
 
 
 @dataclass(frozen=True)

@@ -192,6 +192,10 @@ class Block(nn.Module):
         self.mlp_scale = nn.Parameter(torch.ones(config.d_model))
         ones, zeros = torch.ones(config.d_model), torch.zeros(config.d_model)
         self.residual_mix = nn.Parameter(torch.stack([ones, zeros]))
+        if config.loop_rank and 0 <= index - config.loop_start < config.loop_blocks:
+            from tokgolf.lowrank import LowRank
+
+            self.loops = LowRank(self, config.loops - 1, config.loop_rank)
 
     def forward(
         self,
@@ -271,16 +275,20 @@ class Trunk(nn.Module):
             mask = within_documents(starts, cache)
         half = self.config.layers // 2
         outputs: list[Tensor] = []
-        applied: set[int] = set()
+        applied: list[int] = []
         for index in self.config.order(scored=not self.training):
-            again = index in applied
-            applied.add(index)
+            again = applied.count(index)
+            applied.append(index)
             if half <= index < 2 * half and not again:
                 x = x + self.skips[index - half].to(x.dtype) * outputs.pop()
             added, place = None, index - self.config.layers + self.config.value_embeddings
             if self.values is not None and tokens is not None and place >= 0:
                 added = self.value_scales[place] * F.embedding(tokens, self.values)
-            x = self.blocks[index](x, first, cos, sin, mask, cache, added)
+            block, given = self.blocks[index], (x, first, cos, sin, mask, cache, added)
+            if again and self.config.loop_rank:
+                x = block.get_submodule("loops")(block, again, given)
+            else:
+                x = block(*given)
             if index < half and not again:
                 outputs.append(x)
         return rms_norm(x)
@@ -298,7 +306,7 @@ class Trunk(nn.Module):
     def param_groups(self) -> Iterator[ParamGroup]:
         """A partition of all trainable tensors into roles."""
         named = dict(self.named_parameters())
-        linear = {name for name in named if name.endswith(".weight")}
+        linear = {name for name in named if name.endswith(".weight") or ".loops." in name}
         yield ParamGroup("matrix", {name: p for name, p in named.items() if name in linear})
         vectors = {name: p for name, p in named.items() if name not in linear and p.numel()}
         yield ParamGroup("vector", vectors)

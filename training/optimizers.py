@@ -102,14 +102,18 @@ def orthogonalize(matrices: Tensor, iterations: int = 5, *, polar_express: bool 
 
 
 class Muon:
-    """Nesterov momentum, orthogonalised; the step is scaled by sqrt(max(1, rows / columns))."""
+    """Nesterov momentum, orthogonalised; the step is scaled by sqrt(max(1, rows / columns)).
+
+    Tensors that require no gradient yet are left as they are, without decay too, until they do:
+    all at once.
+    """
 
     def __init__(self, parameters: dict[str, nn.Parameter], config: OptimizerConfig) -> None:
         self.config = config
-        by_shape: dict[torch.Size, dict[str, nn.Parameter]] = defaultdict(dict)
+        alike: dict[tuple[torch.Size, bool], dict[str, nn.Parameter]] = defaultdict(dict)
         for name, parameter in parameters.items():
-            by_shape[parameter.shape][name] = parameter
-        self.batches = list(by_shape.values())
+            alike[parameter.shape, parameter.requires_grad][name] = parameter
+        self.batches = list(alike.values())
         self.names = [name for batch in self.batches for name in batch]
         self.momentum = [
             torch.stack([torch.zeros_like(p) for p in batch.values()]) for batch in self.batches
@@ -122,6 +126,8 @@ class Muon:
         warmed = min(1.0, step / c.muon_momentum_steps)
         beta = (1 - warmed) * c.muon_momentum_start + warmed * c.muon_momentum
         for batch, momentum in zip(self.batches, self.momentum, strict=True):
+            if not next(iter(batch.values())).requires_grad:
+                continue
             gradient = torch.stack([gradient_of(name, p) for name, p in batch.items()])
             momentum.mul_(beta).add_(gradient)
             wanted = gradient.add_(momentum, alpha=beta)

@@ -89,8 +89,14 @@ class Session:
         if config.freeze_trunk:
             self.model.trunk.requires_grad_(False)
             frozen = {f"trunk.{name}" for name, _ in self.model.trunk.named_parameters()}
+        self.waiting: list[Tensor] = []  # for blocks to be repeated
         if config.loops_from:
-            self.model.trunk.config = replace(config.trunk, loops=1)
+            self.model.trunk.config = replace(config.trunk, loops=1, loop_rank=0)
+            self.waiting = [
+                parameter.requires_grad_(False)
+                for name, parameter in self.model.named_parameters()
+                if ".loops." in name and name not in frozen
+            ]
         self.optimizers = Optimizers(self.model, config.optimizer, frozen, ranks)
         self.averages = Averages(self.model, config.average)
         self.loss_of: Callable[[Tensor, Tensor], Tensor] = self.model.loss
@@ -185,6 +191,11 @@ class Session:
         trunk, whole, start = self.model.trunk, self.config.trunk, self.config.loops_from
         if trunk.config != whole and self.step >= start * (self.step + remaining):
             trunk.config = whole
+            if self.waiting:
+                for parameter in self.waiting:
+                    parameter.requires_grad_(True)
+                self.waiting = []
+                self.watch()
             self.compile(tokens, targets)
 
     def quantize_if_due(self, remaining: float, run: Path) -> None:
@@ -259,6 +270,8 @@ class Session:
         Returns that loss in nats, and the norm of each tensor's gradient.  # (1 + tensors,) fp64
         """
         loss = self.accumulate(tokens, targets)
+        for parameter in self.waiting:
+            parameter.grad = torch.zeros_like(parameter)
         self.optimizers.shares.reduce()
         norms = self.optimizers.gradient_norms().double()
         return self.ranks.total(torch.cat([loss[None], norms]))

@@ -41,6 +41,7 @@ TRUNKS: dict[str, dict[str, Any]] = {
         "loop_blocks": 2,
         "loops": 2,
         "loops_scored": 3,
+        "loop_rank": 2,
         "smear": True,
         "document_mask": True,
     },

@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
@@ -33,6 +34,7 @@ from tokgolf.training import distributed as module
 from tokgolf.training.averages import AverageConfig
 from tokgolf.training.distributed import ALONE, Ranks, joined
 from tokgolf.training.qat import QatConfig
+from tokgolf.training.session import Session
 
 SECONDS = 300.0
 """After which a process that is not done ends itself, on a machine that is very busy too."""
@@ -56,7 +58,7 @@ def same_runs(plain: Path) -> dict[str, tuple[int, RunConfig]]:
 
     `plain` is a run of `CONFIG`, from which one takes its trunk.
     """
-    looped = dataclasses.replace(TRUNK, loop_blocks=1, loops=2, value_embeddings=1)
+    looped = dataclasses.replace(TRUNK, loop_blocks=1, loops=2, loop_rank=2, value_embeddings=1)
     changes: dict[str, tuple[int, dict[str, Any]]] = {
         "two": (2, {}),
         "three": (3, {"micro_batch_tokens": 32}),
@@ -139,6 +141,25 @@ def goes_on(first: str, stop: int, ranks: Ranks, out: Path) -> None:
     )
 
 
+def in_doubles(micro_batch_tokens: int, ranks: Ranks, out: Path) -> list[float]:
+    """Train in fp64; the losses."""
+    config = dataclasses.replace(CONFIG, micro_batch_tokens=micro_batch_tokens)
+    generator = torch.Generator().manual_seed(1)
+    losses = []
+    torch.set_default_dtype(torch.float64)
+    try:
+        session = Session(config, TOKENIZER, np.ones(257, np.int64), "cpu", ranks=ranks)
+        for step in range(config.steps):
+            rows = torch.randint(8, (6, 17), generator=generator).chunk(ranks.size)[ranks.rank]
+            started = session.start(float(config.steps - step), rows[:, :-1], rows[:, 1:])
+            session.judge(started)
+            session.update(started)
+            losses.append(session.loss)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    return losses
+
+
 def leads(ranks: Ranks, out: Path) -> list[int]:
     """Train by the clock; which steps are heard of."""
     heard: list[int] = []
@@ -199,7 +220,8 @@ def cases(folder: Path) -> dict[str, tuple[list[int], Case]]:
             name: ([*range(size)], partial(trains, config))
             for name, (size, config) in same_runs(folder / "two" / "run").items()
         },
-        "whole": (both, partial(trains, dataclasses.replace(CONFIG, micro_batch_tokens=96))),
+        "split": (both, partial(trains, dataclasses.replace(CONFIG, micro_batch_tokens=16))),
+        "doubles": (both, partial(in_doubles, 16)),
         "stopped": (both, partial(goes_on, "stopped", 4)),
         "alone": ([0], partial(goes_on, "stopped", 8)),
         "again": (both, partial(goes_on, "stopped", 0)),

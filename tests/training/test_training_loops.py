@@ -1,14 +1,15 @@
 """Blocks that are repeated from some part of the budget on."""
 
-import dataclasses
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from pytest import approx
 
 from tokgolf.artifact.checkpoint import load_run, read_checkpoint
 from tokgolf.config import TrunkConfig
@@ -16,6 +17,7 @@ from tokgolf.corpora import Corpus, Document
 from tokgolf.errors import ConfigError, TrainingError
 from tokgolf.tokenizers import build_tokenizer
 from tokgolf.training import RunConfig, StepReport, train
+from tokgolf.training.optimizers import OptimizerConfig
 from tokgolf.training.session import Session
 
 TRUNK = TrunkConfig(
@@ -44,13 +46,13 @@ def losses_of(run: Path, *, resume: bool = False, until: int = 0, **changes: Any
         if report.step == until:
             os.kill(os.getpid(), signal.SIGINT)
 
-    config = dataclasses.replace(CONFIG, **changes)
+    config = replace(CONFIG, **changes)
     train(config, TOKENIZER, CORPUS, run, device="cpu", resume=resume, on_step=on_step)
     return losses
 
 
 def test_blocks_are_applied_once_until_then_and_repeated_after(tmp_path: Path) -> None:
-    once = dataclasses.replace(TRUNK, loops=1)
+    once = replace(TRUNK, loops=1)
     plain = losses_of(tmp_path / "once", trunk=once)
     midway = losses_of(tmp_path / "midway", loops_from=0.5)
     assert midway[:4] == plain[:4]
@@ -59,25 +61,63 @@ def test_blocks_are_applied_once_until_then_and_repeated_after(tmp_path: Path) -
     assert losses_of(tmp_path / "always")[1:4] != plain[1:4]
 
 
-@pytest.mark.parametrize("at", [2, 6])
-def test_a_run_that_repeats_midway_resumes_bit_by_bit(at: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("at", "rank"), [(2, 0), (6, 0), (2, 3), (5, 3)])
+def test_a_run_that_repeats_midway_resumes_bit_by_bit(at: int, rank: int, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"loops_from": 0.5, "trunk": replace(TRUNK, loop_rank=rank)}
     with pytest.raises(TrainingError, match="interrupted"):
-        losses_of(tmp_path / "cut", until=at, loops_from=0.5)
-    losses_of(tmp_path / "cut", resume=True, loops_from=0.5)
-    losses_of(tmp_path / "whole", loops_from=0.5)
+        losses_of(tmp_path / "cut", until=at, **changes)
+    losses_of(tmp_path / "cut", resume=True, **changes)
+    losses_of(tmp_path / "whole", **changes)
     cut, whole = (read_checkpoint(tmp_path / run)[0] for run in ("cut", "whole"))
     assert all(torch.equal(cut[key], whole[key]) for key in whole)
 
 
+def test_what_a_later_pass_adds_waits_for_it_and_then_moves() -> None:
+    """With decay, which would shrink what waits."""
+    trunk = replace(TRUNK, loop_rank=3)
+    optimizer = OptimizerConfig(muon_decay=5.0)
+    session = Session(
+        replace(CONFIG, trunk=trunk, loops_from=0.5, optimizer=optimizer),
+        TOKENIZER,
+        np.ones(257, np.int64),
+        "cpu",
+    )
+    batch = torch.arange(64).view(4, 16), torch.arange(64).view(4, 16) + 1
+    late = {n: p for n, p in session.model.named_parameters() if ".loops." in n}
+    assert len(late) == 2 * 2 * 6  # two passes, six matrices, both factors
+    begun = {name: p.detach().clone() for name, p in late.items()}
+    session.watch()
+    for _ in range(4):
+        session.update(session.start(8.0 - session.step, *batch))
+    assert all(torch.equal(p, begun[name]) for name, p in late.items())
+    session.loop_if_due(4.0, *batch)
+    for _ in range(3):  # whose end is checked
+        session.update(session.start(8.0 - session.step, *batch))
+    assert session.check_at == 7 and not session.initial
+    assert not any(torch.equal(p, begun[name]) for name, p in late.items())
+
+
+def test_a_pass_that_adds_nothing_is_an_error_once_it_is_due() -> None:
+    trunk = replace(TRUNK, loop_rank=3)
+    config = replace(CONFIG, trunk=trunk, loops_from=0.5)
+    session = Session(config, TOKENIZER, np.ones(257, np.int64), "cpu")
+    batch = torch.arange(64).view(4, 16), torch.arange(64).view(4, 16) + 1
+    session.step = 4
+    session.loop_if_due(4.0, *batch)
+    session.model.trunk.config = replace(trunk, loop_rank=0)
+    with pytest.raises(TrainingError, match=r"blocks\.0\.loops\.into\.0 received no gradient"):
+        session.start(4.0, *batch)
+
+
 def test_a_compiled_model_repeats_from_then_on_too(monkeypatch: pytest.MonkeyPatch) -> None:
     real = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda f, **options: real(f, backend="aot_eager"))
-    counts = np.ones(257, np.int64)
-    config = dataclasses.replace(CONFIG, compile="on", loops_from=0.5)
-    session, eager = (
-        Session(c, TOKENIZER, counts, "cpu")
-        for c in (config, dataclasses.replace(CONFIG, compile="off"))
+    monkeypatch.setattr(
+        torch, "compile", lambda f, **options: real(f, fullgraph=True, backend="aot_eager")
     )
+    counts = np.ones(257, np.int64)
+    whole = replace(CONFIG, trunk=replace(TRUNK, loop_rank=3))
+    config = replace(whole, compile="on", loops_from=0.5)
+    session, eager = (Session(c, TOKENIZER, counts, "cpu") for c in (config, whole))
     with torch.no_grad():
         for one, two in zip(session.model.parameters(), eager.model.parameters(), strict=True):
             one.copy_(two.normal_(0, 0.3))
@@ -89,16 +129,16 @@ def test_a_compiled_model_repeats_from_then_on_too(monkeypatch: pytest.MonkeyPat
     session.loop_if_due(8.0, *batch)
     after, expected = (float(s.gradients(*batch)[0]) for s in (session, eager))
     assert abs(after - before) > 1e-3
-    assert after == pytest.approx(expected, abs=1e-5)
+    assert after == approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"loops_from": 1.0}, r"loops_from is 1\.0 and trunk\.loops 3"),
-        ({"loops_from": 0.5, "trunk": dataclasses.replace(TRUNK, loops=1)}, r"trunk\.loops 1;"),
+        ({"loops_from": 0.5, "trunk": replace(TRUNK, loops=1)}, r"trunk\.loops 1;"),
     ],
 )
 def test_values_without_a_meaning_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        dataclasses.replace(CONFIG, **changes)
+        replace(CONFIG, **changes)

@@ -43,7 +43,7 @@ def cost(
 
     The options are those of train. Code, tokenizer, codes and header are counted exactly; all that
     is stored of weights takes --bits a weight, as inspect shows it of a finished artifact, or with
-    --cap as many bits as fit.
+    --cap as many bits as fit. Flops are of a token, forward: repeated blocks count again.
 
     Example: tokgolf cost --recipe baseline --tokenizer bpe8192.tok --head factorized
     --set head.rank=128 --cap 16MB
@@ -77,6 +77,7 @@ def cost(
         "addons": ", ".join(found.head.add) or None,
         "vocab_size": chosen.vocab_size,
         "params": found.params,
+        "flops": found.flops,
         "cap": cap,
         **ledger_facts(found.ledger),
     }
