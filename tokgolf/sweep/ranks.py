@@ -1,6 +1,6 @@
 """A cell's training in several processes, by torchrun; none of them outlives the cell.
 
-torchrun gives each rank a session of its own, so what happens to the cell's process, or to torchrun,
+torchrun gives each rank a session of its own, so what happens to the cell or to torchrun itself
 reaches no rank by itself. Hence two lock files in the run directory, which the operating system
 drops with their holders, whatever ended these:
 
@@ -66,9 +66,7 @@ def run_ranks(arguments: list[str], processes: int, run: Path, look: Callable[[]
         _wait_for_ranks(run)
 
 
-def _torchrun(
-    arguments: list[str], processes: int, leash: Path, look: Callable[[], None]
-) -> Ended:
+def _torchrun(arguments: list[str], processes: int, leash: Path, look: Callable[[], None]) -> Ended:
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
         *("--nproc-per-node", str(processes), "-m", "tokgolf.sweep.ranks", str(leash)),

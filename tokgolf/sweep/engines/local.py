@@ -18,7 +18,7 @@ from joblib.externals.loky import ProcessPoolExecutor
 from joblib.externals.loky.process_executor import BrokenProcessPool
 
 from tokgolf.errors import ConfigError
-from tokgolf.sweep.engines import Ended, Engine, Job
+from tokgolf.sweep.engines import Ended, Engine, Job, idle_threads
 from tokgolf.sweep.signals import ended_as_by_ctrl_c
 from tokgolf.sweep.spec import EngineConfig
 
@@ -97,8 +97,11 @@ class _Worker:
         return Ended(cell=cell, problem=problem, died=died)
 
     def interrupt(self) -> None:
-        """Ask the cell to save what it has and stop."""
-        if self.cell is None or self.process is None or not self.process.done():
+        """Ask the cell to save what it has and stop; a process that is still starting has none."""
+        if self.cell is None or self.process is None:
+            return
+        if not self.process.done():
+            self.stop()
             return
         with contextlib.suppress(ProcessLookupError, BrokenProcessPool):
             os.kill(self.process.result(), signal.SIGTERM)
@@ -135,7 +138,7 @@ def _run(job: Job, store: str, cell: str) -> str:
 def _environment(config: EngineConfig, slot: int) -> dict[str, str]:
     """Read by a worker's libraries when they load: threads, and which GPUs there are."""
     threads = config.threads or max(1, (os.cpu_count() or 1) // config.jobs)
-    found = dict.fromkeys(THREADS, str(threads))
+    found = dict.fromkeys(THREADS, str(threads)) | idle_threads()
     if config.gpus:
         first, given = slot * config.gpus, os.environ.get("CUDA_VISIBLE_DEVICES")
         own = given.split(",") if given else [*map(str, range(first + config.gpus))]
