@@ -240,3 +240,14 @@ def test_a_worker_has_gpus_of_those_that_the_sweep_was_given(
     assert given("", 2) == ["0,1", "2,3"]
     with pytest.raises(ConfigError, match="2 jobs of 2 GPUs need 4, and CUDA_VISIBLE_DEVICES=4,5"):
         given("4,5", 2)
+
+
+@pytest.mark.parametrize(("said", "expected"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_of_a_worker_sleep_while_they_wait_unless_said_else(
+    said: str | None, expected: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if said:
+        monkeypatch.setenv("OMP_WAIT_POLICY", said)
+    [worker] = LocalEngine(EngineConfig(), dummy, str(tmp_path)).workers
+    assert worker.environment["OMP_WAIT_POLICY"] == expected
