@@ -29,7 +29,7 @@ from tokgolf.sweep.ranks import LEASH_PREFIX, RANKS_FILE
 from tokgolf.sweep.run import run_sweep
 from tokgolf.sweep.signals import ended_as_by_ctrl_c
 from tokgolf.sweep.spec import SweepSpec
-from tokgolf.training import StepReport
+from tokgolf.training import StepReport, train
 
 SECONDS = 240.0
 """After which a test gives up, on a machine that is very busy too."""
@@ -92,7 +92,6 @@ def test_a_cell_told_to_end_saves_the_step_it_is_at_and_goes_on_alike(
     spec = SweepSpec(name="s", cap="45KB", run=TINY, axes={"vocab_size": 270, "tune": 0}, **texts)
     [job] = plan(spec, read_texts(spec), "cpu")
     write_job(tmp_path / "a", job)
-    train = sweep_job.train
 
     def told(*arguments: Any, on_step: Any, **options: Any) -> Any:
         def end(report: StepReport) -> None:
@@ -106,7 +105,7 @@ def test_a_cell_told_to_end_saves_the_step_it_is_at_and_goes_on_alike(
         patch.setattr(sweep_job, "train", told)
         assert _run(sweep_job.run_cell, str(tmp_path / "a"), job.id) == "pending"
     _, state = read_checkpoint(tmp_path / "a" / job.id)
-    assert 3 <= state["step"] < TINY["steps"]  # type: ignore[operator]
+    assert 3 <= state["step"] < TINY["steps"]
     again = run_sweep(spec, tmp_path / "a", device="cpu", engine_of=Inline)
     assert numbers(again) == numbers(
         run_sweep(spec, tmp_path / "b", device="cpu", engine_of=Inline)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sweep_support import dummy, write_texts
+from sweep_support import BAD_SEED, dummy, write_texts
 from test_sweep_run import Inline, numbers
 
 from tokgolf.errors import ConfigError, Interrupted
@@ -35,7 +35,7 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
 def sweep(folder: Path, engine: EngineConfig, **options: Any) -> Sweep:
     """Six dummy cells, by an engine."""
     folder.mkdir(parents=True, exist_ok=True)
-    axes = {"seed": [1, 2, 3, 13, 5, 6]}
+    axes = {"seed": [1, 2, 3, BAD_SEED, 5, 6]}
     spec = SweepSpec(name="s", cap="1MB", axes=axes, engine=engine, **write_texts(folder))
     options = {"job": dummy, "sound": lambda run: True, **options}
     return run_sweep(spec, folder / "runs", device="cpu", **options)
