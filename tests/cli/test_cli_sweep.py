@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from tokgolf import cli
+from tokgolf.cli.progress import sweep_progress
 from tokgolf.sweep.cells import Cell, Sweep, read_sweep
+from tokgolf.sweep.driver import Progress
 
 TINY = """
 cap = "60KB"
@@ -139,3 +141,13 @@ def test_another_spec_under_the_name_is_refused(run: Run, spec: Path) -> None:
     code, out, err = run(spec)
     assert code == 1 and 'another cap: "60KB" there, "70KB" here' in err
     assert run(spec, "--name", "second", "--only", "head.rank=99")[0] == 1
+
+
+def test_lines_say_at_which_step_running_cells_are(capsys: pytest.CaptureFixture[str]) -> None:
+    cells = tuple(
+        Cell(id=f"{seed}abcdefgh", settings={"seed": seed}, status="running", steps=1000 * seed)
+        for seed in (1, 2)
+    )
+    with sweep_progress() as watch:
+        watch(Progress(cells=cells, running=cells[1:], seconds_left=None))
+    assert capsys.readouterr().err.endswith("1 running, 1 left; 2abcdefg  step 2,000\n")

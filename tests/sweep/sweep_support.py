@@ -47,6 +47,21 @@ def crashing(store: str, cell: str) -> str:
     os._exit(9)
 
 
+def endless(store: str, cell: str) -> str:
+    """A cell that is never done; its process' number is in `holder` as long as it is at it."""
+    return attempt(Path(store), cell, _endless)
+
+
+def _endless(store: Path, cell: str, beat: Beat) -> Mapping[str, Any]:
+    holder = store / cell / "holder"
+    write_text(holder, str(os.getpid()))
+    try:
+        while True:
+            time.sleep(0.05)
+    finally:
+        holder.unlink()
+
+
 def numbers_of(run: Path) -> dict[str, Any]:
     job = json.loads((run / "job.json").read_text())
     if job["settings"]["seed"] == BAD_SEED:
@@ -59,7 +74,7 @@ def _dummy_numbers(store: Path, cell: str, beat: Beat) -> Mapping[str, Any]:
     """Some steps, each noted; notes `overlap` if another living process is at the same cell."""
     run = store / cell
     holder, steps = run / "holder", run / "steps"
-    if holder.exists() and _lives(int(holder.read_text() or 0)):
+    if holder.exists() and lives(int(holder.read_text() or 0)):
         (store / "overlap").touch()
     holder.write_text(str(os.getpid()))
     done = int(steps.read_text()) if steps.exists() else 0
@@ -74,7 +89,7 @@ def _dummy_numbers(store: Path, cell: str, beat: Beat) -> Mapping[str, Any]:
     return numbers_of(run)
 
 
-def _lives(process: int) -> bool:
+def lives(process: int) -> bool:
     if process in (0, os.getpid()):
         return False
     try:

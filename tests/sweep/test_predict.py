@@ -116,6 +116,14 @@ def test_the_next_cell_is_not_a_measured_one_and_costs_at_most_twice() -> None:
     assert all(ours != {k: v for k, v in c.settings.items() if k != "seed"} for c in some)
 
 
+def test_a_next_cell_of_other_weights_comes_with_the_cap_that_gives_them() -> None:
+    heads = {"tied": 1.0, "untied": 0.97, "factorized": 1.01, "adaptive": 1.02}
+    alike = [cell for cell in cells(heads, amounts=(8,)) if cell.params == 500_000]
+    found = forecast([replace(cell, settings={"head": cell.settings["head"]}) for cell in alike])
+    assert found.next_cell is not None and found.next_cell.settings["params"] == 1_000_000
+    assert found.reason.endswith("with equal bytes, a cap of about 540,000")  # 270,000 have half
+
+
 def test_what_cells_cannot_tell_is_said() -> None:
     notes = " ".join(forecast(cells(amounts=(8,))).notes)
     assert "one count of training tokens" in notes and "no setting has two seeds" in notes

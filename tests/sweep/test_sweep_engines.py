@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sweep_support import dummy, write_texts
+from sweep_support import BAD_SEED, dummy, write_texts
 from test_sweep_run import Inline, numbers
 
-from tokgolf.errors import ConfigError
+from tokgolf.errors import ConfigError, Interrupted
 from tokgolf.sweep.cells import Sweep
 from tokgolf.sweep.driver import Progress
 from tokgolf.sweep.engines import extra_module, open_engine
@@ -35,7 +35,7 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
 def sweep(folder: Path, engine: EngineConfig, **options: Any) -> Sweep:
     """Six dummy cells, by an engine."""
     folder.mkdir(parents=True, exist_ok=True)
-    axes = {"seed": [1, 2, 3, 13, 5, 6]}
+    axes = {"seed": [1, 2, 3, BAD_SEED, 5, 6]}
     spec = SweepSpec(name="s", cap="1MB", axes=axes, engine=engine, **write_texts(folder))
     options = {"job": dummy, "sound": lambda run: True, **options}
     return run_sweep(spec, folder / "runs", device="cpu", **options)
@@ -221,7 +221,7 @@ def test_a_search_that_is_interrupted_goes_on_to_as_many_cells(tmp_path: Path) -
         if calls == 3:
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupted):
         searched(tmp_path / "a", 7, jobs=2, watch=stop)
     result = searched(tmp_path / "a", 7, jobs=2)
     assert len(result.cells) == 7 and all(cell.status == "done" for cell in result.cells)
@@ -240,3 +240,14 @@ def test_a_worker_has_gpus_of_those_that_the_sweep_was_given(
     assert given("", 2) == ["0,1", "2,3"]
     with pytest.raises(ConfigError, match="2 jobs of 2 GPUs need 4, and CUDA_VISIBLE_DEVICES=4,5"):
         given("4,5", 2)
+
+
+@pytest.mark.parametrize(("said", "expected"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_of_a_worker_sleep_while_they_wait_unless_said_else(
+    said: str | None, expected: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if said:
+        monkeypatch.setenv("OMP_WAIT_POLICY", said)
+    [worker] = LocalEngine(EngineConfig(), dummy, str(tmp_path)).workers
+    assert worker.environment["OMP_WAIT_POLICY"] == expected

@@ -209,6 +209,10 @@ def test_equal_time_needs_minutes_and_ends_by_them(texts: dict[str, Any], tmp_pa
     assert cell.status == "done" and cell.steps is not None and cell.steps != TINY["steps"]
 
 
+def nobody(step: int) -> None:
+    """Is told of steps."""
+
+
 @pytest.mark.slow
 def test_training_started_by_torchrun_gives_the_same_and_tells_its_error(
     whole: Sweep, texts: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -219,14 +223,14 @@ def test_training_started_by_torchrun_gives_the_same_and_tells_its_error(
     job = plan(spec, sources, "cpu")[0]
     run = write_job(tmp_path, job)
     ready = prepared(tmp_path, job, sources.corpus)
-    result = sweep_job.trained_by_torchrun(job, ready, run)  # of one process
+    result = sweep_job.trained_by_torchrun(job, ready, run, nobody)  # of one process
     assert (result.steps, result.params) == (whole.cells[0].steps, whole.cells[0].params)
     before = load_run(run).model.state_dict()
     after = load_run(run_of(whole.cells[0])).model.state_dict()
     assert all((before[name] == after[name]).all() for name in after)
     (run / "checkpoints" / "latest.json").write_text("{}")
     with pytest.raises(TrainingError, match="ended with 1: .*latest.json is damaged"):
-        sweep_job.trained_by_torchrun(job, ready, run)
+        sweep_job.trained_by_torchrun(job, ready, run, nobody)
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from sweep_support import BAD_SEED, STEPS, crashing, dummy, quick, write_texts
 
-from tokgolf.errors import ConfigError
+from tokgolf.errors import ConfigError, Interrupted
 from tokgolf.sweep.attempts import fail, locked, reopen
 from tokgolf.sweep.cells import Cell, Sweep, read_cell, read_sweep, write_cell
 from tokgolf.sweep.driver import Progress
@@ -104,7 +104,7 @@ def test_a_search_takes_no_only(texts: dict[str, Any], tmp_path: Path) -> None:
 
 def test_a_sweep_that_is_interrupted_goes_on(texts: dict[str, Any], tmp_path: Path) -> None:
     seen: list[Progress] = []
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupted, match="2 of 6 cells done"):
         sweep(texts, tmp_path, engine_of=partial(Inline, stop_after=2), watch=seen.append)
     assert [c.status for c in read_sweep(tmp_path / "sweeps" / "s").cells].count("done") == 2
     assert (seen[-1].count("done"), seen[-1].left) == (2, 4)

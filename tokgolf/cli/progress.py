@@ -2,17 +2,20 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from tokgolf.cli.options import say
 
 if TYPE_CHECKING:
+    from tokgolf.sweep.cells import Cell
     from tokgolf.sweep.driver import Progress
     from tokgolf.training import StepReport
 
 LINE_SECONDS = 15.0
+MOST_NAMED = 4
+"""Running cells that a plain line names."""
 
 
 @contextmanager
@@ -124,7 +127,7 @@ def sweep_progress() -> Iterator[Callable[["Progress"], None]]:
 
         def show(progress: "Progress") -> None:
             running = [
-                Text(f"  {cell.id[:8]}  step {cell.steps or 0:,}  {_settings(cell.settings)}")
+                Text(f"  {_running(cell)}  {varying(cell, progress.cells)}")
                 for cell in progress.running
             ]
             live.update(Group(Text(f"sweep  {_cells_line(progress)}"), *running))
@@ -141,9 +144,14 @@ def _plain_cells() -> Callable[["Progress"], None]:
         now = len(progress.cells) - progress.left
         if now != ended or time.monotonic() - last >= LINE_SECONDS:
             last, ended = time.monotonic(), now
-            say(f"sweep: {_cells_line(progress)}")
+            running = [_running(cell) for cell in progress.running[:MOST_NAMED]]
+            say("; ".join([f"sweep: {_cells_line(progress)}", *running]))
 
     return show
+
+
+def _running(cell: "Cell") -> str:
+    return f"{cell.id[:8]}  step {cell.steps or 0:,}"
 
 
 def _cells_line(progress: "Progress") -> str:
@@ -163,5 +171,10 @@ def _cells_line(progress: "Progress") -> str:
     return ", ".join(parts)
 
 
-def _settings(settings: Mapping[str, object]) -> str:
-    return " ".join(f"{axis}={value}" for axis, value in settings.items() if value is not None)
+def varying(cell: "Cell", cells: "Sequence[Cell]") -> str:
+    """The settings that are not alike in all cells: "vocab_size=512 head=tied"."""
+    parts = []
+    for axis, value in cell.settings.items():
+        if any(other.settings.get(axis, ...) != value for other in cells):
+            parts.append(f"{axis.removeprefix('tokenizer.')}={'fill' if value is None else value}")
+    return " ".join(parts) or "-"

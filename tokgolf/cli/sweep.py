@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tokgolf.cli.options import device_option, json_option, print_json, say
-from tokgolf.cli.progress import sweep_progress
+from tokgolf.cli.progress import sweep_progress, varying
 from tokgolf.errors import TokgolfError
 
 if TYPE_CHECKING:
-    from tokgolf.sweep.cells import Cell, Sweep
+    from tokgolf.sweep.cells import Sweep
     from tokgolf.sweep.plan import Outline
 
 
@@ -88,7 +88,7 @@ def print_outlines(outlines: "list[Outline]") -> None:
     for one in outlines:
         numbers = (one.d_model, one.mlp_hidden, one.params, one.bits, one.artifact_bytes)
         state = one.cell.status if one.problem is None else f"will fail: {one.problem}"
-        settings = _varying(one.cell, [outline.cell for outline in outlines])
+        settings = varying(one.cell, [outline.cell for outline in outlines])
         rows.append([one.cell.id[:8], settings, *map(_number, numbers), state])
     _print_columns(rows)
     done = sum(one.cell.status == "done" for one in outlines)
@@ -104,22 +104,13 @@ def print_sweep(result: "Sweep") -> None:
         rows.append(
             [
                 cell.id[:8],
-                _varying(cell, list(result.cells)),
+                varying(cell, list(result.cells)),
                 *map(_number, numbers),
                 f"{cell.seconds:.0f}",
                 cell.status if cell.reason is None else f"{cell.status}: {cell.reason}",
             ]
         )
     _print_columns(rows)
-
-
-def _varying(cell: "Cell", cells: "list[Cell]") -> str:
-    """The settings that are not alike in all cells: "vocab_size=512 head=tied"."""
-    parts = []
-    for axis, value in cell.settings.items():
-        if any(other.settings.get(axis, ...) != value for other in cells):
-            parts.append(f"{axis.removeprefix('tokenizer.')}={'fill' if value is None else value}")
-    return " ".join(parts) or "-"
 
 
 def _number(value: float | None) -> str:

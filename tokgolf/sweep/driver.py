@@ -213,9 +213,10 @@ def run_cells(
             board.save()
             board.show(flying, engine.slots)
     finally:
-        engine.close()
-        for cell in board.cells:
-            if cell in flying:
+        try:
+            engine.close()
+        finally:
+            for cell in flying:
                 board.read(cell)
-        board.save(at_once=True)
-        board.show((), engine.slots)
+            board.save(at_once=True)
+            board.show((), engine.slots)

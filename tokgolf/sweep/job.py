@@ -5,8 +5,6 @@ file is sound; training goes on from its checkpoint. What ends a cell is one lin
 """
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ from tokgolf.files import write_text
 from tokgolf.sweep.attempts import Beat, attempt
 from tokgolf.sweep.cells import read_cell
 from tokgolf.sweep.plan import NO_CAP, Job, Prepared, prepared, read_job
+from tokgolf.sweep.ranks import run_ranks
 from tokgolf.sweep.store import shared_tokens
 from tokgolf.tokenizers import save_tokenizer
 from tokgolf.training import StepReport, TrainResult, train
@@ -68,7 +67,7 @@ def measured(store: Path, cell_id: str, beat: Beat) -> dict[str, Any]:
     ready = prepared(store, job, corpus)
     tokens = shared_tokens(store, ready.tokenizer, corpus, job.corpus_sha256, run)
     if job.processes > 1:
-        result = trained_by_torchrun(job, ready, run)
+        result = trained_by_torchrun(job, ready, run, beat)
     else:
         result = _trained(job, ready, run, device, beat)
     bpb_before = _score(run, run / BEFORE_FILE, job, device, None)
@@ -113,17 +112,15 @@ def _trained(job: Job, ready: Prepared, run: Path, device: str, beat: Beat) -> T
     )
 
 
-def trained_by_torchrun(job: Job, ready: Prepared, run: Path) -> TrainResult:
+def trained_by_torchrun(job: Job, ready: Prepared, run: Path, beat: Beat) -> TrainResult:
     """As `_trained`, by `tokgolf train` in as many processes as the job says.
 
-    Raises `TrainingError` with the line that the command ended with.
+    Raises `TrainingError` with the line that the command ended with, `Interrupted` on Ctrl-C.
     """
     save_tokenizer(ready.tokenizer, run / "tokenizer.tok")
     write_text(run / RECIPE_FILE, tomli_w.dumps(to_dict(ready.config)))
     command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-        *("--nproc-per-node", str(job.processes), "-m", "tokgolf", "train"),
-        *("--corpus", job.corpus, "--val", job.scored, "--device", job.device, "--json"),
+        *("train", "--corpus", job.corpus, "--val", job.scored, "--device", job.device, "--json"),
         *("--tokenizer", str(run / "tokenizer.tok"), "--recipe", str(run / RECIPE_FILE)),
         *("-o", str(run)),
     ]
@@ -131,17 +128,26 @@ def trained_by_torchrun(job: Job, ready: Prepared, run: Path) -> TrainResult:
         command.append("--resume")
     else:
         forget(run)
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = run_ranks(command, job.processes, run, lambda: beat(_last_step(run)))
     try:
-        values = json.loads(done.stdout.strip().splitlines()[-1])
+        values = json.loads(done.out.strip().splitlines()[-1])
         return TrainResult(**{**values, "run": Path(values["run"])})
     except (IndexError, ValueError, TypeError, KeyError) as error:
-        lines = done.stderr.strip().splitlines() or ["nothing was said"]
+        lines = done.err.strip().splitlines() or ["nothing was said"]
         told = [line for line in lines if line.startswith("error: ")]
         raise TrainingError(
-            f"torchrun of {job.processes} processes ended with {done.returncode}: "
+            f"torchrun of {job.processes} processes ended with {done.status}: "
             f"{(told or lines)[-1].removeprefix('error: ')}"
         ) from error
+
+
+def _last_step(run: Path) -> int:
+    """The last step that training has written down; 0 before the first."""
+    try:
+        line = (run / "metrics.jsonl").read_bytes().splitlines()[-1]
+        return int(json.loads(line)["step"])
+    except (OSError, IndexError, ValueError, KeyError, TypeError):  # none yet, or half a line
+        return 0
 
 
 def forget(run: Path) -> None:

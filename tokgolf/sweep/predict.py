@@ -292,6 +292,11 @@ def _next(asker: _Asker, target: Prediction, cap: int) -> tuple[Prediction | Non
         f"of {len(candidates):,} cells it narrows the interval at {cap / 1e6:g} MB most for its "
         f"cost: {100 * gain[best]:.1f} % of the variance for {price}"
     )
+    kind = effects.kind(found.settings)
+    same = [p for p in points if p.artifact_bytes and effects.kind(p.settings) == kind]
+    if "params" in settings and same:  # no axis of a sweep: the cap is what decides the weights
+        fixed, each = bytes_per_weight(same)
+        reason += f"; with equal bytes, a cap of about {round(fixed + each * size, -3):,.0f}"
     return found, reason
 
 

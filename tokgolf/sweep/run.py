@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tokgolf.config import nearest
-from tokgolf.errors import ConfigError
+from tokgolf.errors import ConfigError, Interrupted
 from tokgolf.sweep.attempts import reopen
 from tokgolf.sweep.cells import CELL_FILE, RESULTS_FILE, Cell, Sweep, read_cell, read_sweep
 from tokgolf.sweep.driver import DEATHS, Board, Watch, nobody, open_sweep, run_cells, summary
@@ -23,6 +23,7 @@ from tokgolf.sweep.plan import (
     write_job,
 )
 from tokgolf.sweep.search import Search
+from tokgolf.sweep.signals import ended_as_by_ctrl_c
 from tokgolf.sweep.spec import EngineConfig, Settings, SweepSpec
 
 
@@ -44,7 +45,8 @@ def run_sweep(
     `only` picks cells, see `picked`. Cells that failed stay so without `retry_failed`. `job` and
     `sound` do a cell and look whether one that is done has what it says, `engine_of` opens what
     runs them. Raises `ConfigError` for
-    a spec that makes no cells, or another one under this name; a cell that fails raises nothing.
+    a spec that makes no cells, or another one under this name, and `Interrupted` on Ctrl-C or a
+    SIGTERM, when cells have saved what they have; a cell that fails raises nothing.
     """
     if only and spec.search.trials:
         raise ConfigError(
@@ -74,8 +76,16 @@ def run_sweep(
         return more(known, flying) if ended else [cell]
 
     if left or search is not None:
-        engine = engine_of(spec.engine, job, str(store.resolve()))
-        run_cells(left, engine, board, deaths=deaths, more=None if search is None else more)
+        try:
+            with ended_as_by_ctrl_c():
+                engine = engine_of(spec.engine, job, str(store.resolve()))
+                run_cells(left, engine, board, deaths=deaths, more=None if search is None else more)
+        except KeyboardInterrupt:
+            done = sum(cell.status == "done" for cell in board.cells.values())
+            raise Interrupted(
+                f"interrupted with {done} of {len(board.cells)} cells done; the others have what "
+                "they saved, and the same command goes on with them"
+            ) from None
     return summary(spec, board.cells.values(), before)
 
 

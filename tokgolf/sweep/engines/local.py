@@ -1,26 +1,32 @@
 """Cells in processes of this machine, by loky.
 
 Each slot is a pool of one process of its own: loky ends a whole pool with any worker of it, and a
-cell that is killed must not take the others along.
+cell that is killed must not take the others along. A process is in a session of its own, so that
+Ctrl-C in a terminal reaches the sweep alone: it asks each cell once to save what it has.
 """
 
 import contextlib
 import os
 import signal
+import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from joblib.externals.loky import ProcessPoolExecutor
 from joblib.externals.loky.process_executor import BrokenProcessPool
 
 from tokgolf.errors import ConfigError
-from tokgolf.sweep.engines import Ended, Engine, Job
+from tokgolf.sweep.engines import Ended, Engine, Job, idle_threads
+from tokgolf.sweep.signals import ended_as_by_ctrl_c
 from tokgolf.sweep.spec import EngineConfig
 
 Result = TypeVar("Result")
-SAVE_SECONDS = 20.0
+SAVE_SECONDS = 30.0
 """How long cells may take to save what they have when the sweep is interrupted."""
+ALONE_SECONDS = 1.0
+"""How often a process looks whether the sweep that started it is still there."""
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
 
 
@@ -45,9 +51,11 @@ class LocalEngine(Engine):
     def close(self) -> None:
         for worker in self.workers:
             worker.interrupt()
-        wait([w.future for w in self.workers if w.future is not None], timeout=SAVE_SECONDS)
-        for worker in self.workers:
-            worker.stop()
+        try:
+            wait([w.future for w in self.workers if w.future is not None], timeout=SAVE_SECONDS)
+        finally:  # a second Ctrl-C waits no longer
+            for worker in self.workers:
+                worker.stop()
 
 
 class _Worker:
@@ -63,12 +71,14 @@ class _Worker:
     def start(self, cell: str) -> None:
         """Run a cell."""
         if self.executor is None:
-            self.executor = ProcessPoolExecutor(max_workers=1, env=self.environment)
+            self.executor = ProcessPoolExecutor(
+                max_workers=1, env=self.environment, initializer=_begin, initargs=(os.getpid(),)
+            )
             self.process = self._submitted(os.getpid)
         self.cell = cell
-        self.future = self._submitted(self.job, self.store, cell)
+        self.future = self._submitted(_run, self.job, self.store, cell)
 
-    def _submitted(self, function: Callable[..., Result], *arguments: str) -> "Future[Result]":
+    def _submitted(self, function: Callable[..., Result], *arguments: Any) -> "Future[Result]":
         assert self.executor is not None
         future: Future[Result] = self.executor.submit(function, *arguments)
         return future
@@ -87,11 +97,14 @@ class _Worker:
         return Ended(cell=cell, problem=problem, died=died)
 
     def interrupt(self) -> None:
-        """Ask the cell to save what it has and stop, as Ctrl-C does."""
-        if self.cell is None or self.process is None or not self.process.done():
+        """Ask the cell to save what it has and stop; a process that is still starting has none."""
+        if self.cell is None or self.process is None:
+            return
+        if not self.process.done():
+            self.stop()
             return
         with contextlib.suppress(ProcessLookupError, BrokenProcessPool):
-            os.kill(self.process.result(), signal.SIGINT)
+            os.kill(self.process.result(), signal.SIGTERM)
 
     def stop(self) -> None:
         """End the process, whatever it does."""
@@ -100,10 +113,32 @@ class _Worker:
         self.executor = self.process = None
 
 
+def _begin(sweep: int) -> None:
+    """What a process does first; `sweep` is the process that it works for."""
+    os.setsid()
+
+    def watch() -> None:
+        while os.getppid() == sweep:
+            time.sleep(ALONE_SECONDS)
+        end = time.monotonic() + SAVE_SECONDS  # a sweep that was killed leaves nothing running
+        while time.monotonic() < end:
+            os.kill(os.getpid(), signal.SIGTERM)  # the first ends a cell, the next one the process
+            time.sleep(ALONE_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _run(job: Job, store: str, cell: str) -> str:
+    """The job, which a SIGTERM ends as Ctrl-C does."""
+    with ended_as_by_ctrl_c():
+        return job(store, cell)
+
+
 def _environment(config: EngineConfig, slot: int) -> dict[str, str]:
     """Read by a worker's libraries when they load: threads, and which GPUs there are."""
     threads = config.threads or max(1, (os.cpu_count() or 1) // config.jobs)
-    found = dict.fromkeys(THREADS, str(threads))
+    found = dict.fromkeys(THREADS, str(threads)) | idle_threads()
     if config.gpus:
         first, given = slot * config.gpus, os.environ.get("CUDA_VISIBLE_DEVICES")
         own = given.split(",") if given else [*map(str, range(first + config.gpus))]
