@@ -4,6 +4,7 @@ import json
 import os
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -90,12 +91,15 @@ def _dummy_numbers(store: Path, cell: str, beat: Beat) -> Mapping[str, Any]:
 
 
 def lives(process: int) -> bool:
+    """Whether another process is there, and not only waits to be collected."""
     if process in (0, os.getpid()):
         return False
     try:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
+    with suppress(OSError):  # no such file, or no Linux
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     return True
 
 

@@ -130,6 +130,15 @@ def test_what_cells_cannot_tell_is_said() -> None:
     assert distinct([100, 105, 300]) == 2
 
 
+def test_options_of_other_heads_are_no_part_of_a_label() -> None:
+    ranked = [
+        replace(c, settings={**c.settings, "head.rank": 8}) if c.settings["head"] == "untied" else c
+        for c in cells()
+    ]
+    labels = {each.label for each in forecast(ranked).at_cap}
+    assert labels == {"head=tied", "head=untied, head.rank=8"}
+
+
 def test_too_few_settings_are_refused_with_both_numbers() -> None:
     with pytest.raises(ConfigError, match="3 settings are measured, a prediction needs 4"):
         forecast(cells({"tied": 1.0}, amounts=(8,)))

@@ -142,7 +142,11 @@ def test_a_sweep_that_is_ended_leaves_no_cell_running(
         workers = [int(path.read_text()) for path in holders()]
         process.send_signal(number)
         _, err = process.communicate(timeout=SECONDS)
-    until(lambda: not any(map(lives, workers)))
+    try:
+        until(lambda: not any(map(lives, workers)))
+    finally:
+        for worker in filter(lives, workers):
+            os.kill(worker, signal.SIGKILL)
     assert not holders()  # each has cleared up
     cells = read_sweep(tmp_path / "runs" / "sweeps" / "s").cells
     assert all(cell.run and read_cell(cell.run).status == "pending" for cell in cells)

@@ -179,6 +179,7 @@ class Effects:
             if axis in ("case", "variant")
             else f"{axis}={settings.get(axis)}"
             for axis in self.axes
+            if settings.get(axis) is not None  # an option of other heads
         ]
         vocabulary = settings.get("vocab_size")
         return ", ".join([*parts, *([f"V={vocabulary:,}"] if vocabulary else [])]) or "all cells"
