@@ -40,7 +40,7 @@ TINY = (
 SETTINGS = "".join(f" --set {setting}" for setting in TINY.split())
 SMALLER = {
     "--minutes 3": f"--steps 6{SETTINGS}",
-    "--steps 200": f"--steps 6{SETTINGS}",
+    "--steps 100 --minutes 20": f"--steps 6{SETTINGS}",
     "tokgolf golf": f"tokgolf golf --set steps=6{SETTINGS}",
     "make golf": f"tokgolf golf --set steps=6{SETTINGS}",
     "--vocab-size 1024,2048,4096": "--vocab-size 512,1024,2048",
