@@ -242,6 +242,11 @@ def _run(
                 saved = session.seconds
         settle()
     session.save(run, state, finished=True)
+    if session.step < config.steps:
+        session.say(
+            f"ended     its {config.minutes:g} minutes were over after {session.step:,} of "
+            f"{config.steps:,} steps"
+        )
     return TrainResult(
         run=run,
         steps=session.step,

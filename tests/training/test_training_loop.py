@@ -57,7 +57,7 @@ def tokenizer() -> Tokenizer:
     return build_tokenizer("bpe", (document.data for document in CORPUS), 270)
 
 
-def ignore(report: StepReport) -> None:
+def ignore(report: object) -> None:
     """Watch nothing."""
 
 
@@ -73,6 +73,7 @@ def run_it(tokenizer: Tokenizer) -> Callable[..., TrainResult]:
         held_out: Corpus | None = None,
         resume: bool = False,
         on_step: Callable[[StepReport], None] = ignore,
+        say: Callable[[str], None] = ignore,
         **changes: Any,
     ) -> TrainResult:
         config = dataclasses.replace(CONFIG, **changes)
@@ -85,6 +86,7 @@ def run_it(tokenizer: Tokenizer) -> Callable[..., TrainResult]:
             device="cpu",
             resume=resume,
             on_step=on_step,
+            say=say,
         )
 
     return call
@@ -429,8 +431,10 @@ def test_a_run_stops_when_its_minutes_are_over(
 
     monkeypatch.setattr(Session, "gradients", slow)
     scales: list[float] = []
+    said: list[str] = []
     result = run_it(
         tmp_path,
+        say=said.append,
         steps=10_000,
         minutes=20 / 60,
         warmdown_steps=0,
@@ -438,6 +442,7 @@ def test_a_run_stops_when_its_minutes_are_over(
         on_step=lambda report: scales.append(report.learning_rate_scale),
     )
     assert result.steps == 20
+    assert said[-1].endswith("0.333333 minutes were over after 20 of 10,000 steps")
     assert result.seconds == pytest.approx(20.0)
     # Step 0 cannot know yet how long steps take; from then on the clock tells.
     assert scales == pytest.approx([1.0] * 11 + [1 - i / 10 for i in range(1, 10)])

@@ -161,7 +161,8 @@ def _byte_notes(found: "Comparison") -> list[tuple[str, str]]:
         size = f"{found.reference.artifact_bytes:,} and {found.candidate.artifact_bytes:,}"
         text = f"{size}, difference {found.bytes_difference:+,}"
         if found.bytes_paid is not None:
-            text += f"; the larger paid {found.bytes_paid / 1000:,.0f} bytes for 0.001 bpb"
+            paid = found.bytes_paid / 1000
+            text += f"; the larger paid {paid:,.{0 if paid >= 10 else 1}f} bytes for 0.001 bpb"
         notes.append(("bytes", text))
     if found.segment is not None and found.worth_bytes is not None:
         part = found.segment
