@@ -25,7 +25,7 @@ from tokgolf.config import TrunkConfig
 from tokgolf.errors import ConfigError
 from tokgolf.heads import HeadConfig
 from tokgolf.model import LanguageModel, build_model, head_shape
-from tokgolf.quantize import Quantized, row_steps
+from tokgolf.quantize import Quantized, steps_of
 from tokgolf.quantize.rows import QuantConfig, Rounder, step_bits
 from tokgolf.tokenizers import Tokenizer
 
@@ -75,13 +75,14 @@ def export_grids(
     )
     fit = Fit(source, rounder)
     fit.settle(None)
-    return {name: _steps_of_rows(rounder, name, step) for name, step in fit.steps.items()}
+    return {name: _steps_of(rounder, name, step) for name, step in fit.steps.items()}
 
 
-def _steps_of_rows(rounder: Rounder, name: str, step: float) -> Tensor:
-    """The step of each row as the file will hold it, or the one of all."""
+def _steps_of(rounder: Rounder, name: str, step: float) -> Tensor:
+    """The steps of a tensor's weights as the file will hold them, or the one of all."""
     none = np.zeros((0, 0), np.int16)
-    steps = row_steps(Quantized(none, step_bits(step), rounder.eighths(name)))
+    grid = Quantized(none, step_bits(step), rounder.rows_of(name), rounder.columns_of(name))
+    steps = steps_of(grid)
     return torch.from_numpy(steps.astype(np.float32))
 
 

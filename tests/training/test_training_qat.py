@@ -18,7 +18,7 @@ from tokgolf.config import TrunkConfig
 from tokgolf.corpora import Corpus, Document
 from tokgolf.errors import ConfigError, TrainingError
 from tokgolf.heads.base import StoredKind
-from tokgolf.quantize import Quantized, restored, row_steps
+from tokgolf.quantize import Quantized, restored, steps_of
 from tokgolf.quantize.rows import QuantConfig, Rounder
 from tokgolf.tokenizers import build_tokenizer
 from tokgolf.training import RunConfig, StepReport, train
@@ -95,7 +95,7 @@ def test_the_steps_are_those_that_an_export_of_these_weights_chooses(
 ) -> None:
     assert grids.keys() == nearest.keys()
     for name, (quantized, _) in nearest.items():
-        np.testing.assert_array_equal(grids[name].numpy(), row_steps(quantized))
+        np.testing.assert_array_equal(grids[name].numpy(), steps_of(quantized))
     assert grids["head.table"].shape == (257, 1)
     assert len(set(grids["head.table"].flatten().tolist())) > 4
 
