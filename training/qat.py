@@ -61,7 +61,7 @@ def export_grids(
     """The steps of every stored tensor that an export of these weights would choose.
 
     `values` are a model's weights by name, `run` has the training tokens to calibrate on; works on
-    a copy, on the CPU. -> by full name (rows, 1), or (1, 1) where all rows have one
+    a copy, on the CPU. -> by full name (rows, columns), or (1, 1) of a vector
     """
     with torch.random.fork_rng(devices=[]):  # the weights that it begins with are not used
         model = build_model(trunk, head, head_shape(tokenizer, trunk))
