@@ -182,7 +182,7 @@ def test_over_the_cap_nothing_is_written_and_an_older_file_stays(tmp_path: Path)
     with pytest.raises(CapError, match="under the cap of 1,000 bytes: code, tokenizer and frame"):
         export_run(run, path, cap=1000, config=CONFIG)
     four = replace(CONFIG, bits=4.0)
-    with pytest.raises(CapError, match="over the cap of 1,000; largest: code"):
+    with pytest.raises(CapError, match="under the cap of 1,000 bytes: code, tokenizer"):
         export_run(run, path, cap=1000, config=four)
     assert not list(path.parent.iterdir())
     full = export_run(run, path, cap=10**6, config=four)[0].full

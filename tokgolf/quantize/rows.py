@@ -4,6 +4,12 @@ With an entropy coder behind it, a tensor's size follows from the ratio of its s
 alone, about log2(spread / step) + 2.05 bits a weight: so the step is the knob, and there is no bit
 width. "Step" is here the distance between a weight's choices at its place; a trellis' grid is
 twice as fine, at the same bits.
+
+A tensor's rows and columns have steps of their own around that. A column's is in proportion to its
+entry on the diagonal of `trellis.error_spread`, so that all columns cost alike at their steps: of
+all steps with one product, and so about one size, these cost the least (GPTQ's error is a
+triangular system; reverse water-filling on its diagonal). A row's is in proportion to
+E[g^2]^(-1/2), g the gradient of its output; a token's, in a table, to its frequency^(-1/4).
 """
 
 import copy

@@ -24,9 +24,9 @@ from tokgolf.quantize.allocate import divergences
 from tokgolf.quantize.rows import Rounder
 
 RATE = 0.003
-"""Learning rate of a matrix or table, in its steps: a tensor that is rounded finely must stay where
-it is. At 0.03, or at 0.01 of the root mean square, a trunk with a few large channels ended farther
-from its float model than without tuning (docs/log.md)."""
+"""Learning rate of a matrix or table, in each weight's own step: what is rounded finely must stay
+where it is. At 0.01 a trunk with a few large channels ended farther from its float model than
+without tuning (docs/results/artifact.md)."""
 VECTOR_RATE = 0.003
 """Of a vector, in its root mean square."""
 WARM = 5  # updates until the full rate, which then falls to zero
