@@ -241,9 +241,10 @@ def stream_excess(
     side = [back.row_classes, back.column_classes]
     bases = np.frombuffer(sections["steps"][2 * len(order.dense + order.vectors) :], np.int8)
     rows = [part - int(base) for part, base in zip(side[0], bases, strict=True)]
-    steps = [back.quantized[tensor.name].rows for tensor in order.dense]
-    joined = np.concatenate([np.zeros(1, np.int8), *(part for part in steps if part is not None)])
-    content = conditional + entropy_bytes(np.diff(joined))
+    content = conditional
+    for axis in (0, 1):
+        parts = [encode.factors(back.quantized[tensor.name], axis) for tensor in order.dense]
+        content += entropy_bytes(np.concatenate(parts)) if parts else 0.0
     if order.dense:
         content += entropy_bytes(np.concatenate(rows)) + entropy_bytes(np.concatenate(side[1]))
     return len(sections["weights"]) / content - 1

@@ -24,7 +24,7 @@ from tokgolf.artifact.export import calibration_tokens, encode_artifact  # noqa:
 from tokgolf.artifact.load import Artifact  # noqa: E402
 from tokgolf.cost import cost_of, gaussian_bits  # noqa: E402
 from tokgolf.heads import Stored  # noqa: E402
-from tokgolf.quantize import row_steps  # noqa: E402
+from tokgolf.quantize import steps_of  # noqa: E402
 from tokgolf.quantize.rows import QuantConfig  # noqa: E402
 
 
@@ -60,7 +60,7 @@ def gaussian_bytes(stored: list[Stored], artifact: Artifact) -> float:
         if kind in ("table", "matrix"):
             rows = tensor.float().flatten(0, -2)
             spread = rows.std(1, correction=0) if kind == "table" else rows.std().view(1)
-            ratios = row_steps(found[name])[:, 0] * (1 + trellis) / spread.numpy().clip(1e-30)
+            ratios = steps_of(found[name]).mean(axis=1) * (1 + trellis) / spread.numpy().clip(1e-30)
             each = [gaussian_bits(float(ratio)) for ratio in ratios]
             bits += sum(each) / len(each) * tensor.numel()
     return bits / 8

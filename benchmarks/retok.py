@@ -105,7 +105,7 @@ def show(rows: list[dict[str, Any]]) -> None:
     if not whole:
         return
     columns = np.array([both for _, both in whole]).mean(0).tolist()
-    for title, both in [*whole, ("mean", columns)]:
+    for title, both in [*whole, ("mean", columns)] if len(whole) > 1 else whole:
         click.echo(f"{title:24} {'full':>7} {'frozen':>7}")
         for name, full, frozen in zip(names, *both, strict=True):
             click.echo(f"{name:24} {full:7.4f} {frozen:7.4f}")

@@ -28,7 +28,7 @@ from tokgolf.heads import ADDONS, HEADS, Stored, head_config
 from tokgolf.inspection import inspect_path
 from tokgolf.ledger import Ledger, ledger_of
 from tokgolf.model import build_model, head_shape
-from tokgolf.quantize import LARGEST, Quantized
+from tokgolf.quantize import FARTHEST, LARGEST, Quantized
 from tokgolf.quantize.rows import QuantConfig
 from tokgolf.tokenizers import Tokenizer, build_tokenizer, save_tokenizer
 
@@ -143,9 +143,11 @@ def test_the_ideal_lengths_are_the_stream_but_for_its_lanes(case: str, trellis: 
     def codes(tensor: Stored) -> Quantized:
         shape = tensor.tensor.numel() // tensor.tensor.shape[-1], tensor.tensor.shape[-1]
         spread = np.exp2(rng.normal(2, 1, (shape[0], 1)) + rng.normal(0, 1, shape[1]))
-        rows = rng.integers(-128, 128, shape[0]).astype(np.int8)
         values = rng.normal(0, spread).clip(-LARGEST, LARGEST).astype(np.int16)
-        return Quantized(values, 0x3F80, rows if tensor.kind == "table" else None)
+        if tensor.kind == "vector":
+            return Quantized(values, 0x3F80)
+        far = (rng.integers(-FARTHEST, FARTHEST + 1, n).astype(np.int8) for n in shape)
+        return Quantized(values, 0x3F80, *far)
 
     sections = encode(stored, codes, trellis)
     sizes = sizes_of(stored, sections, trellis)

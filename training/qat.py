@@ -25,7 +25,7 @@ from tokgolf.config import TrunkConfig
 from tokgolf.errors import ConfigError
 from tokgolf.heads import HeadConfig
 from tokgolf.model import LanguageModel, build_model, head_shape
-from tokgolf.quantize import Quantized, row_steps
+from tokgolf.quantize import Quantized, steps_of
 from tokgolf.quantize.rows import QuantConfig, Rounder, step_bits
 from tokgolf.tokenizers import Tokenizer
 
@@ -61,7 +61,7 @@ def export_grids(
     """The steps of every stored tensor that an export of these weights would choose.
 
     `values` are a model's weights by name, `run` has the training tokens to calibrate on; works on
-    a copy, on the CPU. -> by full name (rows, 1), or (1, 1) where all rows have one
+    a copy, on the CPU. -> by full name (rows, columns), or (1, 1) of a vector
     """
     with torch.random.fork_rng(devices=[]):  # the weights that it begins with are not used
         model = build_model(trunk, head, head_shape(tokenizer, trunk))
@@ -75,13 +75,14 @@ def export_grids(
     )
     fit = Fit(source, rounder)
     fit.settle(None)
-    return {name: _steps_of_rows(rounder, name, step) for name, step in fit.steps.items()}
+    return {name: _steps_of(rounder, name, step) for name, step in fit.steps.items()}
 
 
-def _steps_of_rows(rounder: Rounder, name: str, step: float) -> Tensor:
-    """The step of each row as the file will hold it, or the one of all."""
+def _steps_of(rounder: Rounder, name: str, step: float) -> Tensor:
+    """The steps of a tensor's weights as the file will hold them, or the one of all."""
     none = np.zeros((0, 0), np.int16)
-    steps = row_steps(Quantized(none, step_bits(step), rounder.eighths(name)))
+    grid = Quantized(none, step_bits(step), rounder.rows_of(name), rounder.columns_of(name))
+    steps = steps_of(grid)
     return torch.from_numpy(steps.astype(np.float32))
 
 

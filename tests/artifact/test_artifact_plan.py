@@ -152,11 +152,39 @@ def test_a_cap_too_small_is_refused_with_the_parts_of_the_smallest_file() -> Non
     assert refusal(source, numbers[1] + numbers[3] - 1).startswith("no artifact of this run")
 
 
+@pytest.mark.parametrize("bits", [None, 5])
+def test_a_cap_without_room_is_refused_before_anything_is_measured(
+    bits: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = make()
+    code = dict(ledger_of(export_model(source, NEAREST).artifact).rows)["code"]
+
+    def never(*_: object) -> Rounder:
+        raise AssertionError("a rounder was made")
+
+    monkeypatch.setattr("tokgolf.artifact.export.Rounder", never)
+    message = refusal(source, code + 1000, QuantConfig(bits=bits, tune=4))
+    assert message.startswith("no artifact of this run is under the cap")
+    assert ("leave out --bits to fill the cap" in message) == (bits is not None)
+    with pytest.raises(AssertionError, match="a rounder was made"):
+        export_model(source, QuantConfig(bits=bits), batches(source), cap=10**8)
+
+
+def test_bits_a_little_over_the_cap_are_refused_before_tuning(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source = make("tied", 48)
+    full = ledger_of(export_model(source, QuantConfig(bits=5), batches(source)).artifact).full
+    monkeypatch.setattr(Fit, "tune_if_better", None)  # what is called is then an error
+    message = refusal(source, full - 250, QuantConfig(bits=5, tune=4))
+    assert f"artifact is {full:,} bytes in the full accounting, 250 over" in message
+
+
 def test_bits_that_do_not_fit_the_cap_are_not_lowered() -> None:
     source = make()
     full = ledger_of(export_model(source, QuantConfig(method="nearest", bits=5)).artifact).full
-    message = refusal(source, full - 100, QuantConfig(method="nearest", bits=5))
-    assert f"artifact is {full:,} bytes in the full accounting, 100 over" in message
+    message = refusal(source, full - 50, QuantConfig(method="nearest", bits=5))
+    assert f"artifact is {full:,} bytes in the full accounting, 50 over" in message
 
 
 def test_a_plan_that_does_not_fit_the_cap_is_refused() -> None:

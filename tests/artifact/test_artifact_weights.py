@@ -18,6 +18,7 @@ from tokgolf.artifact import rans, weights
 from tokgolf.artifact.encode import (
     choose_plan,
     encode,
+    factors,
     pack_codes,
     pack_tables,
 )
@@ -27,7 +28,16 @@ from tokgolf.errors import ArtifactError
 from tokgolf.heads import HEADS, HeadShape, Stored, head_config
 from tokgolf.heads.base import StoredKind
 from tokgolf.model import LanguageModel, build_model
-from tokgolf.quantize import LARGEST, NEXT_STATE, STEPS, Quantized, dequantize, path, row_steps
+from tokgolf.quantize import (
+    FARTHEST,
+    LARGEST,
+    NEXT_STATE,
+    STEPS,
+    Quantized,
+    dequantize,
+    path,
+    steps_of,
+)
 from tokgolf.quantize.rows import step_bits
 
 TRUNK = TrunkConfig(layers=2, d_model=16, heads=2, kv_heads=1, mlp_hidden=24, sequence_length=16)
@@ -77,9 +87,9 @@ def as_quantized(stored: Stored) -> Quantized:
     rows = None
     if stored.kind == "table":
         octaves = np.log2(power.mean(axis=1).clip(1e-60) / power.mean().clip(1e-60)) / 2
-        rows = np.rint(8 * octaves).clip(-128, 127).astype(np.int8)
+        rows = np.rint(4 * octaves).clip(-FARTHEST, FARTHEST).astype(np.int8)
     empty = Quantized(np.zeros(values.shape, np.int16), step, rows)
-    codes = np.rint(values / row_steps(empty)).clip(-LARGEST, LARGEST)
+    codes = np.rint(values / steps_of(empty)).clip(-LARGEST, LARGEST)
     return empty._replace(codes=codes.astype(np.int16))
 
 
@@ -194,10 +204,12 @@ def models(draw: st.DrawFn) -> tuple[list[Stored], dict[str, Quantized]]:
         if draw(st.booleans()):  # rows and columns of all spreads, and one value only in others
             codes >>= rng.integers(0, 10, (shape[0], 1), np.int16)
             codes >>= rng.integers(0, 10, (1, shape[1]), np.int16)
-        rows = rng.integers(-128, 128, shape[0]).astype(np.int8) if kind == "table" else None
+        some = kind != "vector" and draw(st.booleans())  # with factors, or with none
+        far = [rng.integers(-FARTHEST, FARTHEST + 1, n).astype(np.int8) for n in shape]
+        rows, columns = far if some else (None, None)
         step = draw(st.sampled_from([STEPS[0], 0x3F80, STEPS[-1]]))
         stored.append(Stored(f"t{index}", torch.empty(shape), kind))  # type: ignore[arg-type]
-        numbers[f"t{index}"] = Quantized(codes, step, rows)
+        numbers[f"t{index}"] = Quantized(codes, step, rows, columns)
     return stored, numbers
 
 
@@ -236,25 +248,31 @@ class SlowStream:
 
 def slow_read(
     stored: list[Stored], sections: dict[str, bytes], trellis: bool
-) -> dict[str, list[list[int]]]:
-    """The integers of all tensors, read as the formats page says."""
+) -> tuple[dict[str, list[list[int]]], dict[str, list[list[int]]]]:
+    """The integers of all tensors, and the factors of the rows and columns of those that have any,
+    read as the formats page says."""
     dense = [s for s in stored if s.kind in ("table", "matrix")]
     dense.sort(key=lambda s: -s.tensor.shape[1])
     vectors = [s for s in stored if s.kind == "vector"]
     contexts, classed = sections["tables"][:2]
-    stepped = sum(len(s.tensor) for s in dense if s.kind == "table")
-    sizes = [int(stepped > 0), classed, classed, contexts * (1 + trellis), int(bool(vectors))]
-    first = [sum(sizes[:part]) for part in range(5)]
+    any_dense, any_vector = bool(dense), bool(vectors)
+    sizes = [any_dense, any_dense, classed, classed, contexts * (1 + trellis), any_vector]
+    first = [sum(sizes[:part]) for part in range(6)]
     tables = rans.unpack_tables(sections["tables"][2:], sum(sizes))
-    rows = classed * sum(len(s.tensor) for s in dense)
-    columns = classed * sum(s.tensor.shape[1] for s in dense)
-    count = stepped + rows + columns + sum(s.tensor.numel() for s in [*dense, *vectors])
+    rows = sum(len(s.tensor) for s in dense)
+    columns = sum(s.tensor.shape[1] for s in dense)
+    count = (1 + classed) * (rows + columns) + sum(s.tensor.numel() for s in [*dense, *vectors])
     lanes = rans.lanes_of(count)
     stream = SlowStream(sections["weights"], lanes, tables)
-    for i in range(stepped):
-        stream.symbol(i % lanes, first[0])
-    of_rows = iter([stream.symbol(i % lanes, first[1]) for i in range(rows)])
-    of_columns = iter([stream.symbol(i % lanes, first[2]) for i in range(columns)])
+
+    def side(part: int, amount: int) -> list[int]:
+        return [stream.symbol(i % lanes, first[part]) for i in range(amount)]
+
+    steps = iter(side(0, rows)), iter(side(1, columns))
+    found = {
+        s.name: [[next(steps[a]) for _ in range(s.tensor.shape[a])] for a in (0, 1)] for s in dense
+    }
+    of_rows, of_columns = iter(side(2, classed * rows)), iter(side(3, classed * columns))
     row_class = [[next(of_rows, 0) for _ in range(len(s.tensor))] for s in dense]
     column_class = [[next(of_columns, 0) for _ in range(s.tensor.shape[1])] for s in dense]
     bases = np.frombuffer(sections["steps"][2 * len(dense + vectors) :], np.int8).tolist()
@@ -269,17 +287,17 @@ def slow_read(
                     if trellis:
                         before = np.array([[*row, 0]], np.int16)
                         context = 2 * context + slow_parities(before)[0][-1]
-                    row.append(stream.symbol(turn % lanes, first[3] + context))
+                    row.append(stream.symbol(turn % lanes, first[4] + context))
                     turn += 1
     turn = 0
     for s in vectors:
         codes[s.name] = [[0] * s.tensor.shape[1] for _ in s.tensor]
         for row in codes[s.name]:
             for c in range(len(row)):
-                row[c] = stream.symbol(turn % lanes, first[4])
+                row[c] = stream.symbol(turn % lanes, first[5])
                 turn += 1
     assert stream.at == len(stream.data) and set(stream.states) == {1 << 16}
-    return codes
+    return codes, found
 
 
 @both
@@ -292,12 +310,15 @@ def test_any_integers_and_steps_come_back_and_the_slow_twin_reads_the_same(
     sections = encode(stored, lambda tensor: numbers[tensor.name], trellis)
     found = weights.read(stored, sections, trellis).quantized
     assert found.keys() == numbers.keys()
-    slow = slow_read(stored, sections, trellis)
-    for name, (codes, step, rows) in numbers.items():
+    slow, slow_factors = slow_read(stored, sections, trellis)
+    for name, _, kind in stored:
+        codes, step, *_ = numbers[name]
         assert np.array_equal(found[name].codes, codes) and found[name].step == step
-        assert (found[name].rows is None) == (rows is None)
-        assert rows is None or np.array_equal(found[name].rows, rows)  # type: ignore[arg-type]
         assert slow[name] == codes.tolist()
+        assert (found[name].rows is None) == (found[name].columns is None) == (kind == "vector")
+        for axis in (0, 1) if kind != "vector" else ():
+            expected = factors(numbers[name], axis).tolist()
+            assert factors(found[name], axis).tolist() == expected == slow_factors[name][axis]
 
 
 @both
@@ -309,15 +330,16 @@ def test_every_weight_is_its_integer_times_its_rows_step(
     stored, numbers = model
     decode(stored, encode(stored, lambda s: numbers[s.name], trellis), trellis)
     for name, tensor, kind in stored:
-        codes, bits, rows = numbers[name]
+        codes, bits, rows, columns = numbers[name]
         integers = codes.astype(np.float64)
         if trellis and kind != "vector":
             integers = 2 * integers + slow_parities(codes)
         step = np.float64(np.array([bits << 16], np.uint32).view(np.float32)[0])
-        factor = np.exp2((0 if rows is None else rows[:, None]) / 8)
+        factor = np.exp2((0 if rows is None else rows[:, None]) / 4)
+        factor = factor * np.exp2((0 if columns is None else columns) / 4)
         got = tensor.numpy().astype(np.float64)
         assert np.isfinite(got).all() and ((got == 0) == (integers == 0)).all()
-        np.testing.assert_allclose(got, integers * step * factor, rtol=3e-7)
+        np.testing.assert_allclose(got, integers * step * factor, rtol=4e-7)
 
 
 def test_a_trellis_of_these_states_has_these_weights() -> None:
@@ -406,8 +428,9 @@ def test_sections_are_golden(trellis: bool) -> None:
         codes = (n * 2654435761 % 2**32 * 7 // 2**32 - 3).reshape(3, *shape).sum(axis=0)
         codes = codes.astype(np.int16)
         codes[::3] >>= 2
-        rows = np.arange(shape[0]).astype(np.int8) if kind == "table" else None
-        numbers[name] = Quantized(codes, 0x3C00 + len(stored), rows)
+        rows = (np.arange(shape[0]) % 7).astype(np.int8) if kind == "table" else None
+        columns = (np.arange(shape[1]) % 5 - 2).astype(np.int8) if kind == "matrix" else None
+        numbers[name] = Quantized(codes, 0x3C00 + len(stored), rows, columns)
         stored.append(Stored(name, torch.empty(shape), kind))  # type: ignore[arg-type]
     sections = encode(stored, lambda s: numbers[s.name], trellis)
     digest = sha256(b"".join(sections.values())).hexdigest()[:16]
@@ -416,8 +439,8 @@ def test_sections_are_golden(trellis: bool) -> None:
 
 
 GOLDEN: dict[bool, tuple[list[int], str]] = {
-    False: ([155, 11, 2982, 0], "5fa8b54a557a2af4"),
-    True: ([245, 11, 3022, 0], "8d17a772dc98fe82"),
+    False: ([167, 11, 3050, 0], "91058d7b95e6a670"),
+    True: ([255, 11, 3090, 0], "3dac00644095c1ca"),
 }
 
 
@@ -431,14 +454,16 @@ def test_integers_and_steps_that_the_format_cannot_hold_are_refused_by_name() ->
         good._replace(codes=np.zeros((3, 2), np.int16)),
         good._replace(step=STEPS[0] - 1),
         good._replace(step=STEPS[-1] + 1),
-        good._replace(rows=np.zeros(2, np.int8)),
+        good._replace(rows=np.zeros(3, np.int8)),
+        good._replace(columns=np.zeros(2, np.int8)),
+        good._replace(rows=np.array([0, FARTHEST + 1], np.int8)),
+        good._replace(columns=np.array([0, 0, -FARTHEST - 1], np.int8)),
     ):
         with pytest.raises(ArtifactError, match="^w "):
             encode(stored, lambda _, bad=bad: bad, False)  # type: ignore[misc]
-    table = [stored[0]._replace(kind="table")]
-    for rows in (None, np.zeros(3, np.int8)):
-        with pytest.raises(ArtifactError, match="^w is a table"):
-            encode(table, lambda _, rows=rows: good._replace(rows=rows), False)  # type: ignore[misc]
+    vector = [stored[0]._replace(kind="vector")]
+    with pytest.raises(ArtifactError, match="^w is a vector"):
+        encode(vector, lambda _: good._replace(rows=np.zeros(2, np.int8)), False)
 
 
 # --- what is refused ---
@@ -469,6 +494,15 @@ def test_a_step_that_is_zero_infinite_negative_or_out_of_range_is_refused(step: 
     changed = step.to_bytes(2, "little") + sections["steps"][2:]
     with pytest.raises(ArtifactError, match=f"step of bits 0x{step:04x}"):
         decode(stored, {**sections, "steps": changed}, False)
+
+
+def test_a_factor_out_of_range_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    stored = [one(np.ones((2, 3), np.float32))]
+    far = as_quantized(stored[0])._replace(columns=np.array([0, FARTHEST + 1, 0], np.int8))
+    monkeypatch.setattr("tokgolf.artifact.encode.FARTHEST", 127)
+    sections = encode(stored, lambda _: far, False)
+    with pytest.raises(ArtifactError, match="step of 41 quarters of an octave; at most 40 load"):
+        decode(stored, sections, False)
 
 
 @pytest.mark.parametrize("head", [b"", b"\1", b"\0\0", b"\0\1", b"\1\2", b"\x80\0"])
@@ -532,8 +566,8 @@ def test_packed_codes_with_bytes_left_over_or_missing_are_refused() -> None:
 def test_frequency_tables_left_over_are_refused() -> None:
     dense = one(np.ones((1, 2), np.float32))
     sections = encode([dense], as_quantized, False)
-    table = 4, np.ones(1, np.int64)
-    more = sections["tables"][:2] + pack_tables([table, table])
+    factor, table = ((first, np.ones(1, np.int64)) for first in (0, 4))
+    more = sections["tables"][:2] + pack_tables([factor, factor, table, table])
     with pytest.raises(ArtifactError, match="does not end"):
         decode([dense], {**sections, "tables": more}, False)
 

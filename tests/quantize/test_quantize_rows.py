@@ -11,7 +11,7 @@ from quantize_support import VOCAB, WIDTH, batches, small_model
 
 from tokgolf.errors import ArtifactError, ConfigError
 from tokgolf.model import LanguageModel
-from tokgolf.quantize import LARGEST, STEPS, Quantized, dequantize, path, row_steps
+from tokgolf.quantize import FARTHEST, LARGEST, STEPS, Quantized, dequantize, path, steps_of
 from tokgolf.quantize.rows import (
     METHODS,
     QuantConfig,
@@ -19,8 +19,10 @@ from tokgolf.quantize.rows import (
     frequency_weights,
     lead_columns,
     lead_length,
+    quarters,
     step_bits,
 )
+from tokgolf.quantize.trellis import DAMPING
 
 every_method = pytest.mark.parametrize("method", METHODS)
 NEAREST = QuantConfig(method="nearest")
@@ -43,14 +45,20 @@ def stored(model: LanguageModel, name: str) -> torch.Tensor:
 # --- steps ---
 
 
-def test_steps_are_bfloat16_times_eighths_of_an_octave() -> None:
-    eighths = np.array([0, 8, -8, 1, -128, 127], np.int8)
-    found = row_steps(Quantized(np.zeros((6, 1), np.int16), 0x3F80, eighths))[:, 0]
-    assert found[[0, 1, 2, 4]].tolist() == [1.0, 2.0, 0.5, 2.0**-16]
-    np.testing.assert_allclose(found, np.exp2(eighths / 8), rtol=6e-8)
-    for bits in (STEPS[0], STEPS[-1]):  # no row's step leaves float32, nor does a weight
-        ends = Quantized(np.full((2, 1), 511, np.int16), bits, np.array([-128, 127], np.int8))
-        assert np.isfinite(dequantize(ends, True)).all() and (row_steps(ends) > 2.0**-126).all()
+def test_steps_are_bfloat16_times_quarters_of_an_octave() -> None:
+    far = np.array([0, 4, -4, 1, -FARTHEST, FARTHEST], np.int8)
+    found = steps_of(Quantized(np.zeros((6, 6), np.int16), 0x3F80, far, far))
+    assert found[0, [0, 1, 2, 4]].tolist() == [1.0, 2.0, 0.5, 2.0**-10]
+    np.testing.assert_allclose(found, np.exp2(np.add.outer(far / 4, far / 4)), rtol=2e-7)
+    for bits in (STEPS[0], STEPS[-1]):  # no step leaves float32, nor does a weight
+        ends = Quantized(np.full((6, 6), 511, np.int16), bits, far, far)
+        assert np.isfinite(dequantize(ends, True)).all() and (steps_of(ends) > 2.0**-126).all()
+
+
+def test_quarters_are_beside_the_geometric_mean_and_in_range() -> None:
+    assert quarters(np.array([1.0, 2.0, 4.0])).tolist() == [-4, 0, 4]
+    assert quarters(np.array([7.0, 7.0])).tolist() == [0, 0]
+    assert quarters(np.array([1e-30, 1.0, 1e30])).tolist() == [-FARTHEST, 0, FARTHEST]
 
 
 def test_the_bits_of_a_step_are_those_of_the_nearest() -> None:
@@ -61,13 +69,13 @@ def test_the_bits_of_a_step_are_those_of_the_nearest() -> None:
 
 @given(st.floats(2.0**-95, 2.0**96))
 def test_a_step_is_within_half_a_percent_of_the_wish(wish: float) -> None:
-    step = float(row_steps(Quantized(np.zeros((1, 1), np.int16), step_bits(wish), None))[0, 0])
+    step = float(steps_of(Quantized(np.zeros((1, 1), np.int16), step_bits(wish), None))[0, 0])
     assert abs(step / wish - 1) <= 2**-8
 
 
 def test_dequantize_is_codes_times_the_rows_steps() -> None:
     codes = np.array([[1, -2, 0], [127, -127, 3]], np.int16)
-    got = dequantize(Quantized(codes, 0x3F80, np.array([0, -8], np.int8)), False)
+    got = dequantize(Quantized(codes, 0x3F80, np.array([0, -4], np.int8)), False)
     assert got.dtype == np.float32
     assert got.tolist() == [[1.0, -2.0, 0.0], [63.5, -63.5, 1.5]]
     got = dequantize(Quantized(codes, 0x3F00, None), False)
@@ -84,14 +92,38 @@ def test_only_tables_of_one_row_a_token_have_steps_by_frequency() -> None:
     model = small_model(add={"bigram-hash": {"buckets": 32, "dim": 4}})
     rounder = rounder_of(model)
     counts = torch.bincount(torch.cat([b.flatten() for b in batches()]), minlength=VOCAB).numpy()
-    expected = np.rint(8 * np.log2(frequency_weights(counts)))
-    assert np.array_equal(rounder.eighths(TABLE), expected)  # type: ignore[arg-type]
+    expected = np.rint(4 * np.log2(frequency_weights(counts)))
+    assert np.array_equal(rounder.rows_of(TABLE), expected)  # type: ignore[arg-type]
     assert len(set(expected.tolist())) > 3
-    buckets = rounder.eighths("head.addons.bigram-hash.table")
+    buckets = rounder.rows_of("head.addons.bigram-hash.table")
     assert buckets is not None and buckets.shape == (32,) and not buckets.any()
-    assert rounder.eighths(UP) is None and rounder.eighths(SCALE) is None
-    plain = rounder_of(model, "nearest", count=0).eighths(TABLE)
-    assert plain is not None and not plain.any()
+    plain = rounder_of(model, "nearest", count=0)
+    for found in (plain.rows_of(TABLE), plain.rows_of(UP), plain.columns_of(UP)):
+        assert found is not None and not found.any()
+    assert rounder.rows_of(SCALE) is None and rounder.columns_of(SCALE) is None
+
+
+def test_columns_that_cost_more_take_finer_steps_and_the_rounding_is_in_these_steps() -> None:
+    rounder = rounder_of(small_model(10))
+    moments = np.geomspace(1e-2, 1e2, WIDTH)
+    rounder.orders[UP] = np.arange(WIDTH)
+    rounder.look(UP, np.diag(moments))
+    columns = rounder.columns_of(UP)
+    assert columns is not None
+    expected = -4 * np.log2(moments + DAMPING * moments.mean()) / 2
+    np.testing.assert_allclose(columns, expected - expected.mean(), atol=0.51)
+    # In units of its step every column now costs alike, but for what quarters round away.
+    assert np.ptp(np.log2(rounder.spreads[UP].diagonal())) < 0.251
+
+
+def test_rows_that_nothing_depends_on_take_coarser_steps() -> None:
+    model = small_model(11)
+    out = "trunk.blocks.0.mlp.out.weight"
+    stored(model, out)[:, 3] = 0.0  # what unit 3 of `up` says is not heard
+    stored(model, out)[:, 5] *= 30.0
+    rows = rounder_of(model).rows_of(UP)
+    assert rows is not None
+    assert rows[3] == rows.max() > np.sort(rows)[-2] and rows[5] == rows.min()
 
 
 # --- the order of columns ---
@@ -136,7 +168,7 @@ def test_the_nearest_integers_are_within_half_a_step(seed: int, log2: int, step:
         quantized, before = rounder.quantize(name, wish), rounder.weights(name)
         assert np.abs(quantized.codes.astype(int)).max() <= LARGEST
         error = np.abs(dequantize(quantized, False) - before)
-        assert (error <= row_steps(quantized) / 2 * (1 + 1e-6)).all()
+        assert (error <= steps_of(quantized) / 2 * (1 + 1e-6)).all()
 
 
 @every_method
@@ -149,11 +181,11 @@ def test_at_the_finest_step_nothing_is_clipped_at_any_scale(log2: int, method: s
         quantized = rounder.quantize(name, rounder.finest(name))
         assert np.abs(quantized.codes.astype(int)).max() <= LARGEST
         trellis = method == "trellis" and name != SCALE
-        before, steps = rounder.weights(name), row_steps(quantized) * (1 + trellis)
+        before, steps = rounder.weights(name), steps_of(quantized) * (1 + trellis)
         rounder.restore(name, quantized)
         error = np.abs(rounder.weights(name) - before)
         if log2 > -80:
-            assert error.max() < 0.02 * np.abs(before).max()
+            assert error.max() < 0.05 * np.abs(before).max()
         assert (error < 8 * steps).all()  # GPTQ moves a weight by a few steps
 
 
@@ -180,13 +212,13 @@ def test_finer_steps_leave_less_error_and_the_error_is_that_of_the_step(method: 
     rounder = rounder_of(model, method, rate_weight=0.0)
     for name in (UP, TABLE):
         before, errors = rounder.weights(name), []
-        for relative in (1.0, 0.5, 0.25, 0.125):
+        for relative in (0.5, 0.25, 0.125, 0.0625):
             quantized = rounder.quantize(name, relative * rounder.spread(name))
             rounder.restore(name, quantized)
             errors.append(float(np.square(rounder.weights(name) - before).mean()))
             stored(model, name).copy_(torch.from_numpy(before).view(stored(model, name).shape))
         assert errors == sorted(errors, reverse=True)
-        assert errors[-1] < errors[0] / 30  # 64 if error were in proportion to step^2
+        assert errors[-1] < errors[0] / 8  # 64 if every weight had the same step, and none moved
 
 
 @every_method
@@ -198,7 +230,8 @@ def test_a_tensor_is_the_same_in_every_run_and_in_any_order(method: str) -> None
     for name, quantized in found[0].items():
         again = found[1][name]
         assert np.array_equal(quantized.codes, again.codes) and quantized.step == again.step
-        assert (quantized.rows is None) == (again.rows is None)
+        for axis in (2, 3):
+            assert np.array_equal(quantized[axis], again[axis])  # type: ignore[arg-type]
 
 
 def test_a_trellis_visits_the_streams_columns_in_the_order_of_the_lead() -> None:
@@ -222,7 +255,7 @@ def test_a_trellis_visits_the_streams_columns_in_the_order_of_the_lead() -> None
 def test_vectors_are_scalar_and_one_row_with_one_step() -> None:
     rounder = rounder_of(small_model(6))
     found = rounder.quantize(SCALE, 0.3 * rounder.spread(SCALE))
-    step = float(row_steps(found)[0, 0])
+    step = float(steps_of(found)[0, 0])
     assert found.codes.shape == (1, WIDTH) and found.rows is None
     assert (found.codes == np.rint(rounder.weights(SCALE) / step)).all()
     mix = "trunk.blocks.0.residual_mix"
@@ -231,9 +264,9 @@ def test_vectors_are_scalar_and_one_row_with_one_step() -> None:
 
 def test_the_step_is_the_distance_between_choices_so_a_trellis_grid_is_half() -> None:
     model = small_model(7)
-    steps = [row_steps(rounder_of(model, method).quantize(UP, 0.25)).item() for method in METHODS]
-    assert steps == [0.125, 0.25, 0.25]
-    assert row_steps(rounder_of(model).quantize(SCALE, 0.25)).item() == 0.25
+    steps = [rounder_of(model, method).quantize(UP, 0.25).step for method in METHODS]
+    assert steps == [step_bits(0.125), *[step_bits(0.25)] * 2]
+    assert rounder_of(model).quantize(SCALE, 0.25).step == step_bits(0.25)
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-4])
@@ -243,11 +276,13 @@ def test_gptq_and_the_trellis_keep_the_layers_outputs(scale: float) -> None:
     for method in METHODS:
         rounder = rounder_of(model, method, rate_weight=0.0)
         stored(model, UP).mul_(scale)
-        hessian = rounder_of(model, "gptq").hessians[UP]
+        known = rounder_of(model, "gptq")
+        hessian, importance = known.hessians[UP], known.importance[UP]
         before = rounder.weights(UP)
-        rounder.restore(UP, rounder.quantize(UP, 0.5 * rounder.spread(UP)))
+        # At one step: what rows and columns multiply it by has the geometric mean 1.
+        rounder.restore(UP, rounder.quantize(UP, 0.5 * float(before.std())))
         error = rounder.weights(UP) - before
-        losses[method] = float(np.einsum("ri,ij,rj->", error, hessian, error))
+        losses[method] = float(np.einsum("r,ri,ij,rj->", importance, error, hessian, error))
         stored(model, UP).copy_(torch.from_numpy(before / scale))
     assert losses["gptq"] < losses["nearest"] and losses["trellis"] < losses["nearest"]
 

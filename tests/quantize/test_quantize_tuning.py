@@ -109,7 +109,8 @@ def test_a_part_is_rounded_by_what_it_reads_after_the_parts_before_it() -> None:
     slow = small_model(5)
     for names in parts_of(rounder.stored.values()):
         own = Rounder(slow, QuantConfig(), batches())
-        own.lead, own.orders = rounder.lead, rounder.orders
+        own.lead, own.orders, own.embedded = rounder.lead, rounder.orders, rounder.embedded
+        own.importance = rounder.importance
         own.observe(names)
         for name in names:
             expected = own.quantize(name, max(steps[name], own.finest(name)))

@@ -18,8 +18,8 @@ from tokgolf.config import TrunkConfig
 from tokgolf.corpora import Corpus, Document
 from tokgolf.errors import ConfigError, TrainingError
 from tokgolf.heads.base import StoredKind
-from tokgolf.quantize import Quantized, restored, row_steps
-from tokgolf.quantize.rows import QuantConfig, Rounder
+from tokgolf.quantize import Quantized, restored, steps_of
+from tokgolf.quantize.rows import QuantConfig, Rounder, step_bits
 from tokgolf.tokenizers import build_tokenizer
 from tokgolf.training import RunConfig, StepReport, train
 from tokgolf.training.qat import QatConfig, export_grids, rounded
@@ -80,9 +80,16 @@ def nearest(source: FloatModel, plain: Path) -> dict[str, tuple[Quantized, Store
     """Every tensor as the default export's own plan rounds it to the nearest."""
     tokens = [*calibration_tokens(plain, source)]
     plan = export_model(source, QuantConfig(bits=QAT.bits), tokens).plan
-    rounder = Rounder(source.model, QuantConfig(method="nearest"), tokens)
+    rounder = Rounder(source.model, QuantConfig(), tokens)
+
+    def quantized(name: str, step: float) -> Quantized:
+        weights = rounder.weights(name)
+        factors = rounder.rows_of(name), rounder.columns_of(name)
+        empty = Quantized(np.zeros(weights.shape, np.int16), step_bits(step), *factors)
+        return empty._replace(codes=np.rint(weights / steps_of(empty)).astype(np.int16))
+
     return {
-        name: (rounder.quantize(name, step), rounder.stored[name].kind)
+        name: (quantized(name, step), rounder.stored[name].kind)
         for name, step in plan.steps.items()
     }
 
@@ -95,8 +102,8 @@ def test_the_steps_are_those_that_an_export_of_these_weights_chooses(
 ) -> None:
     assert grids.keys() == nearest.keys()
     for name, (quantized, _) in nearest.items():
-        np.testing.assert_array_equal(grids[name].numpy(), row_steps(quantized))
-    assert grids["head.table"].shape == (257, 1)
+        np.testing.assert_array_equal(grids[name].numpy(), steps_of(quantized))
+    assert grids["head.table"].shape == (257, TRUNK.d_model)
     assert len(set(grids["head.table"].flatten().tolist())) > 4
 
 

@@ -2,7 +2,7 @@
 
     offset  bytes        content
     0       4            magic "GOLF"
-    4       4            version, u32 little-endian (2)
+    4       4            version, u32 little-endian (3)
     8       4            header length H, u32, at most 65,536
     12      4            body length B, u32
     16      H            header: canonical JSON (sorted keys, no spaces, ASCII)
@@ -21,7 +21,7 @@ from typing import Any
 from tokgolf.errors import ArtifactError
 
 MAGIC = b"GOLF"
-VERSION = 2
+VERSION = 3
 MAX_HEADER = 1 << 16
 FRAME = struct.Struct("<4sIII")
 DIGEST_BYTES = 32

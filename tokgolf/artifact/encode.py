@@ -21,10 +21,10 @@ from tokgolf.config import TrunkConfig
 from tokgolf.errors import ArtifactError
 from tokgolf.heads import HeadConfig, head_to_dict
 from tokgolf.heads.base import Stored
-from tokgolf.quantize import LARGEST, STEPS, Quantized, trellis_parities
+from tokgolf.quantize import FARTHEST, LARGEST, STEPS, Quantized, trellis_parities
 
 UNITS = (None, 1, 2, 3, 4)  # classes to the octave
-FARTHEST = 15  # class of a row or column from its tensor's middle
+MOST_CLASS = 15  # class of a row or column from its tensor's middle
 MOST_CONTEXTS = 60
 ALPHABET = 1024
 SAMPLE = 1 << 22  # weights on which units are compared
@@ -73,7 +73,7 @@ def encode(stored: list[Stored], quantized: Quantize, trellis: bool) -> dict[str
 
 def _check(tensor: Stored, quantized: Quantized) -> None:
     name, numbers, kind = tensor
-    codes, step, rows = quantized
+    codes, step, *_ = quantized
     shape = numbers.numel() // numbers.shape[-1], numbers.shape[-1]
     most = int(np.abs(codes.astype(np.int64)).max())
     if codes.shape != shape or most > LARGEST or step not in STEPS:
@@ -81,8 +81,22 @@ def _check(tensor: Stored, quantized: Quantized) -> None:
             f"{name} of shape {shape} was quantized to {codes.shape} integers up to {most} with "
             f"step bits {step:#06x}; at most {LARGEST}, and bits in {STEPS}, can be stored"
         )
-    if (kind == "table") != (rows is not None and rows.shape == shape[:1]):
-        raise ArtifactError(f"{name} is a {kind}; exactly tables have a step for every row")
+    if kind == "vector" and (quantized.rows is not None or quantized.columns is not None):
+        raise ArtifactError(f"{name} is a vector; only tables and matrices have steps of rows")
+    for axis in (0, 1):
+        far = factors(quantized, axis)
+        if far.shape != shape[axis : axis + 1] or np.abs(far).max() > FARTHEST:
+            raise ArtifactError(
+                f"{name} of shape {shape} has {far.size} factors along axis {axis} up to "
+                f"{np.abs(far).max()} quarters of an octave; at most {FARTHEST} can be stored"
+            )
+
+
+def factors(quantized: Quantized, axis: int) -> NDArray[np.int16]:
+    """Quarters of octaves of a tensor's rows (axis 0) or columns (1), 0 where it has none."""
+    found = (quantized.rows, quantized.columns)[axis]
+    none = np.zeros(quantized.codes.shape[axis], np.int16)
+    return none if found is None else found.astype(np.int16)
 
 
 # --- classes ---
@@ -169,9 +183,9 @@ def _plan(spreads: list[_Spread], unit: int | None) -> Plan:
             row, column = _classes(spread.rows, unit), _classes(spread.columns, unit)
             base = int(np.median(row))
             bases.append(base)
-            rows.append((row - base).clip(-FARTHEST, FARTHEST))
-            columns.append(column.clip(-FARTHEST, FARTHEST))
-    low, high = min(bases) - FARTHEST, max(bases) + FARTHEST
+            rows.append((row - base).clip(-MOST_CLASS, MOST_CLASS))
+            columns.append(column.clip(-MOST_CLASS, MOST_CLASS))
+    low, high = min(bases) - MOST_CLASS, max(bases) + MOST_CLASS
     low = max(low, high + 1 - MOST_CONTEXTS)
     classed = unit is not None
     contexts = high + 1 - low if classed else 1
@@ -228,7 +242,9 @@ def _refined(plan: Plan, spreads: list[_Spread], axis: int) -> tuple[float, Plan
     prices = np.rint(-256 * np.log2(counts / counts.sum(axis=-1, keepdims=True))).astype(np.int32)
     prices = prices[[0, 0, *range(len(prices)), -1, -1]].ravel()
     classes = (plan.rows, plan.columns)[axis]
-    occurrences = np.bincount(np.concatenate(classes) + 2 * FARTHEST, minlength=4 * FARTHEST) + 0.3
+    occurrences = (
+        np.bincount(np.concatenate(classes) + 2 * MOST_CLASS, minlength=4 * MOST_CLASS) + 0.3
+    )
     side = np.rint(-256 * np.log2(occurrences / occurrences.sum())).astype(np.int64)
     moved = []
     for index, spread in enumerate(spreads):
@@ -238,11 +254,11 @@ def _refined(plan: Plan, spreads: list[_Spread], axis: int) -> tuple[float, Plan
             places += spread.parities.astype(np.int32) * ALPHABET
         bits = [
             prices[places + move * (2 * ALPHABET)].sum(axis=1 - axis, dtype=np.int64)
-            + side[classes[index] + move + 2 * FARTHEST]
+            + side[classes[index] + move + 2 * MOST_CLASS]
             for move in (0, -1, 1)  # staying first: it wins a tie
         ]
         move = np.array([0, -1, 1])[np.argmin(bits, axis=0)]
-        moved.append((classes[index] + move).clip(-FARTHEST, FARTHEST))
+        moved.append((classes[index] + move).clip(-MOST_CLASS, MOST_CLASS))
     return _clipped(
         plan._replace(rows=moved) if axis == 0 else plan._replace(columns=moved), spreads
     )
@@ -262,7 +278,8 @@ def _cost(counts: Array) -> float:
 def context_sizes(order: Layout, plan: Plan, trellis: bool) -> list[int]:
     """How many tables the parts of a stream have."""
     weights = plan.contexts << trellis
-    return [bool(order.stepped), plan.classed, plan.classed, weights, bool(order.vectors)]
+    dense, vectors = bool(order.dense), bool(order.vectors)
+    return [dense, dense, plan.classed, plan.classed, weights, vectors]
 
 
 def _stream(
@@ -280,19 +297,17 @@ def _stream(
         contexts.append(np.full(len(joined), starts[part], np.int32))
         lengths.append(len(joined))
 
-    multipliers = [found[s.name].rows for s in order.dense]
-    steps = [rows for rows in multipliers if rows is not None]
-    joined = np.concatenate([np.zeros(1, np.int8), *steps])
-    add(0, [np.diff(joined).astype(np.int16)])
-    add(1, (c.astype(np.int16) for c in plan.rows if plan.classed))
-    add(2, (c.astype(np.int16) for c in plan.columns if plan.classed))
+    for axis in (0, 1):
+        add(axis, (factors(found[s.name], axis) for s in order.dense))
+    add(2, (c.astype(np.int16) for c in plan.rows if plan.classed))
+    add(3, (c.astype(np.int16) for c in plan.columns if plan.classed))
     blocks = [found[s.name].codes for s in order.dense]
     places = [_places(blocks[i], plan.of(i), trellis) for i in range(len(blocks))]
     for codes, place in zip(_by_column(blocks), _by_column(places), strict=True):
         symbols.append(codes.ravel())
-        contexts.append(place.ravel().astype(np.int32) + starts[3])
+        contexts.append(place.ravel().astype(np.int32) + starts[4])
         lengths += [codes.shape[1]] * len(codes)
-    add(4, (found[s.name].codes.ravel() for s in order.vectors))
+    add(5, (found[s.name].codes.ravel() for s in order.vectors))
     return np.concatenate(symbols).astype(np.int32), np.concatenate(contexts), lengths
 
 

@@ -38,7 +38,7 @@ from tokgolf.quantize.allocate import (
     probe_tokens,
     sensitivities,
 )
-from tokgolf.quantize.rows import MOST_BITS, QuantConfig, Rounder, quant_config
+from tokgolf.quantize.rows import MOST_BITS, QuantConfig, Rounder, lead_length, quant_config
 from tokgolf.quantize.tuning import ROWS_TOKENS, parts_of, round_in_parts
 
 CALIBRATION_TOKENS = 1 << 16
@@ -145,6 +145,8 @@ def export_model(
     `CapError` if the full accounting is over the cap.
     """
     config = plan.config if plan else config or QuantConfig()
+    if cap is not None and plan is None:  # at once: what follows takes minutes
+        check_room(source, config, cap)
     rounder = Rounder(source.model, config, calibration)
     fit = Fit(source, rounder, say, list(tuning))
     if plan is None:
@@ -175,9 +177,7 @@ class Fit:
         )
         self.asset = source.tokenizer.asset()
         self.sizes = {name: s.tensor.numel() for name, s in rounder.stored.items()}
-        self.frame = len(
-            container.pack(self.header, {**dict.fromkeys(SECTIONS, b""), "tokenizer": self.asset})
-        )
+        self.frame = frame_bytes(self.header, self.asset)
         self.spreads = {name: max(rounder.spread(name), 2.0**-80) for name in self.sizes}
         self.finest = {name: rounder.finest(name) for name in self.sizes}
         self.damage: dict[str, float] = {}
@@ -194,7 +194,8 @@ class Fit:
         bits, weights = self.rounder.config.bits, sum(self.sizes.values())
         size, fill = (bits or DEFAULT_BITS) * weights / 8, False
         if cap is not None and bits is None:
-            size, fill = min(cap - self.fixed(cap), MOST_BITS * weights / 8), True
+            fixed = fixed_bytes(self.source, self.frame)
+            size, fill = min(cap - fixed, MOST_BITS * weights / 8), True
         if self.rounder.config.method == "nearest":
             self.follow_spreads()
         else:
@@ -202,6 +203,13 @@ class Fit:
         self.scale_to(size)
         self.round_all()
         self.approach(size, within=fill)
+        if (
+            cap is not None
+            and not fill
+            and self.weight_bytes() - landing(size, within=False)
+            > (cap - fixed_bytes(self.source, self.frame))
+        ):  # tuning takes minutes, and lands no lower
+            decode_artifact(self.data).ledger.check_cap(cap)
         if self.rounder.config.tune:
             self.tune_if_better(size, within=fill)
 
@@ -235,21 +243,6 @@ class Fit:
             damage=self.damage,
             touched={n: step for n, step in sorted(self.steps.items()) if step != steps[n]},
         )
-
-    def fixed(self, cap: int) -> int:
-        """Bytes of the full accounting that no step changes. Raises `CapError` if there is no room
-        for weights beside them."""
-        modules = scoring_modules(self.source.model, self.source.tokenizer)
-        fixed = code_bytes(modules).packed + self.frame
-        weights = sum(self.sizes.values())
-        least = int(LEAST_BITS * weights / 8)
-        if cap < fixed + least:
-            raise CapError(
-                f"no artifact of this run is under the cap of {cap:,} bytes: code, tokenizer and "
-                f"frame take {fixed:,}, its {weights:,} weights at least {least:,} (at "
-                f"{LEAST_BITS} bits); raise the cap, or train a smaller trunk, vocabulary or head"
-            )
-        return fixed
 
     def measure(self) -> None:
         """Find how fine each tensor should be beside the others."""
@@ -406,6 +399,35 @@ class Fit:
             if near or not self.touch(off + slack / 2 if within else off):
                 break
         self.say(f"tuned: {self.weight_bytes():,} of {size:,.0f} bytes for weights")
+
+
+def frame_bytes(header: dict[str, Any], asset: bytes) -> int:
+    """Bytes of a file with empty weight sections."""
+    return len(container.pack(header, {**dict.fromkeys(SECTIONS, b""), "tokenizer": asset}))
+
+
+def fixed_bytes(source: FloatModel, frame: int) -> int:
+    """Bytes of the full accounting that no step changes."""
+    return code_bytes(scoring_modules(source.model, source.tokenizer)).packed + frame
+
+
+def check_room(source: FloatModel, config: QuantConfig, cap: int) -> None:
+    """Raise `CapError` if the weights cannot be under the cap, at `config.bits` or at all."""
+    width = source.trunk.d_model
+    lead = list(range(width))[-lead_length(width) :]
+    header = header_of(source.trunk, source.head, trellis=config.method == "trellis", lead=lead)
+    fixed = fixed_bytes(source, frame_bytes(header, source.tokenizer.asset()))
+    weights = sum(s.tensor.numel() for s in source.model.stored() if s.kind != "codes")
+    bits = config.bits or LEAST_BITS
+    least = int(bits * weights / 8)
+    # An asked-for size is met within a part of a percent.
+    if cap < fixed + (least if config.bits is None else 0.98 * least):
+        way = "raise the cap, or train a smaller trunk, vocabulary or head"
+        raise CapError(
+            f"no artifact of this run is under the cap of {cap:,} bytes: code, tokenizer and "
+            f"frame take {fixed:,}, its {weights:,} weights at least {least:,} (at {bits} bits); "
+            + (way if config.bits is None else "leave out --bits to fill the cap, or " + way)
+        )
 
 
 def landing(size: float, within: bool) -> float:

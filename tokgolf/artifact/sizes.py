@@ -94,17 +94,16 @@ def _stream_bits(
 ) -> NDArray[np.float64]:
     """Ideal bits of the integers, row steps and classes of every tensor.  # (tensors, 3)"""
     classed = sections["tables"][1] if order.dense else 0
-    ends = np.cumsum([bool(order.stepped), classed, classed])
+    ends = np.cumsum([bool(order.dense), bool(order.dense), classed, classed])
     count = int(ends[-1]) + len(found.tables)
     lengths = _code_lengths(rans.unpack_tables(sections["tables"][2:], count))
-    of_steps, of_rows, of_columns = (lengths[max(end - 1, 0)] for end in ends)
+    *of_steps, of_rows, of_columns = (lengths[max(end - 1, 0)] for end in ends)
     bits = np.zeros((len(order.dense) + len(order.vectors), 3))
-    previous = 0
     bases = np.frombuffer(sections["steps"], np.int8, offset=2 * len(bits)).astype(np.int64)
     for number, (tensor, row, column, base) in enumerate(
         zip(order.dense, found.row_classes, found.column_classes, bases, strict=True)
     ):
-        codes, _, steps = found.quantized[tensor.name]
+        codes, _, *steps = found.quantized[tensor.name]
         contexts = (row[:, None] + column).clip(0, found.contexts - 1)
         if trellis:
             contexts = 2 * contexts + trellis_parities(codes)
@@ -113,10 +112,9 @@ def _stream_bits(
             (contexts * ALPHABET + codes + ALPHABET // 2).ravel(), minlength=of_weights.size
         )
         bits[number, 0] = counts @ of_weights.ravel()
-        if steps is not None:
-            differences = np.diff(steps, prepend=np.int8(previous))  # mod 256, as they are coded
-            bits[number, 1] = of_steps[differences.astype(np.int64) + ALPHABET // 2].sum()
-            previous = int(steps[-1])
+        for quarters, prices in zip(steps, of_steps, strict=True):
+            if quarters is not None:
+                bits[number, 1] += prices[quarters.astype(np.int64) + ALPHABET // 2].sum()
         if classed:
             bits[number, 2] = of_rows[row - base + ALPHABET // 2].sum()
             bits[number, 2] += of_columns[column + ALPHABET // 2].sum()

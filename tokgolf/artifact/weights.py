@@ -4,11 +4,12 @@ Which tensors there are, in which order and of which shape follows from the mode
 file holds only numbers. Sections:
 
     tables   number of weight contexts (u8); 1 if there are row and column classes, else 0 (u8);
-             frequency tables (see `rans.unpack_tables`): row steps, row classes, column classes,
-             weights (of each context one, or one for each parity), vectors; those that occur
+             frequency tables (see `rans.unpack_tables`): row steps, column steps, row classes,
+             column classes, weights (of each context one, or one for each parity), vectors; those
+             that occur
     steps    bfloat16 step (u16) of every tensor, then base context (i8) of every one but vectors
-    weights  one rANS stream: row steps of tables, each as the difference to the row before, mod
-             256; row classes; column classes; weights, a column at a time; vectors
+    weights  one rANS stream: steps of rows, steps of columns, in quarters of an octave; row
+             classes; column classes; weights, a column at a time; vectors
     packed   fixed-width bits: the entries of tensors of kind "codes"
 
 Tensors are in the order of `Layout`. The context of a weight is its tensor's base + its row's class
@@ -27,7 +28,7 @@ from numpy.typing import NDArray
 from tokgolf.artifact import rans
 from tokgolf.errors import ArtifactError
 from tokgolf.heads.base import Stored
-from tokgolf.quantize import NEXT_STATE, STEPS, Quantized, restored
+from tokgolf.quantize import FARTHEST, NEXT_STATE, STEPS, Quantized, restored
 
 
 class Layout(NamedTuple):
@@ -38,7 +39,6 @@ class Layout(NamedTuple):
     shapes: list[tuple[int, int]]  # of `dense`: rows, columns
     rows: int  # of `dense` together
     columns: int
-    stepped: int  # rows of kind table
 
 
 class Symbols(NamedTuple):
@@ -57,9 +57,8 @@ def layout(stored: list[Stored]) -> Layout:
     dense.sort(key=lambda stored: -stored.tensor.shape[-1])  # stable
     shapes = [(s.tensor.numel() // s.tensor.shape[-1], s.tensor.shape[-1]) for s in dense]
     rows, columns = (sum(shape[axis] for shape in shapes) for axis in (0, 1))
-    stepped = sum(n for (n, _), s in zip(shapes, dense, strict=True) if s.kind == "table")
     vectors = [tensor for tensor in stored if tensor.kind == "vector"]
-    return Layout(dense, vectors, shapes, rows, columns, stepped)
+    return Layout(dense, vectors, shapes, rows, columns)
 
 
 def decode(
@@ -81,17 +80,17 @@ def decode(
 
 def read(stored: list[Stored], sections: dict[str, bytes], trellis: bool) -> Symbols:
     """The integers of all tensors but those of kind codes. Raises as `decode` does."""
-    dense, vectors, shapes, rows, columns, stepped = layout(stored)
+    dense, vectors, shapes, rows, columns = layout(stored)
     steps, bases = _steps(sections["steps"], len(dense), len(vectors))
     contexts, classed = sections["tables"][:2] if len(sections["tables"]) > 1 else (0, 2)
     if not bool(classed) <= bool(contexts) == bool(dense) or classed > 1 or contexts > 127:
         raise ArtifactError(
             f"the artifact has {contexts} contexts for {len(dense)} tensors, classes: {classed}"
         )
-    sizes = [bool(stepped), classed, classed, contexts << trellis, bool(vectors)]
+    sizes = [bool(dense), bool(dense), classed, classed, contexts << trellis, bool(vectors)]
     starts = np.cumsum([0, *sizes]).tolist()
     tables = rans.unpack_tables(sections["tables"][2:], starts.pop())
-    amounts = [stepped, classed * rows, classed * columns]
+    amounts = [rows, columns, classed * rows, classed * columns]
     amounts += [sum(n * m for n, m in shapes), sum(s.tensor.numel() for s in vectors)]
     decoder = rans.Decoder(sections["weights"], rans.lanes_of(sum(amounts)), tables)
 
@@ -99,27 +98,27 @@ def read(stored: list[Stored], sections: dict[str, bytes], trellis: bool) -> Sym
         where = np.full(amounts[part], starts[part] << rans.BITS)
         return decoder.read(where).astype(np.int64)
 
-    multipliers = np.cumsum(symbols(0)).astype(np.int8)
+    ends = [np.cumsum([shape[axis] for shape in shapes])[:-1] for axis in (0, 1)]
+    tall, wide = (np.split(_factors(symbols(axis)), ends[axis]) for axis in (0, 1))
     row_classes = np.repeat(bases, [n for n, _ in shapes])
-    row_classes += symbols(1) if classed else 0
-    column_classes = symbols(2) if classed else np.zeros(columns, np.int64)
-    of_columns = np.split(column_classes, np.cumsum([m for _, m in shapes])[:-1])
-    codes = _read_columns(decoder, shapes, row_classes, of_columns, contexts, starts[3], trellis)
-    of_vectors = symbols(4).astype(np.int16)
+    row_classes += symbols(2) if classed else 0
+    column_classes = symbols(3) if classed else np.zeros(columns, np.int64)
+    of_columns = np.split(column_classes, ends[1])
+    codes = _read_columns(decoder, shapes, row_classes, of_columns, contexts, starts[4], trellis)
+    of_vectors = symbols(5).astype(np.int16)
     decoder.close()
 
-    quantized, at = {}, 0
-    for (name, _, kind), block, step in zip(dense, codes, steps, strict=False):
-        n = len(block) if kind == "table" else 0
-        quantized[name] = Quantized(block, step, multipliers[at : at + n] if n else None)
-        at += n
+    quantized = {
+        tensor.name: Quantized(*parts)
+        for tensor, *parts in zip(dense, codes, steps, tall, wide, strict=False)
+    }
     at = 0
     for (name, tensor, _), step in zip(vectors, steps[len(dense) :], strict=True):
         block = of_vectors[at : at + tensor.numel()].reshape(-1, tensor.shape[-1])
-        quantized[name] = Quantized(block, step, None)
+        quantized[name] = Quantized(block, step)
         at += tensor.numel()
-    of_rows = np.split(row_classes, np.cumsum([n for n, _ in shapes])[:-1])
-    return Symbols(quantized, of_rows, of_columns, tables[starts[3] :], contexts)
+    of_rows = np.split(row_classes, ends[0])
+    return Symbols(quantized, of_rows, of_columns, tables[starts[4] :], contexts)
 
 
 def _read_columns(
@@ -165,6 +164,15 @@ def _steps(data: bytes, dense: int, vectors: int) -> tuple[list[int], NDArray[np
         if step not in STEPS:
             raise ArtifactError(f"a tensor has a step of bits {step:#06x}, which is out of range")
     return steps, np.frombuffer(data, np.int8, dense, 2 * count).astype(np.int64)
+
+
+def _factors(symbols: NDArray[np.int64]) -> NDArray[np.int8]:
+    """Quarters of octaves of rows or columns, in range."""
+    if symbols.size and (most := int(np.abs(symbols).max())) > FARTHEST:
+        raise ArtifactError(
+            f"a row or column has a step of {most} quarters of an octave; at most {FARTHEST} load"
+        )
+    return symbols.astype(np.int8)
 
 
 def _unpack_all(stored: list[Stored], data: bytes) -> None:

@@ -1,9 +1,9 @@
-"""Quantized tensors: small integers times one step a tensor, or one a row.
+"""Quantized tensors: small integers times a tensor's step and factors of its rows and columns.
 
 A scalar-quantized weight is `step * k`. A trellis-coded one is `step * j`, j = 2k + (state & 1):
 the path of the states through a row picks even or odd integers, so that the grid is twice as fine
 as the choice at one column (8 states, Ungerboeck's code 13/04; Marcellin & Fischer 1990). Every row
-starts in state 0. Steps are bfloat16 numbers and eighths of an octave: a stored tensor is integers
+starts in state 0. Steps are bfloat16 numbers and quarters of an octave: a stored tensor is integers
 only and is restored alike on every platform. This module restores (a scored model pays for it);
 `rows` and `trellis` choose the integers.
 """
@@ -14,43 +14,38 @@ import numpy as np
 from numpy.typing import NDArray
 
 LARGEST = 511
-STEPS = range(0x1000, 0x7000)  # bfloat16 bits, 2^-95 to 2^97: a row's step cannot leave float32
+STEPS = range(0x1000, 0x7000)  # bfloat16 bits, 2^-95 to 2^97
+FARTHEST = 40  # quarters of an octave of a row or column: no weight's step leaves float32
 # By 2 * state + (k & 1), for the state's bits w3 w2 w1: (w2 ^ w1) | (w3 ^ k) << 1 | w1 << 2.
 NEXT_STATE = np.array([0, 2, 5, 7, 1, 3, 4, 6, 2, 0, 7, 5, 3, 1, 6, 4], np.int64)
-# 2^(i/8) as float32: as literals, since a platform's exp2 may differ in the last bit.
-EIGHTHS = np.array(
-    [
-        0x3F800000,
-        0x3F8B95C2,
-        0x3F9837F0,
-        0x3FA5FED7,
-        0x3FB504F3,
-        0x3FC5672A,
-        0x3FD744FD,
-        0x3FEAC0C7,
-    ],
-    np.uint32,
-).view(np.float32)
+# 2^(i/4) as float32: as literals, since a platform's exp2 may differ in the last bit.
+QUARTERS = np.array([0x3F800000, 0x3F9837F0, 0x3FB504F3, 0x3FD744FD], np.uint32).view(np.float32)
 
 
 class Quantized(NamedTuple):
     """A tensor's integers k (rows, columns), |k| <= 511, columns in the order of `path`; bits of
-    its bfloat16 step, in `STEPS`; and for kind table the eighths of octaves (rows,) by which each
-    row's step is larger."""
+    its bfloat16 step, in `STEPS`; and the quarters of octaves by which the steps of each row
+    (rows,) and column (columns,) are larger, up to `FARTHEST`: None where there are none."""
 
     codes: NDArray[np.int16]
     step: int
-    rows: NDArray[np.int8] | None
+    rows: NDArray[np.int8] | None = None
+    columns: NDArray[np.int8] | None = None
 
 
-def row_steps(quantized: Quantized) -> NDArray[np.float32]:
-    """The step of every row, or the one of all.  # -> (rows, 1) or (1, 1)"""
-    step = np.array([[quantized.step << 16]], np.uint32).view(np.float32)
-    if quantized.rows is None:
-        return step
-    eighths = quantized.rows[:, None].astype(np.int32)
-    result: NDArray[np.float32] = np.ldexp(step * EIGHTHS[eighths & 7], eighths >> 3)
+def octaves(quarters: NDArray[np.int8]) -> NDArray[np.float32]:
+    """2^(quarters / 4).  # any shape, the same"""
+    whole = quarters.astype(np.int32)
+    result: NDArray[np.float32] = np.ldexp(QUARTERS[whole & 3], whole >> 2)
     return result
+
+
+def steps_of(quantized: Quantized) -> NDArray[np.float32]:
+    """The steps of a tensor's weights.  # -> (rows or 1, columns or 1)"""
+    steps = np.array([[quantized.step << 16]], np.uint32).view(np.float32)
+    if quantized.rows is not None:
+        steps = steps * octaves(quantized.rows)[:, None]
+    return steps if quantized.columns is None else steps * octaves(quantized.columns)
 
 
 def dequantize(quantized: Quantized, trellis: bool) -> NDArray[np.float32]:
@@ -58,7 +53,7 @@ def dequantize(quantized: Quantized, trellis: bool) -> NDArray[np.float32]:
     integers = quantized.codes
     if trellis:
         integers = 2 * integers + trellis_parities(integers)
-    return integers.astype(np.float32) * row_steps(quantized)
+    return integers.astype(np.float32) * steps_of(quantized)
 
 
 def path(columns: int, width: int, lead: list[int]) -> NDArray[np.int64]:

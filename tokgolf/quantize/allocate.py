@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from tokgolf.model import LanguageModel
+from tokgolf.quantize.gptq import some_windows
 from tokgolf.quantize.rows import Rounder
 
 PROBE = 0.5
@@ -54,9 +55,7 @@ def sensitivities(model: LanguageModel, rounder: Rounder) -> dict[str, float]:
 
 def probe_tokens(batches: Iterable[Tensor], vocab_size: int) -> list[Tensor]:
     """Windows for the measurement, spread over the calibration batches, one row each."""
-    rows = [batch[i : i + 1] for batch in batches for i in range(len(batch))]
-    wanted = max(min(PROBE_TOKENS, PROBE_LOGITS // vocab_size) // rows[0].numel(), 1)
-    return rows[:: max(len(rows) // wanted, 1)][:wanted]
+    return some_windows(batches, min(PROBE_TOKENS, PROBE_LOGITS // vocab_size))
 
 
 def divergences(expected: Tensor, got: Tensor) -> Tensor:

@@ -1,17 +1,19 @@
-"""What GPTQ needs to know of a layer: the second moments of its inputs on real tokens.
+"""What rounding needs to know of a layer: second moments of its inputs and of gradients behind it.
 
 What counts is not the error of the weights but of the layer's outputs on real inputs,
 tr(dW H dW^T) with H = X^T X / n. Source: Frantar et al. 2022 (arXiv 2210.17323). `trellis` chooses
-integers by it.
+integers by it. And not all outputs count alike: the gradients say how much.
 """
 
 from collections.abc import Collection, Iterable
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from tokgolf.device import in_one_order
 from tokgolf.heads.base import LinearHead
 from tokgolf.model import LanguageModel
 
@@ -54,3 +56,73 @@ def input_hessians(
         for hook in hooks:
             hook.remove()
     return {name: (total / count).cpu().numpy() for name, total in sums.items()}
+
+
+def output_gradients(
+    model: LanguageModel, batches: Iterable[Tensor]
+) -> tuple[dict[str, NDArray[np.float64]], NDArray[np.float64]]:
+    """How much the predictions change with what comes out: E[g^2] of every output of every linear
+    layer of the trunk, by the tensor's full name (rows,), and E[g g^T] of the embedded tokens
+    (d_model, d_model).
+
+    g is the gradient of the log-probability of tokens that are drawn from the model itself, whose
+    second moments are the curvature of the KL divergence (Fisher's information). `batches` are
+    tokens (rows, time).
+    """
+    sums: dict[str, Tensor] = {}
+    embedded: list[Tensor] = []
+    count = 0
+
+    def add(name: str, moment: Tensor) -> None:
+        sums[name] = sums.get(name, 0) + moment
+
+    def watch(name: str, outputs: Tensor) -> None:
+        outputs.register_hook(
+            lambda gradient: add(name, gradient.flatten(0, -2).double().square().sum(0))
+        )
+
+    def enter(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        embedded.append(inputs[0].detach().requires_grad_(True))
+        return embedded[-1], *inputs[1:]
+
+    hooks = [model.trunk.register_forward_pre_hook(enter)]
+    hooks += [
+        module.register_forward_hook(
+            lambda _, inputs, outputs, name=f"trunk.{name}.weight": watch(name, outputs)
+        )
+        for name, module in model.trunk.named_modules()
+        if isinstance(module, nn.Linear)
+    ]
+    device = next(model.parameters()).device
+    draw = torch.Generator(device).manual_seed(0)
+    try:
+        with in_one_order(device), torch.enable_grad():
+            for tokens in (batch.to(device) for batch in batches):
+                log_probs = model.log_probs(tokens).flatten(0, 1)
+                drawn = torch.multinomial(log_probs.detach().exp(), 1, generator=draw)
+                loss = log_probs.gather(1, drawn).sum()
+                (gradient,) = torch.autograd.grad(loss, embedded.pop())
+                gradient = gradient.flatten(0, 1).double()
+                add("", gradient.T @ gradient)
+                count += tokens.numel()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    moments = {name: (total / count).cpu().numpy() for name, total in sums.items()}
+    return moments, moments.pop("")
+
+
+@torch.no_grad()
+def looked_up(model: LanguageModel) -> str | None:
+    """Name of the stored tensor whose rows are the embedded tokens, if there is one."""
+    shape = model.head.shape
+    tokens = torch.arange(shape.vocab_size, device=next(model.parameters()).device)[None]
+    embedded = model.head.embed(tokens, tokens)[0]
+    return next((s.name for s in model.stored() if torch.equal(embedded, s.tensor)), None)
+
+
+def some_windows(batches: Iterable[Tensor], tokens: int) -> list[Tensor]:
+    """About so many tokens of the batches, in windows spread over them, one row each."""
+    rows = [batch[i : i + 1] for batch in batches for i in range(len(batch))]
+    wanted = max(tokens // rows[0].numel(), 1)
+    return rows[:: max(len(rows) // wanted, 1)][:wanted]

@@ -4,6 +4,12 @@ With an entropy coder behind it, a tensor's size follows from the ratio of its s
 alone, about log2(spread / step) + 2.05 bits a weight: so the step is the knob, and there is no bit
 width. "Step" is here the distance between a weight's choices at its place; a trellis' grid is
 twice as fine, at the same bits.
+
+A tensor's rows and columns have steps of their own around that. A column's is in proportion to its
+entry on the diagonal of `trellis.error_spread`, so that all columns cost alike at their steps: of
+all steps with one product, and so about one size, these cost the least (GPTQ's error is a
+triangular system; reverse water-filling on its diagonal). A row's is in proportion to
+E[g^2]^(-1/2), g the gradient of its output; a token's, in a table, to its frequency^(-1/4).
 """
 
 import copy
@@ -19,14 +25,17 @@ from torch import Tensor
 from tokgolf.config import check_positive
 from tokgolf.errors import ArtifactError, ConfigError
 from tokgolf.model import LanguageModel
-from tokgolf.quantize import LARGEST, STEPS, Quantized, path, restored, row_steps
-from tokgolf.quantize.gptq import input_hessians
+from tokgolf.quantize import FARTHEST, LARGEST, STEPS, Quantized, octaves, path, restored, steps_of
+from tokgolf.quantize.gptq import input_hessians, looked_up, output_gradients, some_windows
 from tokgolf.quantize.trellis import error_spread, round_rows
 
 METHODS = ("trellis", "gptq", "nearest")
 MOST_BITS = 8.0
 TUNE = 40
 LEAD_IN, LEAD = 3, 13
+GRADIENT_TOKENS = 1 << 14
+LEAST = 1e-4
+"""Of the mean importance: less is taken for so much, a row that nothing depends on too."""
 REACH = 1.02  # GPTQ moves a weight a little beyond the largest
 
 
@@ -96,36 +105,54 @@ class Rounder:
                 torch.bincount(tokens, minlength=vocab_size).numpy()
             )
         self.hessians: dict[str, NDArray[np.float64]] = {}
+        self.importance: dict[str, NDArray[np.float64]] = {}
+        self.embedded: dict[str, NDArray[np.float64]] = {}
         if config.method != "nearest":
             if not self.batches:
                 raise ArtifactError(
                     f"{config.method} needs calibration tokens and got none; use --method nearest"
                 )
             self.hessians = input_hessians(model, self.batches)
+            windows = some_windows(self.batches, GRADIENT_TOKENS)
+            self.importance, embedded = output_gradients(model, windows)
+            if table := looked_up(model):
+                self.embedded[table] = embedded
+                self.hessians.setdefault(table, np.zeros_like(embedded))
         self.lead = lead_columns(self.hessians, self.width) if self.trellis else []
         # The order of a scalar's columns is nobody's business: those that matter most come first.
         self.orders = {
             name: self._path(len(h)) if self.trellis else np.argsort(-h.diagonal(), kind="stable")
             for name, h in self.hessians.items()
         }
-        self.spreads = {
-            name: error_spread(hessian[np.ix_(self.orders[name], self.orders[name])])
-            for name, hessian in self.hessians.items()
-        }
+        self.spreads: dict[str, NDArray[np.float64]] = {}
+        self.columns: dict[str, NDArray[np.int8]] = {}
+        for name, hessian in self.hessians.items():
+            self.look(name, hessian)
 
     def moved(self, model: LanguageModel) -> "Rounder":
         """The same over another model of this shape; what is known of the inputs is taken over."""
         other = copy.copy(self)
         other.model = model
         other.stored = {s.name: s for s in model.stored() if s.kind != "codes"}
-        other.spreads = dict(self.spreads)
+        other.spreads, other.columns = dict(self.spreads), dict(self.columns)
         return other
 
     def observe(self, names: list[str]) -> None:
         """Look anew at what these tensors read, after the model has changed."""
         for name, hessian in input_hessians(self.model, self.batches, names).items():
-            order = self.orders[name]
-            self.spreads[name] = error_spread(hessian[np.ix_(order, order)])
+            self.look(name, hessian)
+
+    def look(self, name: str, hessian: NDArray[np.float64]) -> None:
+        """Take in what a tensor reads: how errors move on, and so each column's step."""
+        if name in self.embedded:  # a table is looked up too
+            hessian = hessian + self.embedded[name]
+        order = self.orders[name]
+        spread = error_spread(hessian[np.ix_(order, order)])
+        columns = np.empty(len(order), np.int8)
+        columns[order] = quarters(spread.diagonal())
+        # The search has columns in units of their steps.
+        self.spreads[name] = spread / octaves(columns[order])
+        self.columns[name] = columns
 
     def _path(self, columns: int) -> NDArray[np.int64]:
         return path(columns, self.width, self.lead)
@@ -135,51 +162,64 @@ class Rounder:
         tensor = self.stored[name].tensor.detach()
         return tensor.double().cpu().numpy().reshape(-1, tensor.shape[-1])
 
-    def eighths(self, name: str) -> NDArray[np.int8] | None:
-        """Eighths of octaves by which a table's rows have larger steps; None for other kinds."""
+    def rows_of(self, name: str) -> NDArray[np.int8] | None:
+        """Quarters of octaves by which a tensor's rows have larger steps; None for vectors."""
         _, tensor, kind = self.stored[name]
         rows = tensor.numel() // tensor.shape[-1]
-        if kind != "table":
+        if kind == "vector":
             return None
-        if rows != len(self.token_weights):
+        if kind == "table" and rows == len(self.token_weights):
+            return quarters(self.token_weights)
+        if name not in self.importance:
             return np.zeros(rows, np.int8)
-        rounded: NDArray[np.int8] = np.rint(8 * np.log2(self.token_weights)).astype(np.int8)
-        return rounded
+        importance = self.importance[name]
+        return quarters(np.maximum(importance, LEAST * importance.mean() + 1e-200) ** -0.5)
+
+    def columns_of(self, name: str) -> NDArray[np.int8] | None:
+        """The same of its columns, in their own order."""
+        _, tensor, kind = self.stored[name]
+        if kind == "vector":
+            return None
+        return self.columns.get(name, np.zeros(tensor.shape[-1], np.int8))
 
     def spread(self, name: str) -> float:
         """Root mean square of a tensor's weights, each beside its row's multiplier of the step."""
-        weights = self.weights(name) / self._multipliers(name)
+        weights = self.weights(name) / self.multipliers(name)
         return float(np.sqrt(np.square(weights).mean()))
 
     def finest(self, name: str) -> float:
         """The smallest step at which every weight is within the largest integer."""
-        weights = self.weights(name) / self._multipliers(name)
+        weights = self.weights(name) / self.multipliers(name)
         return max(float(np.abs(weights).max()) * REACH / LARGEST, 2.0**-90)
 
-    def _multipliers(self, name: str) -> NDArray[np.float64]:
-        one = Quantized(np.zeros((0, 0), np.int16), 0x3F80, self.eighths(name))
-        return row_steps(one).astype(np.float64)
+    def multipliers(self, name: str) -> NDArray[np.float64]:
+        """What the tensor's step is multiplied by.  # -> (rows or 1, columns or 1)"""
+        none = np.zeros((0, 0), np.int16)
+        one = Quantized(none, 0x3F80, self.rows_of(name), self.columns_of(name))
+        return steps_of(one).astype(np.float64)
 
     def quantize(self, name: str, step: float) -> Quantized:
-        """A tensor's integers at a step (of its table's rows, before their multipliers)."""
+        """A tensor's integers at a step (before what its rows and columns multiply it by)."""
         weights = self.weights(name)
-        vector, eighths = self.stored[name].kind == "vector", self.eighths(name)
-        trellis = self.trellis and not vector
+        rows, columns = self.rows_of(name), self.columns_of(name)
+        trellis = self.trellis and columns is not None
         bits = step_bits(step / 2 if trellis else step)
-        empty = Quantized(np.zeros(weights.shape, np.int16), bits, eighths)
-        grid = np.broadcast_to(row_steps(empty).astype(np.float64), (len(weights), 1))
-        if vector or self.config.method == "nearest":
-            codes = np.rint(weights / grid).clip(-LARGEST, LARGEST).astype(np.int16)
-            return empty._replace(codes=codes)
+        found = Quantized(np.zeros(weights.shape, np.int16), bits, rows, columns)
+        if columns is None or self.config.method == "nearest":
+            codes = np.rint(weights / steps_of(found)).clip(-LARGEST, LARGEST).astype(np.int16)
+            return found._replace(codes=codes)
         order = self.orders.get(name, self._path(weights.shape[1]))
+        grid = steps_of(found._replace(columns=None)).astype(np.float64)
         codes = round_rows(
-            weights[:, order],
+            (weights / octaves(columns))[:, order],
             self.spreads.get(name),
-            grid[:, 0],
+            np.broadcast_to(grid[:, 0], len(weights)),
             trellis=trellis,
             rate_weight=self.config.rate_weight,
         )
-        return empty._replace(codes=codes if trellis else codes[:, np.argsort(order)])
+        if trellis:
+            return found._replace(codes=codes, columns=columns[order])
+        return found._replace(codes=codes[:, np.argsort(order)])
 
     def restore(self, name: str, quantized: Quantized) -> None:
         """Put what a file would give back in the place of the tensor."""
@@ -203,6 +243,17 @@ def lead_columns(hessians: dict[str, NDArray[np.float64]], width: int) -> list[i
     falling = np.argsort(-shares, kind="stable")
     first = falling[width - LEAD_IN :].tolist()
     return [*first, *falling.tolist()][: lead_length(width)]
+
+
+def quarters(factors: NDArray[np.float64]) -> NDArray[np.int8]:
+    """Quarters of octaves nearest to factors beside their geometric mean.
+
+    factors=[1, 2, 4] -> [-4, 0, 4]
+    """
+    logs = np.log2(factors)
+    nearest = np.rint(4 * (logs - logs.mean())).clip(-FARTHEST, FARTHEST)
+    result: NDArray[np.int8] = nearest.astype(np.int8)
+    return result
 
 
 def lead_length(width: int) -> int:

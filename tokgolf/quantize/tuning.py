@@ -23,10 +23,10 @@ from tokgolf.quantize import Quantized
 from tokgolf.quantize.allocate import divergences
 from tokgolf.quantize.rows import Rounder
 
-RATE = 0.01
-"""Learning rate of a matrix or table, in its steps: a tensor that is rounded finely must stay where
-it is. At 0.03, or at 0.01 of the root mean square, a trunk with a few large channels ended farther
-from its float model than without tuning (docs/log.md)."""
+RATE = 0.003
+"""Learning rate of a matrix or table, in each weight's own step: what is rounded finely must stay
+where it is. At 0.01 a trunk with a few large channels ended farther from its float model than
+without tuning (docs/results/artifact.md)."""
 VECTOR_RATE = 0.003
 """Of a vector, in its root mean square."""
 WARM = 5  # updates until the full rate, which then falls to zero
@@ -76,7 +76,9 @@ def round_in_parts(
                 rounder.restore(name, found[name])
             left = [name for part in parts[number + 1 :] for name in part]
             if left and rounder.config.tune:
-                rates = [(rounder.stored[name].tensor, rate(rounder, name, steps)) for name in left]
+                rates = [
+                    (rounder.stored[name].tensor, rates_of(rounder, name, steps)) for name in left
+                ]
                 amount = _tune(model, tuned, rates, rounder.config.tune, batches)
                 say(
                     f"tuning    part {number + 1} of {len(parts)} is rounded: {amount:.4f} nats a "
@@ -87,41 +89,51 @@ def round_in_parts(
     return rounder, found
 
 
-def rate(rounder: Rounder, name: str, steps: Mapping[str, float]) -> float:
-    """Learning rate of a tensor."""
-    if rounder.stored[name].kind != "vector":
-        return RATE * steps[name]
-    return VECTOR_RATE * max(rounder.spread(name), 1e-3)
+def rates_of(rounder: Rounder, name: str, steps: Mapping[str, float]) -> Tensor:
+    """Learning rate of every weight of a tensor."""
+    tensor = rounder.stored[name].tensor
+    if rounder.stored[name].kind == "vector":
+        return torch.full_like(tensor, VECTOR_RATE * max(rounder.spread(name), 1e-3))
+    rates = torch.from_numpy(RATE * steps[name] * rounder.multipliers(name)).to(tensor)
+    return rates.expand(tensor.numel() // tensor.shape[-1], tensor.shape[-1]).view_as(tensor)
 
 
 def _tune(
     model: LanguageModel,
     tuned: LanguageModel,
-    left: list[tuple[Tensor, float]],
+    left: list[tuple[Tensor, Tensor]],
     updates: int,
     batches: Iterable[Tensor],
 ) -> float:
     """Bring `tuned` nearer to `model` by the tensors `left`, each at its learning rate; returns the
     divergence of the last updates."""
     tuned.requires_grad_(False)
-    groups = []
-    for tensor, rate in left:
-        if isinstance(tensor, nn.Parameter):
-            groups.append({"params": [tensor.requires_grad_(True)], "rate": rate})
-    optimizer = torch.optim.Adam(groups, betas=BETAS)
+    # Adam moves what it tunes by its rate, whatever the gradient: so it tunes the way of every
+    # weight in units of the weight's own rate.
+    weights = [tensor for tensor, _ in left if isinstance(tensor, nn.Parameter)]
+    rates = [rates for tensor, rates in left if isinstance(tensor, nn.Parameter)]
+    starts = [tensor.detach().clone() for tensor in weights]
+    ways = [torch.zeros_like(tensor) for tensor in starts]
+    for tensor in weights:
+        tensor.requires_grad_(True)
+    optimizer = torch.optim.Adam(ways, lr=1.0, betas=BETAS)
     seen: list[float] = []
     device = left[0][0].device
     for update, tokens in enumerate(itertools.islice(batches, updates)):
         scale = min((update + 1) / WARM, 1.0) * (1 - update / updates)
-        for group in optimizer.param_groups:
-            group["lr"] = group["rate"] * scale
+        optimizer.param_groups[0]["lr"] = scale
         tokens = tokens.to(device)
         with torch.no_grad():
             expected = model.log_probs(tokens)
         loss = divergences(expected, tuned.log_probs(tokens)).sum() / tokens.numel()
-        optimizer.zero_grad(set_to_none=True)
+        for tensor in weights:
+            tensor.grad = None
         loss.backward()  # type: ignore[no-untyped-call]
+        for tensor, way, rate in zip(weights, ways, rates, strict=True):
+            way.grad = None if tensor.grad is None else tensor.grad * rate / rate.mean()
         optimizer.step()
+        for tensor, start, way, rate in zip(weights, starts, ways, rates, strict=True):
+            tensor.data.copy_(start + way * rate)
         seen.append(float(loss.detach()))
     tuned.requires_grad_(False)
     last = seen[-max(len(seen) // 4, 1) :]
