@@ -173,7 +173,7 @@ def test_a_cap_that_is_too_small_fails_with_both_numbers(
     texts: dict[str, Any], tmp_path: Path
 ) -> None:
     axes = {"bits": [4.0], "vocab_size": 270, "cap": ["9KB", 10_000]}
-    for equal, words in (("bytes", "under the cap of 9,000"), ("steps", "over the cap of 9,000")):
+    for equal, words in (("bytes", "under the cap of 9,000"), ("steps", "(at 4.0 bits); leave")):
         spec = replace(spec_of(texts, equal=equal, axes=axes, cap=None), name=equal)
         result = run_sweep(spec, tmp_path, device="cpu", engine_of=Inline)
         assert [cell.status for cell in result.cells] == ["failed"] * 2
