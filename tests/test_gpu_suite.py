@@ -33,7 +33,13 @@ def suite() -> ModuleType:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("group", ["matmul", "train", "loss", "agreement", "heads"])
+@pytest.mark.parametrize(
+    "group",
+    [
+        *("matmul", "train", "loss"),
+        *(pytest.param(group, marks=pytest.mark.slow) for group in ("agreement", "heads")),
+    ],
+)
 def test_every_part_runs(
     suite: ModuleType, group: str, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -78,7 +78,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for arguments in (
         ["build-tokenizer", "--vocab-size", "270", "--corpus", corpus, "-o", tokenizer],
         [*train, *TINY],
-        ["export", str(folder / "run"), "--cap", "1MB", "-o", str(folder / "m.golf")],
+        [
+            *("export", str(folder / "run"), "--cap", "1MB", "--tune", "0"),
+            *("-o", str(folder / "m.golf")),
+        ],
     ):
         assert cli.run(arguments) == 0
     return folder
@@ -541,10 +544,11 @@ def test_a_full_disk_leaves_no_tokenizer(made: Path, tmp_path: Path) -> None:
 
 def test_a_full_disk_leaves_no_artifact_and_keeps_the_older_one(made: Path, tmp_path: Path) -> None:
     path = tmp_path / "m.golf"
-    assert is_full(on_a_full_disk(1000, "export", made / "run", "-o", path))
+    export = ["export", made / "run", "--tune", 0, "-o", path]
+    assert is_full(on_a_full_disk(1000, *export))
     assert list(tmp_path.iterdir()) == []
     path.write_bytes(b"older")
-    assert is_full(on_a_full_disk(1000, "export", made / "run", "-o", path))
+    assert is_full(on_a_full_disk(1000, *export))
     assert [each.name for each in tmp_path.iterdir()] == ["m.golf"]
     assert path.read_bytes() == b"older"
 

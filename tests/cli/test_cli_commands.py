@@ -101,7 +101,7 @@ def made(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         + ["-o", str(folder / "t.tok")],
         ["train", "--corpus", f"{data}:train", "--val", f"{data}:val"]
         + ["--tokenizer", str(folder / "t.tok"), "-o", str(folder / "run"), *TINY],
-        ["export", str(folder / "run"), "--cap", "1MB"],
+        ["export", str(folder / "run"), "--cap", "1MB", "--tune", "0"],
     ):
         assert cli.run(arguments) == 0
     return folder
@@ -236,14 +236,15 @@ def test_train_reports_its_run(call: Call, data: Path, made: Path, tmp_path: Pat
 
 def test_export_reports_the_ledger(call: Call, made: Path, tmp_path: Path) -> None:
     path = tmp_path / "m.golf"
-    values = json.loads(call("export", made / "run", "--cap", "1MB", "-o", path, "--json")[0])
+    command = ["export", made / "run", "--cap", "1MB", "--tune", 0, "-o", path]
+    values = json.loads(call(*command, "--json")[0])
     assert values["file_bytes"] == path.stat().st_size
     assert values["asset_bytes"] == (made / "t.tok").stat().st_size
     assert values["cap"] == 1_000_000
     assert values["headroom"] == values["cap"] - values["artifact_bytes"] > 0
     assert sum(values["ledger"].values()) == values["artifact_bytes"]
     assert path.read_bytes() == (made / "run" / "model.golf").read_bytes()
-    assert "headroom" in call("export", made / "run", "--cap", "1MB", "-o", path)[0]
+    assert "headroom" in call(*command)[0]
 
 
 def test_export_prints_its_plan_and_writes_it_beside_the_file(
@@ -290,7 +291,7 @@ def test_other_methods_export_and_say_so(
     method: str, call: Call, made: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "m.golf"
-    command = ["export", made / "run", "--method", method, "--bits", 4, "-o", path]
+    command = ["export", made / "run", "--method", method, "--bits", 4, "--tune", 0, "-o", path]
     out, err = call(*command, "--json")
     plan = json.loads(out)["plan"]
     assert plan["config"]["method"] == method
@@ -303,7 +304,7 @@ def test_other_methods_export_and_say_so(
 def test_fewer_bits_make_a_smaller_file(call: Call, made: Path, tmp_path: Path) -> None:
     sizes = []
     for bits in (6, 4, 2.5):
-        command = ["export", made / "run", "-o", tmp_path / "m.golf", "--bits", bits]
+        command = ["export", made / "run", "-o", tmp_path / "m.golf", "--bits", bits, "--tune", 0]
         sizes.append(json.loads(call(*command, "--json")[0])["file_bytes"])
     assert sizes[0] > sizes[1] > sizes[2]
 

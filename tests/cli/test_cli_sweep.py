@@ -23,6 +23,7 @@ compile = "off"
 trunk = {layers = 1, d_model = 16, heads = 2, kv_heads = 1, mlp_hidden = 24, sequence_length = 16}
 [axes]
 "tokenizer.kind" = "byte"
+tune = 0
 head = ["tied", "factorized"]
 "head.rank" = [4, 99]
 [engine]
