@@ -18,8 +18,8 @@ from tokgolf.quantize import trellis_parities
 
 
 class TensorSize(NamedTuple):
-    """Bytes of a tensor's integers, of its step and its rows' and columns' factors, and of its context
-    and classes."""
+    """Bytes of a tensor's integers, of its step and the factors of its rows and columns, and of its
+    context and classes."""
 
     name: str
     step: float | None
