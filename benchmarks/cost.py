@@ -2,8 +2,9 @@
 
 Every run is exported and read back. The estimate is told the artifact's own bits a weight, which is
 what export can be told too; its error is that of all else. A second estimate is told the steps
-instead, and has the bits from the entropy of a Gaussian: what that leaves out is how the spread
-differs between rows and columns, and weights that are no Gaussian, as after few steps.
+instead, and the spreads of rows and columns, and has the bits from the entropy of Gaussians: what
+that leaves out are weights that are none, as in a table whose rows few updates have moved, all of
+their weights as far.
 
     tokgolf train --tokenizer bpe1024.tok --steps 150 -o runs/a
     python benchmarks/cost.py runs/a
@@ -17,6 +18,7 @@ HERE = Path(__file__).resolve().parent
 sys.path = [p for p in sys.path if Path(p or ".").resolve() != HERE] + [str(HERE)]
 
 import click  # noqa: E402
+import numpy as np  # noqa: E402
 
 from tokgolf.artifact import container, weights  # noqa: E402
 from tokgolf.artifact.checkpoint import load_run  # noqa: E402
@@ -24,8 +26,10 @@ from tokgolf.artifact.export import calibration_tokens, encode_artifact  # noqa:
 from tokgolf.artifact.load import Artifact  # noqa: E402
 from tokgolf.cost import cost_of, gaussian_bits  # noqa: E402
 from tokgolf.heads import Stored  # noqa: E402
-from tokgolf.quantize import steps_of  # noqa: E402
+from tokgolf.quantize import path, steps_of  # noqa: E402
 from tokgolf.quantize.rows import QuantConfig  # noqa: E402
+
+UNIT = 16  # spreads are rounded to so many a factor of two
 
 
 @click.command()
@@ -40,7 +44,7 @@ def main(runs: tuple[Path, ...]) -> None:
         artifact = encode_artifact(source, QuantConfig(), tokens)
         measured = artifact.ledger
         guess = cost_of(source.trunk, source.head, source.tokenizer, bits=measured.bits).ledger
-        dense = sum(t.bytes for t in guess.tensors if t.kind in ("table", "matrix"))
+        dense = sum(t.coded for t in guess.tensors if t.kind in ("table", "matrix"))
         blind = guess.full - dense + round(gaussian_bytes(source.model.stored(), artifact))
         click.echo(
             f"{run.name:<14}{source.head.name:<12}{measured.bits:>12.3f}{measured.full:>12,}"
@@ -50,19 +54,25 @@ def main(runs: tuple[Path, ...]) -> None:
 
 
 def gaussian_bytes(stored: list[Stored], artifact: Artifact) -> float:
-    """What tables and matrices would take at the artifact's steps, if they were Gaussian: every
-    table row, which has a step of its own, and every matrix of one spread."""
+    """What tables and matrices would take at the artifact's steps, if every weight were drawn from
+    a Gaussian with the spread of its row and column (their powers' product)."""
     header, sections = container.unpack(artifact.data)
     trellis = header["quantizer"] == "trellis"
     found = weights.read(stored, sections, trellis).quantized
+    width, lead = artifact.trunk.d_model, header["lead"]
     bits = 0.0
     for name, tensor, kind in stored:
         if kind in ("table", "matrix"):
-            rows = tensor.float().flatten(0, -2)
-            spread = rows.std(1, correction=0) if kind == "table" else rows.std().view(1)
-            ratios = steps_of(found[name]).mean(axis=1) * (1 + trellis) / spread.numpy().clip(1e-30)
-            each = [gaussian_bits(float(ratio)) for ratio in ratios]
-            bits += sum(each) / len(each) * tensor.numel()
+            values = tensor.detach().double().numpy().reshape(-1, tensor.shape[-1])
+            values = values[:, path(values.shape[1], width, lead)]
+            power = np.square(values / steps_of(found[name]) / (1 + trellis))
+            rows, columns = power.mean(axis=1), power.mean(axis=0)
+            spreads = np.sqrt(np.outer(rows, columns / max(columns.mean(), 1e-300)))
+            octaves, counts = np.unique(
+                np.rint(UNIT * np.log2(spreads.clip(2.0**-20))), return_counts=True
+            )
+            each = [gaussian_bits(2.0 ** (-octave / UNIT)) for octave in octaves.tolist()]
+            bits += float(np.dot(counts, each))
     return bits / 8
 
 

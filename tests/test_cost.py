@@ -19,7 +19,15 @@ from tokgolf.artifact.encode import encode
 from tokgolf.artifact.export import encode_artifact
 from tokgolf.artifact.sizes import sizes_of
 from tokgolf.config import TrunkConfig
-from tokgolf.cost import LEAST_BITS, cost_of, flops_of_token, gaussian_bits, gaussian_step
+from tokgolf.cost import (
+    CLASS_BITS,
+    FACTOR_BITS,
+    LEAST_BITS,
+    cost_of,
+    flops_of_token,
+    gaussian_bits,
+    gaussian_step,
+)
 from tokgolf.errors import CapError, ConfigError
 from tokgolf.heads import ADDONS, HEADS, Stored, head_config
 from tokgolf.ledger import Ledger
@@ -203,6 +211,25 @@ def test_every_head_and_add_on_has_a_cost_that_adds_up(case: str, tokenizer: Tok
     more = cost_of(TRUNK, head_config(CONFIGS[case]), tokenizer, bits=4.5)
     assert more.ledger.full - ledger.full == pytest.approx(weights / 8, abs=3)
     assert ledger.bits == pytest.approx(3.5, abs=0.01)
+
+
+@pytest.mark.parametrize("wide", [64, 192])
+def test_every_row_and_column_is_charged_with_its_factor_and_class(
+    wide: int, tokenizer: Tokenizer
+) -> None:
+    trunk = replace(TRUNK, d_model=wide, mlp_hidden=2 * wide)
+    ledger = cost_of(trunk, head_config({"name": "tied"}), tokenizer, bits=4.0).ledger
+    rows, dense = dict(ledger.rows), [t for t in ledger.tensors if t.kind != "vector"]
+    lines = sum(sum(t.shape) for t in dense)
+    beside = 2 * len(ledger.tensors)
+    assert rows["steps"] == pytest.approx(beside + lines * FACTOR_BITS / 8, abs=len(dense))
+    assert rows["classes"] == pytest.approx(len(dense) + lines * CLASS_BITS / 8, abs=len(dense))
+    # The step is that of what is left for the integers, not of all bits.
+    (step,) = {t.step for t in dense}
+    assert step is not None
+    coded = 8 * sum(t.coded for t in dense) / sum(t.weights for t in dense)
+    assert gaussian_bits(step) == pytest.approx(coded, abs=0.01)
+    assert coded < 4.0 - 8 * (rows["steps"] + rows["classes"]) / sum(t.weights for t in dense) / 2
 
 
 def test_a_cap_is_filled_with_bits_and_never_passed(tokenizer: Tokenizer) -> None:

@@ -3,12 +3,14 @@
 Unlike `ledger` nothing is quantized, so what training decides comes from a stated model:
 
     all weights       the bits a weight asked for, as `Ledger.bits` counts them of an artifact
-    tables, matrices  what the others leave of it, alike for each weight, the steps and classes of
-                      rows and columns included; as a step, that of a Gaussian (`gaussian_bits`)
+    tables, matrices  what the others leave of it, alike for each weight; as a step, that of a
+                      Gaussian (`gaussian_bits`)
     vectors           Gaussian, with a step that lets the largest reach code 127
+    steps, classes    of each row and column `FACTOR_BITS` and `CLASS_BITS`
     tokenizer         its asset, exactly, if one is given; otherwise the asset of a BPE tokenizer of
                       the size asked for, built from the embedded corpus
-    frequency tables  of one context, as the encoder reckons: 10 bits, and 4 for each symbol in use
+    frequency tables  of `CONTEXTS`, or as many as so few weights pay for; each as the encoder
+                      reckons: 10 bits, and 4 for each symbol in use
     lanes             three bytes each
 
 Code, header, codes and checksum are exact. Where sizes depend on how often each token occurs, the
@@ -39,6 +41,9 @@ from tokgolf.tokenizers import Tokenizer, build_tokenizer
 EMBEDDED = "stdlib:train"
 VECTOR_LARGEST = 127
 PARITIES = 2  # a context of a trellis-coded weight has two tables
+FACTOR_BITS, CLASS_BITS, CONTEXTS = 3.0, 2.5, 25
+"""Typical of exports (docs/results/artifact.md)."""
+CONTEXT_WEIGHTS = 1 << 14  # a context pays from about so many weights
 DENSE = ("table", "matrix")
 LANE_BYTES = 3  # see `rans.lanes_of`
 UNIT = 10_000
@@ -166,13 +171,18 @@ def _ledger(source: _Source, bits: float) -> Ledger:
     numbers = sum(s.tensor.numel() for s in stored if s.kind != "codes")
     dense = [s.tensor.numel() for s in stored if s.kind in DENSE]
     step = gaussian_step(bits)
-    tables, lanes = _table_bytes(sum(dense), step), 0
+    contexts = min(CONTEXTS, 1 + sum(dense) // CONTEXT_WEIGHTS)
+    tables, lanes = contexts * _table_bytes(sum(dense) // contexts, step), 0
     if numbers:
         lanes = LANE_BYTES * rans.lanes_of(numbers)
     known = {s.name: _known(s) for s in stored if s.kind not in DENSE}
-    steps, classes = 2 * sum(s.kind != "codes" for s in stored), len(dense)
+    sides = {s.name: _sides(s, classed=contexts > 1) for s in stored}
+    steps, classes = (sum(side[part] for side in sides.values()) for part in (0, 1))
     beside = sum(known.values()) + tables + lanes + steps + classes
-    spread = iter(whole(dense, max(0, round(numbers * bits / 8) - beside)))
+    shared = max(0, round(numbers * bits / 8) - beside)
+    if dense:
+        step = gaussian_step(max(8 * shared / sum(dense), LEAST_BITS / 2))
+    spread = iter(whole(dense, shared))
     tensors = tuple(
         TensorBytes(
             name=name,
@@ -182,8 +192,8 @@ def _ledger(source: _Source, bits: float) -> Ledger:
             weights=tensor.numel(),
             step={"codes": None, "vector": _vector_step(tensor.numel())}.get(kind, step),
             coded=next(spread) if kind in DENSE else known[name],
-            steps=0 if kind == "codes" else 2,
-            classes=1 if kind in DENSE else 0,
+            steps=sides[name][0],
+            classes=sides[name][1],
         )
         for name, tensor, kind in stored
     )
@@ -218,13 +228,22 @@ def _known(stored: Stored) -> int:
     return round(count * gaussian_bits(_vector_step(count)) / 8)
 
 
+def _sides(stored: Stored, *, classed: bool) -> tuple[int, int]:
+    """Bytes of a tensor's step and of its factors; of its base context and of its classes."""
+    if stored.kind not in DENSE:
+        return (0 if stored.kind == "codes" else 2), 0
+    columns = stored.tensor.shape[-1]
+    lines = stored.tensor.numel() // columns + columns
+    return 2 + round(lines * FACTOR_BITS / 8), 1 + round(lines * CLASS_BITS / 8) * classed
+
+
 def _vector_step(count: int) -> float:
     """The step, in standard deviations, that lets the largest of so many reach code 127."""
     return NormalDist().inv_cdf(1 - 1 / (2 * count + 2)) / VECTOR_LARGEST
 
 
 def _table_bytes(count: int, step: float) -> int:
-    """Bytes of the frequency tables of one context, for so many Gaussian weights."""
+    """Bytes of a context's frequency tables, for so many Gaussian weights."""
     used = int(np.count_nonzero(_probabilities(step) * count / PARITIES > 0.5))
     return math.ceil(PARITIES * (10 + 4 * used) / 8)
 

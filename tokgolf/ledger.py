@@ -36,7 +36,7 @@ AFTER = ("vectors", "steps", "classes", "frequency tables", "lanes", "header", "
 class TensorBytes(NamedTuple):
     """What a stored tensor takes: `coded` bytes of its numbers, and those of steps and classes.
 
-    `step` is the quantizer's step, of its first row if each has one; None for codes.
+    `step` is the tensor's own, before the factors of rows and columns; None for codes.
     """
 
     name: str

@@ -1,7 +1,7 @@
 """Quantization-aware training: late in a run, the forward pass sees weights as export rounds them.
 
 The steps are those that `tokgolf export --bits` would choose for the weights at that moment, by the
-same code on the same tokens, and a table's rows have the same multipliers. Each weight is rounded
+same code on the same tokens, and rows and columns have the same factors. Each weight is rounded
 to the nearest multiple of its step; an export at the same steps may choose a neighbour (GPTQ, a
 trellis' path), which rounding for every batch would be too slow for. The gradient passes straight
 through (Bengio et al. 2013, arXiv 1308.3432): it is taken at the rounded weights, and moves the

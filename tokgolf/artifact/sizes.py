@@ -18,7 +18,8 @@ from tokgolf.quantize import trellis_parities
 
 
 class TensorSize(NamedTuple):
-    """Bytes of a tensor's integers, of its steps, and of its context and classes."""
+    """Bytes of a tensor's integers, of its step and the factors of its rows and columns, and of its
+    context and classes."""
 
     name: str
     step: float | None
@@ -92,7 +93,7 @@ def stream_bits(
 def _stream_bits(
     order: weights.Layout, found: weights.Symbols, sections: dict[str, bytes], trellis: bool
 ) -> NDArray[np.float64]:
-    """Ideal bits of the integers, row steps and classes of every tensor.  # (tensors, 3)"""
+    """Ideal bits of the integers, factors and classes of every tensor.  # (tensors, 3)"""
     classed = sections["tables"][1] if order.dense else 0
     ends = np.cumsum([bool(order.dense), bool(order.dense), classed, classed])
     count = int(ends[-1]) + len(found.tables)
