@@ -242,12 +242,15 @@ def test_a_worker_has_gpus_of_those_that_the_sweep_was_given(
         given("4,5", 2)
 
 
-@pytest.mark.parametrize(("said", "expected"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
-def test_threads_of_a_worker_sleep_while_they_wait_unless_said_else(
-    said: str | None, expected: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize(
+    ("said", "expected"), [(None, "1000"), ("OMP_WAIT_POLICY", None), ("GOMP_SPINCOUNT", "x")]
+)
+def test_threads_of_a_worker_spin_shortly_unless_the_environment_says_how_they_wait(
+    said: str | None, expected: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
     if said:
-        monkeypatch.setenv("OMP_WAIT_POLICY", said)
+        monkeypatch.setenv(said, "x")
     [worker] = LocalEngine(EngineConfig(), dummy, str(tmp_path)).workers
-    assert worker.environment["OMP_WAIT_POLICY"] == expected
+    assert worker.environment.get("GOMP_SPINCOUNT") == expected

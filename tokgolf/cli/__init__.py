@@ -33,6 +33,7 @@ from tokgolf.cli import (
     train,
 )
 from tokgolf.errors import OtherRankError, TokgolfError
+from tokgolf.threads import short_spin
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -77,6 +78,7 @@ for command in (
 
 def main() -> None:
     """Run the command line and exit: 0 done, 1 the work failed (one line why), 2 usage."""
+    os.environ.update(short_spin())
     sys.exit(run(sys.argv[1:]))
 
 

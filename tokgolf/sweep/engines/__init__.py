@@ -4,7 +4,6 @@ A job function takes the store and a cell's id, both text, and returns a status.
 and locks its cell, so an engine may lose a cell, or run it twice, at no harm.
 """
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -61,17 +60,6 @@ def open_engine(config: EngineConfig, job: Job, store: str) -> Engine:
     from tokgolf.sweep.engines.ray_cluster import RayEngine
 
     return RayEngine(config, job, store)
-
-
-def idle_threads() -> dict[str, str]:
-    """Environment of a cell: its threads sleep while they wait for one another, unless said else.
-
-    By default they spin, and where others want the cores too the one that all wait for does not
-    get on: on two cores with a load of 12 a step of two threads took 3.6 to 7.9 s, sleeping 0.3 to
-    0.4 s, with the same weights.
-    """
-    name = "OMP_WAIT_POLICY"
-    return {name: os.environ.get(name, "PASSIVE")}
 
 
 def extra_module(module: str, extra: str) -> Any:

@@ -18,9 +18,10 @@ from joblib.externals.loky import ProcessPoolExecutor
 from joblib.externals.loky.process_executor import BrokenProcessPool
 
 from tokgolf.errors import ConfigError
-from tokgolf.sweep.engines import Ended, Engine, Job, idle_threads
+from tokgolf.sweep.engines import Ended, Engine, Job
 from tokgolf.sweep.signals import ended_as_by_ctrl_c
 from tokgolf.sweep.spec import EngineConfig
+from tokgolf.threads import short_spin
 
 Result = TypeVar("Result")
 SAVE_SECONDS = 30.0
@@ -138,7 +139,7 @@ def _run(job: Job, store: str, cell: str) -> str:
 def _environment(config: EngineConfig, slot: int) -> dict[str, str]:
     """Read by a worker's libraries when they load: threads, and which GPUs there are."""
     threads = config.threads or max(1, (os.cpu_count() or 1) // config.jobs)
-    found = dict.fromkeys(THREADS, str(threads)) | idle_threads()
+    found = dict.fromkeys(THREADS, str(threads)) | short_spin()
     if config.gpus:
         first, given = slot * config.gpus, os.environ.get("CUDA_VISIBLE_DEVICES")
         own = given.split(",") if given else [*map(str, range(first + config.gpus))]

@@ -5,8 +5,9 @@ Needs the extra `tokgolf[ray]`, and a store that every node sees.
 
 from typing import Any
 
-from tokgolf.sweep.engines import Ended, Engine, Job, extra_module, idle_threads
+from tokgolf.sweep.engines import Ended, Engine, Job, extra_module
 from tokgolf.sweep.spec import EngineConfig
+from tokgolf.threads import short_spin
 
 
 class RayEngine(Engine):
@@ -29,7 +30,7 @@ class RayEngine(Engine):
             num_cpus=threads,
             num_gpus=config.gpus,
             max_retries=0,  # the sweep counts how often a cell's process dies
-            runtime_env={"env_vars": {"OMP_NUM_THREADS": str(threads), **idle_threads()}},
+            runtime_env={"env_vars": {"OMP_NUM_THREADS": str(threads), **short_spin()}},
         )
         self.flying: dict[Any, str] = {}
 
