@@ -59,7 +59,7 @@ def moved_by(model: LanguageModel, tokens: Tensor, place: str, way: Tensor) -> T
 def jacobian(model: LanguageModel, tokens: Tensor, place: str, width: int) -> Tensor:
     """Of every log-probability, one window: # -> (time, vocab, time, width)"""
     way = torch.zeros(tokens.size(1), width)
-    found: Any = torch.autograd.functional.jacobian(
+    found: Any = torch.autograd.functional.jacobian(  # type: ignore[no-untyped-call]
         lambda w: moved_by(model, tokens, place, w), way, vectorize=True
     )
     return torch.as_tensor(found).double()

@@ -109,8 +109,8 @@ def read(stored: list[Stored], sections: dict[str, bytes], trellis: bool) -> Sym
     decoder.close()
 
     quantized = {
-        tensor.name: Quantized(*parts)
-        for tensor, *parts in zip(dense, codes, steps, tall, wide, strict=False)
+        tensor.name: Quantized(block, step, row, column)
+        for tensor, block, step, row, column in zip(dense, codes, steps, tall, wide, strict=False)
     }
     at = 0
     for (name, tensor, _), step in zip(vectors, steps[len(dense) :], strict=True):

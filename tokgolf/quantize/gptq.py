@@ -77,7 +77,7 @@ def output_gradients(
         sums[name] = sums.get(name, 0) + moment
 
     def watch(name: str, outputs: Tensor) -> None:
-        outputs.register_hook(
+        outputs.register_hook(  # type: ignore[no-untyped-call]
             lambda gradient: add(name, gradient.flatten(0, -2).double().square().sum(0))
         )
 
