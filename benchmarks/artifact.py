@@ -252,7 +252,7 @@ def report(result: dict[str, Any]) -> Iterable[str]:
     yield "| KL | " + " | ".join(schemes) + " |"
     yield "|---|" + "---|" * len(schemes)
     for kl in KLS:
-        base = bits_at(by["records"], kl)
+        base = bits_at(by.get("records", []), kl)
         cells = []
         for scheme in schemes:
             bits = bits_at(by[scheme], kl)

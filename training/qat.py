@@ -81,7 +81,7 @@ def export_grids(
 def _steps_of(rounder: Rounder, name: str, step: float) -> Tensor:
     """The steps of a tensor's weights as the file will hold them, or the one of all."""
     none = np.zeros((0, 0), np.int16)
-    grid = Quantized(none, step_bits(step), rounder.rows_of(name), rounder.columns_of(name))
+    grid = Quantized(none, step_bits(step), rounder.rows_of(name), rounder.columns_of(name, step))
     steps = steps_of(grid)
     return torch.from_numpy(steps.astype(np.float32))
 

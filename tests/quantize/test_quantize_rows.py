@@ -11,7 +11,16 @@ from quantize_support import VOCAB, WIDTH, batches, small_model
 
 from tokgolf.errors import ArtifactError, ConfigError
 from tokgolf.model import LanguageModel
-from tokgolf.quantize import FARTHEST, LARGEST, STEPS, Quantized, dequantize, path, steps_of
+from tokgolf.quantize import (
+    FARTHEST,
+    LARGEST,
+    STEPS,
+    Quantized,
+    dequantize,
+    octaves,
+    path,
+    steps_of,
+)
 from tokgolf.quantize.rows import (
     METHODS,
     QuantConfig,
@@ -113,7 +122,23 @@ def test_columns_that_cost_more_take_finer_steps_and_the_rounding_is_in_these_st
     expected = -4 * np.log2(moments + DAMPING * moments.mean()) / 2
     np.testing.assert_allclose(columns, expected - expected.mean(), atol=0.51)
     # In units of its step every column now costs alike, but for what quarters round away.
-    assert np.ptp(np.log2(rounder.spreads[UP].diagonal())) < 0.251
+    assert np.ptp(np.log2(rounder.spreads[UP].diagonal() / octaves(columns))) < 0.251
+
+
+def test_a_column_beyond_the_largest_integer_alone_has_a_coarser_step() -> None:
+    model = small_model(10)
+    with torch.no_grad():
+        dict(model.named_parameters())[UP][:, 3] *= 100
+    rounder = rounder_of(model)
+    step = rounder.finest(UP)
+    usual, at_step = rounder.columns_of(UP), rounder.columns_of(UP, step)
+    assert usual is not None and at_step is not None
+    assert at_step[3] > usual[3] and (at_step == usual).sum() >= WIDTH // 2
+    quantized = rounder.quantize(UP, step)
+    rounder.restore(UP, quantized)
+    weights = model.state_dict()[UP].numpy()
+    wide = np.abs(weights - rounder_of(small_model(10)).weights(UP) * [1, 1, 1, 100, *[1] * 12])
+    assert wide[:, 3].max() < 4 * np.abs(weights[:, 3]).max() / LARGEST
 
 
 def test_rows_that_nothing_depends_on_take_coarser_steps() -> None:

@@ -13,6 +13,7 @@ E[g^2]^(-1/2), g the gradient of its output; a token's, in a table, to its frequ
 """
 
 import copy
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -150,8 +151,7 @@ class Rounder:
         spread = error_spread(hessian[np.ix_(order, order)])
         columns = np.empty(len(order), np.int8)
         columns[order] = quarters(spread.diagonal())
-        # The search has columns in units of their steps.
-        self.spreads[name] = spread / octaves(columns[order])
+        self.spreads[name] = spread
         self.columns[name] = columns
 
     def _path(self, columns: int) -> NDArray[np.int64]:
@@ -175,12 +175,24 @@ class Rounder:
         importance = self.importance[name]
         return quarters(np.maximum(importance, LEAST * importance.mean() + 1e-200) ** -0.5)
 
-    def columns_of(self, name: str) -> NDArray[np.int8] | None:
-        """The same of its columns, in their own order."""
+    def columns_of(self, name: str, step: float = math.inf) -> NDArray[np.int8] | None:
+        """The same of its columns, in their own order. At a finite `step` a column has a larger
+        factor where its weights would be beyond the largest integer."""
         _, tensor, kind = self.stored[name]
         if kind == "vector":
             return None
-        return self.columns.get(name, np.zeros(tensor.shape[-1], np.int8))
+        columns = self.columns.get(name, np.zeros(tensor.shape[-1], np.int8))
+        least = np.maximum(self._finest_of_columns(name) / step, 2.0 ** (-FARTHEST / 4))
+        needed = np.ceil(4 * np.log2(least)).clip(-FARTHEST, FARTHEST).astype(np.int8)
+        return np.maximum(columns, needed)
+
+    def _finest_of_columns(self, name: str) -> NDArray[np.float64]:
+        """The smallest step of every column at which its weights are within the largest integer,
+        beside those of the rows.  # (columns,)"""
+        none = np.zeros((0, 0), np.int16)
+        rows = steps_of(Quantized(none, 0x3F80, self.rows_of(name))).astype(np.float64)
+        most: NDArray[np.float64] = np.abs(self.weights(name) / rows).max(axis=0)
+        return most * REACH / LARGEST
 
     def spread(self, name: str) -> float:
         """Root mean square of a tensor's weights, each beside its row's multiplier of the step."""
@@ -188,9 +200,13 @@ class Rounder:
         return float(np.sqrt(np.square(weights).mean()))
 
     def finest(self, name: str) -> float:
-        """The smallest step at which every weight is within the largest integer."""
-        weights = self.weights(name) / self.multipliers(name)
-        return max(float(np.abs(weights).max()) * REACH / LARGEST, 2.0**-90)
+        """The smallest step at which every weight of a vector is within the largest integer, and
+        of most columns of a table or matrix; the others have larger factors then."""
+        each, columns = self._finest_of_columns(name), self.columns_of(name)
+        if columns is None:
+            return max(float(each.max()), 2.0**-90)
+        within = float(np.median(each / octaves(columns)))
+        return max(within, float(each.max()) * 2.0 ** (-FARTHEST / 4), 2.0**-90)
 
     def multipliers(self, name: str) -> NDArray[np.float64]:
         """What the tensor's step is multiplied by.  # -> (rows or 1, columns or 1)"""
@@ -201,7 +217,7 @@ class Rounder:
     def quantize(self, name: str, step: float) -> Quantized:
         """A tensor's integers at a step (before what its rows and columns multiply it by)."""
         weights = self.weights(name)
-        rows, columns = self.rows_of(name), self.columns_of(name)
+        rows, columns = self.rows_of(name), self.columns_of(name, step)
         trellis = self.trellis and columns is not None
         bits = step_bits(step / 2 if trellis else step)
         found = Quantized(np.zeros(weights.shape, np.int16), bits, rows, columns)
@@ -209,10 +225,11 @@ class Rounder:
             codes = np.rint(weights / steps_of(found)).clip(-LARGEST, LARGEST).astype(np.int16)
             return found._replace(codes=codes)
         order = self.orders.get(name, self._path(weights.shape[1]))
+        spread = self.spreads.get(name)
         grid = steps_of(found._replace(columns=None)).astype(np.float64)
         codes = round_rows(
-            (weights / octaves(columns))[:, order],
-            self.spreads.get(name),
+            (weights / octaves(columns))[:, order],  # columns in units of their steps
+            None if spread is None else spread / octaves(columns[order]),
             np.broadcast_to(grid[:, 0], len(weights)),
             trellis=trellis,
             rate_weight=self.config.rate_weight,
