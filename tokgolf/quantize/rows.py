@@ -182,9 +182,10 @@ class Rounder:
         if kind == "vector":
             return None
         columns = self.columns.get(name, np.zeros(tensor.shape[-1], np.int8))
-        least = np.maximum(self._finest_of_columns(name) / step, 2.0 ** (-FARTHEST / 4))
+        least = np.maximum(self._finest_of_columns(name) / step, 2 ** (-FARTHEST / 4))
         needed = np.ceil(4 * np.log2(least)).clip(-FARTHEST, FARTHEST).astype(np.int8)
-        return np.maximum(columns, needed)
+        result: NDArray[np.int8] = np.maximum(columns, needed)
+        return result
 
     def _finest_of_columns(self, name: str) -> NDArray[np.float64]:
         """The smallest step of every column at which its weights are within the largest integer,
@@ -206,7 +207,8 @@ class Rounder:
         if columns is None:
             return max(float(each.max()), 2.0**-90)
         within = float(np.median(each / octaves(columns)))
-        return max(within, float(each.max()) * 2.0 ** (-FARTHEST / 4), 2.0**-90)
+        farthest = float(each.max()) / 2 ** (FARTHEST / 4)
+        return max(within, farthest, 2.0**-90)
 
     def multipliers(self, name: str) -> NDArray[np.float64]:
         """What the tensor's step is multiplied by.  # -> (rows or 1, columns or 1)"""
