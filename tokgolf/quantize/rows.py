@@ -35,6 +35,7 @@ MOST_BITS = 8.0
 TUNE = 40
 LEAD_IN, LEAD = 3, 13
 GRADIENT_TOKENS = 1 << 14
+LEAST_STEP = 2.0**-90  # of a tensor of zeros, too
 LEAST = 1e-4
 """Of the mean importance: less is taken for so much, a row that nothing depends on too."""
 REACH = 1.02  # GPTQ moves a weight a little beyond the largest
@@ -182,7 +183,9 @@ class Rounder:
         if kind == "vector":
             return None
         columns = self.columns.get(name, np.zeros(tensor.shape[-1], np.int8))
-        least = np.maximum(self._finest_of_columns(name) / step, 2 ** (-FARTHEST / 4))
+        least = np.maximum(
+            self._finest_of_columns(name) / max(step, LEAST_STEP), 2 ** (-FARTHEST / 4)
+        )
         needed = np.ceil(4 * np.log2(least)).clip(-FARTHEST, FARTHEST).astype(np.int8)
         result: NDArray[np.int8] = np.maximum(columns, needed)
         return result
@@ -205,10 +208,10 @@ class Rounder:
         of most columns of a table or matrix; the others have larger factors then."""
         each, columns = self._finest_of_columns(name), self.columns_of(name)
         if columns is None:
-            return max(float(each.max()), 2.0**-90)
+            return max(float(each.max()), LEAST_STEP)
         within = float(np.median(each / octaves(columns)))
         farthest = float(each.max()) / 2 ** (FARTHEST / 4)
-        return max(within, farthest, 2.0**-90)
+        return max(within, farthest, LEAST_STEP)
 
     def multipliers(self, name: str) -> NDArray[np.float64]:
         """What the tensor's step is multiplied by.  # -> (rows or 1, columns or 1)"""
