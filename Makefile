@@ -1,4 +1,4 @@
-# make golf   the whole pipeline on the embedded corpus: about five minutes on two cores
+# make golf   the whole pipeline on the embedded corpus: about four minutes on two cores
 # make test   the test suite; make check also lints and type-checks
 # make docs   the documentation, into docs/_build/html
 # Both create .venv and install everything on first use. Needs python3 (3.11+), git and make.
