@@ -29,7 +29,7 @@ sys.path = [p for p in sys.path if Path(p or ".").resolve() != HERE] + [str(HERE
 
 import click  # noqa: E402
 import torch  # noqa: E402
-from trained_tokenizers import deviation, excerpt, link, read_rows  # noqa: E402
+from trained_tokenizers import add_row, deviation, excerpt, link, read_rows  # noqa: E402
 
 from tokgolf.artifact.checkpoint import load_run  # noqa: E402
 from tokgolf.config import merged, parse_overrides  # noqa: E402
@@ -239,9 +239,7 @@ def main(
                     row = {**cell, "cost": costs[name], **apart(trained, output, name, seed, own)}
                 except TokgolfError as error:
                     row = {**cell, "error": str(error)}
-                with open(log, "a", encoding="utf-8") as file:
-                    file.write(json.dumps(row) + "\n")
-                click.echo(json.dumps(row), err=True)
+                add_row(log, row)
     show(read_rows(log))
 
 

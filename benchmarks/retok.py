@@ -11,7 +11,6 @@ already are not repeated. At the end the table of every seed, and how well both 
 """
 
 import itertools
-import json
 import shutil
 import statistics
 import sys
@@ -25,7 +24,7 @@ sys.path = [p for p in sys.path if Path(p or ".").resolve() != HERE] + [str(HERE
 import click  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from trained_tokenizers import excerpt, read_rows  # noqa: E402
+from trained_tokenizers import add_row, excerpt, read_rows  # noqa: E402
 
 from tokgolf.artifact.checkpoint import load_run  # noqa: E402
 from tokgolf.config import merged, parse_overrides  # noqa: E402
@@ -145,9 +144,7 @@ def main(
             size = round(text * part) if frozen else text
             found = trained(output, corpus, held_out, name, seed, size, frozen)
             row = {"name": name, "seed": seed, "frozen": frozen, **found}
-            with open(log, "a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-            click.echo(json.dumps(row), err=True)
+            add_row(log, row)
     show(read_rows(log))
 
 

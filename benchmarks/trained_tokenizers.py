@@ -250,6 +250,13 @@ def texts_and_rows(
     return read_rows(output / "results.jsonl")
 
 
+def add_row(log: Path, row: dict[str, Any]) -> None:
+    """Append a row to a file of rows, and show it."""
+    with open(log, "a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+    click.echo(json.dumps(row), err=True)
+
+
 def read_rows(log: Path) -> list[dict[str, Any]]:
     """The rows of an output file; none if there is no such file yet."""
     return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []

@@ -28,7 +28,8 @@ PART = 0.9  # with fewer bytes than that of the whole text, it is rather not all
 WINDOW = 4096  # up to so many targets may be cut off at the end
 OTHER_TEXT = 0.025  # 2.5 MB of the validation text differ from all of it by 1.0 to 1.9 %
 MAX_BYTES = 1 << 26
-SUBMISSION = "submission.json"
+SUBMISSION, SCRIPT = "submission.json", "train_gpt.py"
+CAP = 16_000_000  # the challenge's, of script and artifact together
 MAX_TARGETS = 1 << 30
 _PAIR = re.compile(r"val_loss:\s*([0-9.]{1,40})\s+val_bpb:\s*([0-9.]{1,40})")
 _TOKENS = re.compile(r"(?:val_tokens:\s*|val_loader\b.{0,400}?\btokens:)(\d+)")
@@ -97,22 +98,35 @@ def read_claim(path: Path) -> Claim:
     """
     if path.is_dir():
         path = path / SUBMISSION
-    with open(path, "rb") as file:
-        data = file.read(MAX_BYTES + 1)
-    if len(data) > MAX_BYTES:
-        raise ConfigError(f"{path} has over {MAX_BYTES:,} bytes; a claim is a short JSON or a log")
-    text = data.decode("utf-8", "replace")
+    text = short_text(path)
     claim = _from_json(path, text) if text.lstrip()[:1] == "{" else _from_log(text)
     if not claim.pairs and not claim.windows:
         raise ConfigError(f"{path} has no val_loss with a val_bpb; give --val-loss and --val-bpb")
     return claim
 
 
-def _from_json(path: Path, text: str) -> Claim:
+def short_text(path: Path) -> str:
+    """A claim's file, or one that it is held against. Raises `ConfigError` for a long one."""
+    with open(path, "rb") as file:
+        data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise ConfigError(f"{path} has over {MAX_BYTES:,} bytes; a claim is a short JSON or a log")
+    return data.decode("utf-8", "replace")
+
+
+def json_object(path: Path, text: str) -> dict[str, Any]:
+    """The JSON object that is the text of the file at `path`. Raises `ConfigError` for others."""
     try:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is no sound JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds a JSON {type(values).__name__}, not an object")
+    return values
+
+
+def _from_json(path: Path, text: str) -> Claim:
+    values = json_object(path, text)
     windows = values.get("windows") or []
     try:
         spans = [(int(first), int(end)) for first, end in windows]

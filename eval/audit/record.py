@@ -6,18 +6,23 @@ say is passed over, as the challenge prescribes no schema.
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from tokgolf.errors import ConfigError
-from tokgolf.eval.audit.claims import MAX_BYTES, SUBMISSION, log_pairs, rounding
+from tokgolf.eval.audit.claims import (
+    CAP,
+    SCRIPT,
+    SUBMISSION,
+    json_object,
+    log_pairs,
+    rounding,
+    short_text,
+)
 from tokgolf.eval.audit.findings import ERROR, WARNING, Finding
 
-SCRIPT = "train_gpt.py"
-CAP = 16_000_000
 _TOTALS = re.compile(r"Total submission size\b[^:\n]{0,40}:\s*(\d{1,18})")
 _CODES = re.compile(r"Code size\b[^:\n]{0,40}:\s*(\d{1,18})")
 _MEANS = ("val_loss", "val_bpb")
@@ -45,21 +50,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(
             f"{path.parent} holds no {SUBMISSION}; give a record folder, or a claim's file"
         )
-    try:
-        values = json.loads(_text(path))
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} is no sound JSON ({error})") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} holds a JSON {type(values).__name__}, not an object")
-    return values
-
-
-def _text(path: Path) -> str:
-    with open(path, "rb") as file:
-        data = file.read(MAX_BYTES + 1)
-    if len(data) > MAX_BYTES:
-        raise ConfigError(f"{path} has over {MAX_BYTES:,} bytes; it is short in a record folder")
-    return data.decode("utf-8", "replace")
+    return json_object(path, short_text(path))
 
 
 def _log(folder: Path, seed: str) -> str | None:
@@ -69,7 +60,7 @@ def _log(folder: Path, seed: str) -> str | None:
     """
     named = re.compile(rf"(?<!\d){re.escape(seed)}(?!\d)")
     paths = sorted(path for path in folder.rglob("*.log") if named.search(path.stem))
-    return "\n".join(map(_text, paths)) if paths else None
+    return "\n".join(map(short_text, paths)) if paths else None
 
 
 def _number(values: dict[str, Any], key: str) -> float | None:
@@ -87,7 +78,7 @@ def _means(values: dict[str, Any], seeds: dict[str, dict[str, Any]]) -> Iterator
             continue
         mean = sum(known) / len(known)
         if abs(claimed - mean) > rounding(claimed) + max(map(rounding, known)) + 1e-12:
-            yield _wrong(
+            yield _finding(
                 "mean-is-not-the-seeds'",
                 f"{key} is {claimed!r}, the {len(known)} seed_results have the mean {mean:.10g}",
                 "claim the mean of all seeds",
@@ -101,7 +92,7 @@ def _differences(values: dict[str, Any]) -> Iterator[Finding]:
         if before is None or delta is None or value is None:
             continue
         if abs(value - before - delta) > sum(map(rounding, (value, before, delta))) + 1e-12:
-            yield _wrong(
+            yield _finding(
                 "claim-contradicts-itself",
                 f"{key} is {delta!r}, {ours} {value!r} less the baseline's {before!r} is "
                 f"{value - before:.10g}",
@@ -118,7 +109,7 @@ def _seed(folder: Path, name: str, result: dict[str, Any], log: str | None) -> I
             near = [pair for pair in near if abs(pair.loss - loss) <= rounding(loss) + 1e-8]
         if not near:
             last = pairs[-1]
-            yield _wrong(
+            yield _finding(
                 "log-says-otherwise",
                 f"seed {name} has val_loss {loss!r}, val_bpb {bpb!r}; no line of its logs has "
                 f"these, the last says {last.loss!r}, {last.bpb!r}",
@@ -133,7 +124,7 @@ def _seed(folder: Path, name: str, result: dict[str, Any], log: str | None) -> I
         with open(place, "rb") as opened:
             own = hashlib.file_digest(opened, "sha256").hexdigest()
     if own != hashed:
-        yield _wrong(
+        yield _finding(
             "artifact-is-another",
             f"seed {name}'s artifact {file} is {own[:12]}, the claim has {hashed[:12]}",
             "submit the file that was scored",
@@ -152,13 +143,12 @@ def _bytes(
     told = {int(size) for log in logs.values() for size in _CODES.findall(log)}
     if code is not None and script.is_file() and code != (size := script.stat().st_size):
         same = int(code) in told  # packed as the challenge counts it, and the log says so
-        yield Finding(
-            name="bytes-are-not-the-files'",
-            severity=WARNING if same else ERROR,
-            evidence=f"bytes_code is {code:,.0f}, {SCRIPT} has {size:,}"
+        yield _finding(
+            "bytes-are-not-the-files'",
+            f"bytes_code is {code:,.0f}, {SCRIPT} has {size:,}"
             + (", the logs count as the claim does" if same else ""),
-            factor=None,
-            advice="count the bytes of the files as they are",
+            "count the bytes of the files as they are",
+            severity=WARNING if same else ERROR,
         )
     sizes = []
     for name, result in seeds.items():
@@ -170,40 +160,38 @@ def _bytes(
         if place is not None and place.is_file() and script.is_file():
             size = place.stat().st_size + script.stat().st_size
             if claimed != size:
-                yield _wrong(
+                yield _finding(
                     "bytes-are-not-the-files'",
                     f"seed {name} claims {claimed:,.0f} bytes, {SCRIPT} and {file} have {size:,}",
                     "count the bytes of the files as they are",
                 )
         totals = [int(size) for size in _TOTALS.findall(logs.get(name, ""))]
         if totals and claimed not in totals:
-            yield _wrong(
+            yield _finding(
                 "log-says-otherwise",
                 f"seed {name} claims {claimed:,.0f} bytes, its log says {totals[-1]:,}",
                 "take the bytes from the log's last line",
             )
     if total is not None and sizes and total != max(sizes):
         mean = abs(total - sum(sizes) / len(sizes)) <= 1  # some claim that; a cap holds each
-        yield Finding(
-            name="claim-contradicts-itself",
-            severity=WARNING if mean else ERROR,
-            evidence=f"bytes_total is {total:,.0f}, the largest seed has {max(sizes):,.0f}"
+        yield _finding(
+            "claim-contradicts-itself",
+            f"bytes_total is {total:,.0f}, the largest seed has {max(sizes):,.0f}"
             + (", the mean is the former" if mean else ""),
-            factor=None,
-            advice="claim the bytes of the largest",
+            "claim the bytes of the largest",
+            severity=WARNING if mean else ERROR,
         )
     most = max([*sizes, *([] if total is None else [total])], default=0)
     if most > CAP:
         own = most <= (_number(values, "cap") or 0)  # no record, and it does not say that it is one
-        yield Finding(
-            name="over-the-cap",
-            severity=WARNING if own else ERROR,
-            evidence=f"{most:,.0f} bytes are claimed, {most - CAP:,.0f} over the cap of {CAP:,}"
+        yield _finding(
+            "over-the-cap",
+            f"{most:,.0f} bytes are claimed, {most - CAP:,.0f} over the cap of {CAP:,}"
             + (", under a cap of its own" if own else ""),
-            factor=None,
-            advice="export to fewer bytes",
+            "export to fewer bytes",
+            severity=WARNING if own else ERROR,
         )
 
 
-def _wrong(name: str, evidence: str, advice: str) -> Finding:
-    return Finding(name=name, severity=ERROR, evidence=evidence, factor=None, advice=advice)
+def _finding(name: str, evidence: str, advice: str, severity: str = ERROR) -> Finding:
+    return Finding(name=name, severity=severity, evidence=evidence, factor=None, advice=advice)

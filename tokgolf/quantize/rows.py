@@ -13,7 +13,6 @@ E[g^2]^(-1/2), g the gradient of its output; a token's, in a table, to its frequ
 """
 
 import copy
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -176,26 +175,27 @@ class Rounder:
         importance = self.importance[name]
         return quarters(np.maximum(importance, LEAST * importance.mean() + 1e-200) ** -0.5)
 
-    def columns_of(self, name: str, step: float = math.inf) -> NDArray[np.int8] | None:
-        """The same of its columns, in their own order. At a finite `step` a column has a larger
-        factor where its weights would be beyond the largest integer."""
+    def columns_of(self, name: str, step: float | None = None) -> NDArray[np.int8] | None:
+        """The same of its columns, in their own order. At a `step` a column has a larger factor
+        where its weights would be beyond the largest integer."""
         _, tensor, kind = self.stored[name]
         if kind == "vector":
             return None
         columns = self.columns.get(name, np.zeros(tensor.shape[-1], np.int8))
-        least = np.maximum(
-            self._finest_of_columns(name) / max(step, LEAST_STEP), 2 ** (-FARTHEST / 4)
-        )
-        needed = np.ceil(4 * np.log2(least)).clip(-FARTHEST, FARTHEST).astype(np.int8)
-        result: NDArray[np.int8] = np.maximum(columns, needed)
+        if step is None:
+            return columns
+        beyond = self._finest_of_columns(name) / max(step, LEAST_STEP)
+        needed = np.ceil(4 * np.log2(np.maximum(beyond, 2 ** (-FARTHEST / 4))))
+        result: NDArray[np.int8] = np.maximum(columns, needed.clip(max=FARTHEST).astype(np.int8))
         return result
 
     def _finest_of_columns(self, name: str) -> NDArray[np.float64]:
         """The smallest step of every column at which its weights are within the largest integer,
         beside those of the rows.  # (columns,)"""
-        none = np.zeros((0, 0), np.int16)
-        rows = steps_of(Quantized(none, 0x3F80, self.rows_of(name))).astype(np.float64)
-        most: NDArray[np.float64] = np.abs(self.weights(name) / rows).max(axis=0)
+        weights, rows = self.weights(name), self.rows_of(name)
+        if rows is not None:
+            weights = weights / octaves(rows)[:, None]
+        most: NDArray[np.float64] = np.abs(weights).max(axis=0)
         return most * REACH / LARGEST
 
     def spread(self, name: str) -> float:

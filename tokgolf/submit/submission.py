@@ -20,7 +20,14 @@ from tokgolf.codesize import code_bytes
 from tokgolf.corpora import Corpus, open_corpus
 from tokgolf.errors import ConfigError, CorpusError, ScoreError
 from tokgolf.eval.audit.audit import audit
-from tokgolf.eval.audit.claims import Reference, claim_findings, read_claim
+from tokgolf.eval.audit.claims import (
+    CAP,
+    SCRIPT,
+    SUBMISSION,
+    Reference,
+    claim_findings,
+    read_claim,
+)
 from tokgolf.eval.audit.findings import ERROR
 from tokgolf.eval.compare import Comparison, compare
 from tokgolf.eval.official import normalised
@@ -31,9 +38,7 @@ from tokgolf.submit.claim import Claim, Labels, Track, is_named
 from tokgolf.submit.seeds import Seed, read_seeds
 from tokgolf.submit.texts import log_text, readme_text, submission_json
 
-CAP = 16_000_000
 RERUN_TOLERANCE = 1e-5  # bpb: what another device may move a score by (docs/results/score.md)
-SCRIPT = "train_gpt.py"
 _NAME = re.compile(r"\d{4}-\d\d-\d\d_\S+")
 Say = Callable[[str], None]
 
@@ -159,7 +164,7 @@ def _write_texts(place: Path, claim: Claim, checks: dict[str, Any]) -> dict[str,
         "tokgolf audit of submission.json, logs and files, against the scored text": "no error",
     }
     facts = submission_json(claim, checks)
-    write_text(place / "submission.json", json.dumps(facts, indent=1) + "\n")
+    write_text(place / SUBMISSION, json.dumps(facts, indent=1) + "\n")
     write_text(place / "README.md", readme_text(claim, checks))
     return facts
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from tokgolf.eval.audit.claims import CHALLENGE_BYTES
+from tokgolf.eval.audit.claims import CAP, CHALLENGE_BYTES
 from tokgolf.eval.compare import RULE_NATS, RULE_P
 from tokgolf.heads import head_to_dict
 from tokgolf.submit.claim import LIMIT_SECONDS, SEEDS, Claim, is_named, shown_name
@@ -53,7 +53,7 @@ def submission_json(claim: Claim, checks: dict[str, Any]) -> dict[str, Any]:
         "pytorch_version": torch.__version__,
         "compliance": {
             "train_under_600s": claim.train_in_time,
-            "artifact_under_16mb": claim.total <= 16_000_000,
+            "artifact_under_16mb": claim.total <= CAP,
             "eval_under_600s": claim.eval_in_time,
             "score_first_ttt": None if first.protocol.adapt is None else True,
             "three_seeds": len(claim.seeds) >= SEEDS,
