@@ -192,10 +192,12 @@ class Fit:
     def settle(self, cap: int | None) -> None:
         """Find the steps at which the file has the bits that were asked for, or fills the cap."""
         bits, weights = self.rounder.config.bits, sum(self.sizes.values())
-        size, fill = (bits or DEFAULT_BITS) * weights / 8, False
-        if cap is not None and bits is None:
-            fixed = fixed_bytes(self.source, self.frame)
-            size, fill = min(cap - fixed, MOST_BITS * weights / 8), True
+        size, room = (bits or DEFAULT_BITS) * weights / 8, math.inf
+        if cap is not None:
+            room = cap - fixed_bytes(self.source, self.frame)
+        fill = cap is not None and bits is None
+        if fill:
+            size = min(room, MOST_BITS * weights / 8)
         if self.rounder.config.method == "nearest":
             self.follow_spreads()
         else:
@@ -203,12 +205,9 @@ class Fit:
         self.scale_to(size)
         self.round_all()
         self.approach(size, within=fill)
-        if (
-            cap is not None
-            and not fill
-            and self.weight_bytes() - landing(size, within=False)
-            > (cap - fixed_bytes(self.source, self.frame))
-        ):  # tuning takes minutes, and lands no lower
+        least = self.weight_bytes() - landing(size, within=fill)
+        # At once, as tuning takes minutes and lands no lower.
+        if cap is not None and not fill and least > room:
             decode_artifact(self.data).ledger.check_cap(cap)
         if self.rounder.config.tune:
             self.tune_if_better(size, within=fill)
