@@ -1,12 +1,15 @@
-"""Quantization-aware training: late in a run, the forward pass sees weights as export rounds them.
+"""Quantization-aware training: late in a run, the forward pass sees weights as export leaves them.
 
-The steps are those that `tokgolf export --bits` would choose for the weights at that moment, by the
-same code on the same tokens, and rows and columns have the same factors. Each weight is rounded
-to the nearest multiple of its step; an export at the same steps may choose a neighbour (GPTQ, a
-trellis' path), which rounding for every batch would be too slow for. The gradient passes straight
-through (Bengio et al. 2013, arXiv 1308.3432): it is taken at the rounded weights, and moves the
-float ones. The rounded values stand in the parameters themselves while a batch is computed, so
-there is nothing that a compiled graph could have folded away.
+Every so many steps the weights are quantized as `tokgolf export --bits` would, by the same code:
+steps, factors of rows and columns, the trellis, and what moves a column's error onto the others.
+The errors of that are added to the weights in the forward pass until they are found anew. The
+gradient is taken at the weights with their errors, and moves the float ones. Noise in the place of
+rounding is known from Fan et al. 2020 (arXiv 2004.07320) and Defossez et al. 2021 (arXiv
+2104.09987). Rounding to the nearest for every batch, as is common (Bengio et al. 2013, arXiv
+1308.3432), loses here: its errors are many times an export's (docs/results/training.md).
+
+The errors stand in the parameters themselves while a batch is computed, so there is nothing that a
+compiled graph could have folded away.
 """
 
 import contextlib
@@ -15,90 +18,100 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from tokgolf.artifact.checkpoint import FloatModel
 from tokgolf.artifact.export import Fit, calibration_tokens
-from tokgolf.config import TrunkConfig
+from tokgolf.config import TrunkConfig, check_positive
 from tokgolf.errors import ConfigError
 from tokgolf.heads import HeadConfig
 from tokgolf.model import LanguageModel, build_model, head_shape
-from tokgolf.quantize import Quantized, steps_of
-from tokgolf.quantize.rows import QuantConfig, Rounder, step_bits
+from tokgolf.quantize.gptq import some_windows
+from tokgolf.quantize.rows import QuantConfig, Rounder
 from tokgolf.tokenizers import Tokenizer
+
+TOKENS = 1 << 14
+"""Of the run's training text, to calibrate on: a quarter of what an export takes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class QatConfig:
-    """From which fraction of the budget on weights are rounded (1: never), and how finely.
+    """From which fraction of the budget on weights have an export's errors (1: never).
 
-    `bits` a weight and `method` as in `tokgolf export`, which choose the steps. "nearest" chooses
-    in no time and "trellis" as the default export does, in the time of one.
+    `bits` a weight and `method` as in `tokgolf export`; the errors are found anew after `every`
+    steps, in the time of one untuned export, but for the first time, which also measures how fine
+    each tensor should be.
     """
 
     start: float = 1.0
     bits: float = 3.3
+    every: int = 16
     method: Literal["trellis", "gptq", "nearest"] = "trellis"
 
     def __post_init__(self) -> None:
         if not 0 < self.start <= 1:
             raise ConfigError(
-                f"qat.start is {self.start}; it must be above 0 and at most 1 (never), usually 0.85"
+                f"qat.start is {self.start}; it must be above 0 and at most 1 (never), usually 0.8"
             )
+        check_positive(self, "every")
         QuantConfig(method=self.method, bits=self.bits)
 
 
-def export_grids(
-    values: Mapping[str, Tensor],
-    trunk: TrunkConfig,
-    head: HeadConfig,
-    tokenizer: Tokenizer,
-    run: Path,
-    config: QatConfig,
-) -> dict[str, Tensor]:
-    """The steps of every stored tensor that an export of these weights would choose.
+class Quantizer:
+    """What an export of a run's weights would do to them, on a copy, on the CPU.
 
-    `values` are a model's weights by name, `run` has the training tokens to calibrate on; works on
-    a copy, on the CPU. -> by full name (rows, columns), or (1, 1) of a vector
+    `steps` of all tensors are chosen for the first weights, unless they are given.
     """
-    with torch.random.fork_rng(devices=[]):  # the weights that it begins with are not used
-        model = build_model(trunk, head, head_shape(tokenizer, trunk))
-    model.load_state_dict({name: value.cpu() for name, value in values.items()})
-    model.eval().requires_grad_(False)
-    source = FloatModel(tokenizer=tokenizer, model=model, trunk=trunk, head=head, state={})
-    rounder = Rounder(
-        model,
-        QuantConfig(method=config.method, bits=config.bits),
-        calibration_tokens(run, source),
-    )
-    fit = Fit(source, rounder)
-    fit.settle(None)
-    return {name: _steps_of(rounder, name, step) for name, step in fit.steps.items()}
 
+    def __init__(
+        self,
+        trunk: TrunkConfig,
+        head: HeadConfig,
+        tokenizer: Tokenizer,
+        run: Path,
+        config: QatConfig,
+        steps: Mapping[str, float] | None = None,
+    ) -> None:
+        """`run` has the training tokens to calibrate on."""
+        with torch.random.fork_rng(devices=[]):  # the weights that it begins with are not used
+            model = build_model(trunk, head, head_shape(tokenizer, trunk))
+        model.eval().requires_grad_(False)
+        self.source = FloatModel(tokenizer=tokenizer, model=model, trunk=trunk, head=head, state={})
+        self.config = QuantConfig(method=config.method, bits=config.bits)
+        self.tokens = some_windows(calibration_tokens(run, self.source), TOKENS)
+        self.steps = dict(steps or {})
 
-def _steps_of(rounder: Rounder, name: str, step: float) -> Tensor:
-    """The steps of a tensor's weights as the file will hold them, or the one of all."""
-    none = np.zeros((0, 0), np.int16)
-    grid = Quantized(none, step_bits(step), rounder.rows_of(name), rounder.columns_of(name, step))
-    steps = steps_of(grid)
-    return torch.from_numpy(steps.astype(np.float32))
+    def errors(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What quantizing adds to each stored tensor, by full name.
+
+        `values` are a model's weights by name.
+        """
+        model = self.source.model
+        model.load_state_dict({name: value.cpu() for name, value in values.items()})
+        rounder = Rounder(model, self.config, self.tokens)
+        if not self.steps:
+            fit = Fit(self.source, rounder)
+            fit.settle(None)
+            self.steps = fit.steps
+        errors = {}
+        for name, step in self.steps.items():
+            tensor = rounder.stored[name].tensor.detach()
+            before = tensor.clone()
+            rounder.restore(name, rounder.quantize(name, max(step, rounder.finest(name))))
+            errors[name] = tensor - before
+        return errors
 
 
 @contextlib.contextmanager
-def rounded(model: LanguageModel, grids: Mapping[str, Tensor]) -> Iterator[None]:
-    """The model with every tensor that has steps rounded to them; afterwards as it was.
-
-    Integers have no bound here: an export's step grows with a tensor's largest weight.
-    """
+def shifted(model: LanguageModel, errors: Mapping[str, Tensor]) -> Iterator[None]:
+    """The model with these errors on its tensors; afterwards as it was, bit by bit."""
     named = dict(model.named_parameters())
-    before = {name: named[name].detach().clone() for name in grids}
+    before = {name: named[name].detach().clone() for name in errors}
     try:
         with torch.no_grad():
-            for name, steps in grids.items():
-                rows = before[name].view(-1, named[name].shape[-1])
-                named[name].copy_((torch.round(rows / steps) * steps).view_as(named[name]))
+            for name, error in errors.items():
+                named[name].add_(error)
         yield
     finally:
         with torch.no_grad():

@@ -36,12 +36,12 @@ from tokgolf.training.guards import (
     forbidden_pair,
 )
 from tokgolf.training.optimizers import Optimizers
-from tokgolf.training.qat import export_grids, rounded
+from tokgolf.training.qat import Quantizer, shifted
 
 LIVE_PREFIX = "live."
 """Weights that training goes on from, where an average of them is the model."""
-GRID_PREFIX = "grid."
-"""Steps that the weights are rounded to in the forward pass."""
+ERROR_PREFIX = "error."
+"""What quantizing adds to the weights in the forward pass."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +103,10 @@ class Session:
         self.length = config.short_length or config.trunk.sequence_length
         self.step = 0
         self.untied = False
-        self.grids: dict[str, Tensor] = {}
+        self.errors: dict[str, Tensor] = {}
+        self.quantized_from = 0  # the step before which they were found first
+        self.quantizer_steps: dict[str, float] = {}  # the lead's
+        self.quantizer: Quantizer | None = None  # the lead's, of this process
         self.initial: dict[str, Tensor] = {}
         self.check_at = 0
         self.seconds = 0.0
@@ -122,11 +125,13 @@ class Session:
         self.optimizers.load(tensors)
         for name, average in self.averages.weights.items():
             average.copy_(tensors[MODEL_PREFIX + name])
-        self.grids = {
-            name.removeprefix(GRID_PREFIX): tensor.to(self.device)
+        self.errors = {
+            name.removeprefix(ERROR_PREFIX): tensor.to(self.device)
             for name, tensor in tensors.items()
-            if name.startswith(GRID_PREFIX)
+            if name.startswith(ERROR_PREFIX)
         }
+        self.quantized_from = operator.index(state.get("quantized_from", 0))
+        self.quantizer_steps = {n: float(s) for n, s in state.get("quantizer_steps", {}).items()}
         self.averages.count = operator.index(state.get("averaged", 0))
         self.step, self.loss = operator.index(state["step"]), float(state["loss"])
         self.seconds = float(state["seconds"])
@@ -144,6 +149,8 @@ class Session:
                     "loss": self.loss,
                     "untied": self.untied,
                     "averaged": self.averages.count,
+                    "quantized_from": self.quantized_from,
+                    "quantizer_steps": self.quantizer_steps,
                     "finished": finished,
                 }
                 write_checkpoint(run, {**self._weights(), **optimizer}, {**state, **progress})
@@ -153,7 +160,7 @@ class Session:
         own, averages = self.model.state_dict(), self.averages.exported()
         weights = {MODEL_PREFIX + n: averages.get(n, t).cpu() for n, t in own.items()}
         weights.update({LIVE_PREFIX + n: own[n].cpu() for n in averages})
-        weights.update({GRID_PREFIX + n: steps.cpu() for n, steps in self.grids.items()})
+        weights.update({ERROR_PREFIX + n: error.cpu() for n, error in self.errors.items()})
         return weights
 
     def untie(self) -> None:
@@ -199,30 +206,45 @@ class Session:
             self.compile(tokens, targets)
 
     def quantize_if_due(self, remaining: float, run: Path) -> None:
-        """Once, at the fraction of the budget from which the weights are seen rounded."""
+        """From a fraction of the budget on, after every so many steps: find what an export would
+        do to the weights."""
         config = self.config.qat
-        if config.start == 1 or self.grids or self.step < config.start * (self.step + remaining):
+        if self.errors:
+            due = (self.step - self.quantized_from) % config.every == 0
+        else:
+            due = config.start < 1 and self.step >= config.start * (self.step + remaining)
+        if not due:
             return
         began = time.perf_counter()
-        options = head_to_dict(head_config(self.config.head))
-        if self.untied:
-            options["untie_at"] = 0.0
-        grids: dict[str, Tensor] = {}
+        if not self.errors:
+            self.quantized_from = self.step
+            self.say(
+                f"qat       from step {self.step:,} on, weights have the errors of an export at "
+                f"{config.bits} bits, found anew after every {config.every} steps"
+            )
+        found: dict[str, Tensor] = {}
         with self.ranks.lead_first():
             if self.ranks.leads:
-                grids = export_grids(
-                    self.model.state_dict(),
-                    self.config.trunk,
-                    head_config(options),
-                    self.tokenizer,
-                    run,
-                    config,
-                )
-        self.grids = self.ranks.lent({n: steps.to(self.device) for n, steps in grids.items()})
-        self.say(
-            f"qat       from step {self.step:,} on, weights are rounded as for {config.bits} bits"
-        )
+                quantizer = self._quantizer(run)
+                found = quantizer.errors(self.model.state_dict())
+                self.quantizer_steps = quantizer.steps
+        self.errors = self.ranks.lent({n: error.to(self.device) for n, error in found.items()})
         self.compile_seconds += time.perf_counter() - began  # as compiling, it is no step
+
+    def _quantizer(self, run: Path) -> Quantizer:
+        if self.quantizer is None:
+            options = head_to_dict(head_config(self.config.head))
+            if self.untied:
+                options["untie_at"] = 0.0
+            self.quantizer = Quantizer(
+                self.config.trunk,
+                head_config(options),
+                self.tokenizer,
+                run,
+                self.config.qat,
+                self.quantizer_steps,
+            )
+        return self.quantizer
 
     def compile(self, tokens: Tensor, targets: Tensor) -> None:
         """Compile the loss for micro-batches of this shape; "auto" stays eager where that fails,
@@ -286,7 +308,7 @@ class Session:
         tokens, targets = (
             t.reshape(-1, self.length).to(self.device, non_blocking=True) for t in (tokens, targets)
         )
-        with rounded(self.model, self.grids):
+        with shifted(self.model, self.errors):
             for start in range(0, len(tokens), rows):
                 x, y = tokens[start : start + rows], targets[start : start + rows]
                 with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):

@@ -1,9 +1,10 @@
-"""Quantization-aware training: the grid is the export's, and the compiled step really sees it."""
+"""Quantization-aware training: the errors are an export's, and a compiled step really sees them."""
 
 import dataclasses
 import os
 import signal
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,16 @@ from tokgolf.artifact.export import calibration_tokens, export_model
 from tokgolf.config import TrunkConfig
 from tokgolf.corpora import Corpus, Document
 from tokgolf.errors import ConfigError, TrainingError
-from tokgolf.heads.base import StoredKind
-from tokgolf.quantize import Quantized, restored, steps_of
-from tokgolf.quantize.rows import QuantConfig, Rounder, step_bits
+from tokgolf.quantize.gptq import some_windows
+from tokgolf.quantize.rows import QuantConfig
 from tokgolf.tokenizers import build_tokenizer
 from tokgolf.training import RunConfig, StepReport, train
-from tokgolf.training.qat import QatConfig, export_grids, rounded
+from tokgolf.training.qat import TOKENS, QatConfig, Quantizer, shifted
 from tokgolf.training.session import Session
 
 TRUNK = TrunkConfig(layers=1, d_model=16, heads=2, kv_heads=1, mlp_hidden=24, sequence_length=16)
 QAT = QatConfig(start=0.5, bits=2.5)
-QUICK = QatConfig(start=0.5, bits=2.5, method="nearest")
+QUICK = QatConfig(start=0.5, bits=2.5, every=2, method="nearest")
 CONFIG = RunConfig(
     trunk=TRUNK, batch_tokens=64, steps=12, warmdown_steps=3, precision="fp32", compile="off"
 )
@@ -70,65 +70,52 @@ def source(plain: Path) -> FloatModel:
 
 
 @pytest.fixture(scope="module")
-def grids(source: FloatModel, plain: Path) -> dict[str, Tensor]:
-    values = source.model.state_dict()
-    return export_grids(values, source.trunk, source.head, source.tokenizer, plain, QAT)
+def quantizer(source: FloatModel, plain: Path) -> Quantizer:
+    return Quantizer(source.trunk, source.head, source.tokenizer, plain, QAT)
 
 
 @pytest.fixture(scope="module")
-def nearest(source: FloatModel, plain: Path) -> dict[str, tuple[Quantized, StoredKind]]:
-    """Every tensor as the default export's own plan rounds it to the nearest."""
-    tokens = [*calibration_tokens(plain, source)]
-    plan = export_model(source, QuantConfig(bits=QAT.bits), tokens).plan
-    rounder = Rounder(source.model, QuantConfig(), tokens)
-
-    def quantized(name: str, step: float) -> Quantized:
-        weights = rounder.weights(name)
-        factors = rounder.rows_of(name), rounder.columns_of(name)
-        empty = Quantized(np.zeros(weights.shape, np.int16), step_bits(step), *factors)
-        return empty._replace(codes=np.rint(weights / steps_of(empty)).astype(np.int16))
-
-    return {
-        name: (quantized(name, step), rounder.stored[name].kind)
-        for name, step in plan.steps.items()
-    }
+def errors(source: FloatModel, quantizer: Quantizer) -> dict[str, Tensor]:
+    return quantizer.errors(source.model.state_dict())
 
 
-# --- the grid
+# --- the errors
 
 
-def test_the_steps_are_those_that_an_export_of_these_weights_chooses(
-    grids: dict[str, Tensor], nearest: dict[str, tuple[Quantized, StoredKind]]
+def test_weights_with_their_errors_are_what_an_export_gives_back(
+    source: FloatModel, quantizer: Quantizer, errors: dict[str, Tensor], plain: Path
 ) -> None:
-    assert grids.keys() == nearest.keys()
-    for name, (quantized, _) in nearest.items():
-        np.testing.assert_array_equal(grids[name].numpy(), steps_of(quantized))
-    assert grids["head.table"].shape == (257, TRUNK.d_model)
-    assert len(set(grids["head.table"].flatten().tolist())) > 4
-
-
-def test_a_rounded_weight_is_what_an_export_to_the_nearest_gives_back(
-    source: FloatModel,
-    grids: dict[str, Tensor],
-    nearest: dict[str, tuple[Quantized, StoredKind]],
-) -> None:
+    tokens = some_windows(calibration_tokens(plain, source), TOKENS)
+    exported = export_model(source, QuantConfig(bits=QAT.bits), tokens)
+    expected = {s.name: s.tensor for s in exported.artifact.model.stored()}
+    assert quantizer.steps == exported.plan.steps
+    assert errors.keys() == expected.keys()
     before = {name: p.clone() for name, p in source.model.named_parameters()}
-    changed = 0
-    with rounded(source.model, grids):
+    with shifted(source.model, errors):
         for name, parameter in source.model.named_parameters():
-            if parameter.numel():
-                expected = restored(*nearest[name], trellis=False, width=0, lead=[])
-                np.testing.assert_array_equal(parameter.numpy().reshape(expected.shape), expected)
-                changed += not torch.equal(parameter, before[name])
-    assert changed > 8
+            if name in expected:  # all but those without a weight
+                torch.testing.assert_close(parameter, expected[name], rtol=1e-6, atol=1e-7)
+    assert sum(bool(error.any()) for error in errors.values()) > 8
     assert all(torch.equal(p, before[name]) for name, p in source.model.named_parameters())
 
 
+def test_errors_are_found_anew_at_the_steps_of_the_first_time(
+    source: FloatModel, plain: Path, quantizer: Quantizer, errors: dict[str, Tensor]
+) -> None:
+    first = dict(quantizer.steps)
+    moved = {name: value * 1.01 for name, value in source.model.state_dict().items()}
+    again = quantizer.errors(moved)
+    assert quantizer.steps == first
+    assert not torch.equal(again["head.table"], errors["head.table"])
+    resumed = Quantizer(source.trunk, source.head, source.tokenizer, plain, QAT, first)
+    assert all(torch.equal(e, again[name]) for name, e in resumed.errors(moved).items())
+
+
 def test_the_weights_are_put_back_when_the_step_fails(
-    source: FloatModel, grids: dict[str, Tensor]
+    source: FloatModel, errors: dict[str, Tensor]
 ) -> None:
     before = {name: p.clone() for name, p in source.model.named_parameters()}
-    with pytest.raises(ValueError, match="of the step"), rounded(source.model, grids):
+    with pytest.raises(ValueError, match="of the step"), shifted(source.model, errors):
         raise ValueError("of the step")
     assert all(torch.equal(p, before[name]) for name, p in source.model.named_parameters())
 
@@ -151,25 +138,24 @@ def batch() -> Iterator[tuple[Tensor, Tensor]]:
         yield tokens[:, :-1], tokens[:, 1:]
 
 
-def test_gradients_are_those_at_the_rounded_weights(
-    source: FloatModel, grids: dict[str, Tensor], batch: tuple[Tensor, Tensor]
+def test_gradients_are_those_at_the_weights_with_errors(
+    source: FloatModel, errors: dict[str, Tensor], batch: tuple[Tensor, Tensor]
 ) -> None:
     aware, twin = session_of(source, micro_batch_tokens=32), session_of(source)
-    aware.grids = grids
+    aware.errors = errors
     found = aware.gradients(*batch)
     with torch.no_grad():
         for name, parameter in twin.model.named_parameters():
-            if name in grids:
-                rows = parameter.view(-1, parameter.shape[-1])
-                rows.copy_((rows / grids[name]).round() * grids[name])
+            if name in errors:
+                parameter.add_(errors[name])
     torch.testing.assert_close(found, twin.gradients(*batch), rtol=1e-4, atol=1e-6)
     for one, two in zip(aware.model.parameters(), twin.model.parameters(), strict=True):
         torch.testing.assert_close(one.grad, two.grad, rtol=1e-3, atol=1e-6)
 
 
-def test_a_compiled_step_sees_the_grid_that_is_set_after_compiling(
+def test_a_compiled_step_sees_errors_that_are_found_after_compiling(
     source: FloatModel,
-    grids: dict[str, Tensor],
+    errors: dict[str, Tensor],
     batch: tuple[Tensor, Tensor],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -180,7 +166,7 @@ def test_a_compiled_step_sees_the_grid_that_is_set_after_compiling(
     compiled.compile(*batch)
     assert compiled.loss_of is not compiled.model.loss
     before = float(compiled.gradients(*batch)[0])
-    compiled.grids = eager.grids = grids
+    compiled.errors = eager.errors = errors
     after = float(compiled.gradients(*batch)[0])
     assert abs(after - before) > 1e-3
     assert after == pytest.approx(float(eager.gradients(*batch)[0]), abs=1e-5)
@@ -189,21 +175,23 @@ def test_a_compiled_step_sees_the_grid_that_is_set_after_compiling(
 @pytest.mark.parametrize(
     ("step", "remaining", "due"), [(9, 10.0, False), (9, 8.9, True), (30, 10.0, True)]
 )
-def test_rounding_starts_at_its_part_of_a_budget_of_time_too(
-    step: int,
-    remaining: float,
-    due: bool,
-    source: FloatModel,
-    grids: dict[str, Tensor],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
+def test_errors_start_at_their_part_of_a_budget_of_time_too(
+    step: int, remaining: float, due: bool, source: FloatModel, plain: Path
 ) -> None:
-    monkeypatch.setattr("tokgolf.training.session.export_grids", lambda *arguments: grids)
-    session = session_of(source, qat=QAT)
+    session = session_of(source, qat=QUICK)
     session.step = step
-    session.quantize_if_due(remaining, tmp_path)
-    assert bool(session.grids) == due
+    session.quantize_if_due(remaining, plain)
+    assert bool(session.errors) == due
     assert (session.compile_seconds > 0) == due
+
+
+def test_errors_are_found_anew_after_so_many_steps(source: FloatModel, plain: Path) -> None:
+    session = session_of(source, qat=dataclasses.replace(QUICK, every=3))
+    found = []
+    for session.step in range(9, 16):
+        session.quantize_if_due(7.0, plain)
+        found.append(session.errors)
+    assert [one is two for one, two in pairwise(found)] == [True, True, False] * 2
 
 
 # --- the run
@@ -221,17 +209,21 @@ def test_a_run_is_as_without_it_until_then_and_another_one_after(name: str, tmp_
             on_step=lambda report, run=run: losses[run].append(report.loss),
         )
         assert said == (
-            ["qat       from step 6 on, weights are rounded as for 2.5 bits"] * (run == "aware")
+            [
+                "qat       from step 6 on, weights have the errors of an export at 2.5 bits, "
+                "found anew after every 2 steps"
+            ]
+            * (run == "aware")
         )
         tensors = read_checkpoint(tmp_path / run)[0]
-        assert any(key.startswith("grid.") for key in tensors) == (run == "aware")
+        assert any(key.startswith("error.") for key in tensors) == (run == "aware")
     assert losses["plain"][:6] == losses["aware"][:6]
     assert all(a != b for a, b in zip(losses["plain"][6:], losses["aware"][6:], strict=True))
     load_run(tmp_path / "aware")
 
 
-@pytest.mark.parametrize("at", [3, 8])
-def test_a_run_with_rounding_resumes_bit_by_bit(at: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("at", [3, 8, 9])
+def test_a_run_with_errors_resumes_bit_by_bit(at: int, tmp_path: Path) -> None:
     def interrupt(report: StepReport) -> None:
         if report.step == at:
             os.kill(os.getpid(), signal.SIGINT)
@@ -251,6 +243,7 @@ def test_a_run_with_rounding_resumes_bit_by_bit(at: int, tmp_path: Path) -> None
         ({"start": 0.0}, r"qat\.start is 0\.0; it must be above 0"),
         ({"start": 1.2}, r"qat\.start is 1\.2"),
         ({"bits": 9.0}, r"bits is 9\.0; at most 8"),
+        ({"every": 0}, "every"),
         ({"method": "truncate"}, "method is 'truncate'"),
     ],
 )
