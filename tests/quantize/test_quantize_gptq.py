@@ -125,16 +125,29 @@ def test_the_curvature_is_what_a_small_error_costs() -> None:
 TABLES = {"tied": "head.table", "untied": "head.input", "factorized": None, "hashed": None}
 
 
+@pytest.mark.parametrize("adds", [False, True])
 @pytest.mark.parametrize("name", TABLES)
-def test_the_table_that_is_looked_up_is_the_one_whose_rows_tokens_become(name: str) -> None:
-    model = small_model(3, **({"rank": 8} if name == "factorized" else {}) | {"name": name})
+def test_the_table_that_is_looked_up_is_the_one_whose_rows_tokens_become(
+    name: str, adds: bool
+) -> None:
+    options: dict[str, Any] = {"rank": 8} if name == "factorized" else {}
+    if adds:
+        options["add"] = {"bigram-hash": {"dim": 4, "buckets": 64}}
+    model = small_model(3, name=name, **options)
+    token, previous = torch.tensor([[7]]), torch.tensor([[5]])
+    before = model.head.embed(token, previous)[0, 0]
+    way = torch.linspace(-1, 2, 16)
     for stored in model.stored():
-        same = stored.tensor.shape == (60, 16) and all(
-            torch.equal(model.head.embed(t.view(1, 1), t.view(1, 1))[0, 0], stored.tensor[t])
-            for t in torch.arange(60)
-        )
-        assert same == (stored.name == TABLES[name])
+        moved = stored.tensor.shape == (60, 16)
+        if moved:
+            with torch.no_grad():
+                stored.tensor[7] += way
+            moved = torch.allclose(model.head.embed(token, previous)[0, 0] - before, way, atol=1e-5)
+            with torch.no_grad():
+                stored.tensor[7] -= way
+        assert moved == (stored.name == TABLES[name])
     assert looked_up(model) == TABLES[name]
+    assert not any(p.requires_grad for p in model.parameters())
 
 
 @pytest.mark.parametrize("name", ["tied", "untied"])

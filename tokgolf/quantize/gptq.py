@@ -112,13 +112,28 @@ def output_gradients(
     return moments, moments.pop("")
 
 
-@torch.no_grad()
 def looked_up(model: LanguageModel) -> str | None:
-    """Name of the stored tensor whose rows are the embedded tokens, if there is one."""
-    shape = model.head.shape
-    tokens = torch.arange(shape.vocab_size, device=next(model.parameters()).device)[None]
-    embedded = model.head.embed(tokens, tokens)[0]
-    return next((s.name for s in model.stored() if torch.equal(embedded, s.tensor)), None)
+    """Name of the stored tensor whose rows are added to the embedded tokens as they are, if there
+    is one: the derivative to a token's row is that to its embedding, whatever else is added."""
+    vocab_size, d_model = model.head.shape.vocab_size, model.head.shape.d_model
+    tables = [s for s in model.stored() if s.tensor.shape == (vocab_size, d_model)]
+    if not tables:
+        return None
+    device = tables[0].tensor.device
+    tokens = torch.arange(vocab_size, device=device)[None]
+    ways = torch.arange(1.0, d_model + 1, device=device).expand(vocab_size, d_model)
+    required = [s.tensor.requires_grad for s in tables]
+    try:
+        for stored in tables:
+            stored.tensor.requires_grad_(True)
+        with torch.enable_grad():
+            along = (model.head.embed(tokens, tokens)[0] * ways).sum()
+            gradients = torch.autograd.grad(along, [s.tensor for s in tables], allow_unused=True)
+    finally:
+        for stored, before in zip(tables, required, strict=True):
+            stored.tensor.requires_grad_(before)
+    found = zip(tables, gradients, strict=True)
+    return next((s.name for s, g in found if g is not None and torch.equal(g, ways)), None)
 
 
 def some_windows(batches: Iterable[Tensor], tokens: int) -> list[Tensor]:
