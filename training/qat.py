@@ -40,8 +40,8 @@ class QatConfig:
     """From which fraction of the budget on weights have an export's errors (1: never).
 
     `bits` a weight and `method` as in `tokgolf export`; the errors are found anew after `every`
-    steps, in the time of one untuned export, but for the first time, which also measures how fine
-    each tensor should be.
+    steps, in the time of rounding each tensor once. The first time takes longer: it measures how
+    fine each tensor should be. Where fewer than `every` steps are left it is not begun.
     """
 
     start: float = 1.0

@@ -212,7 +212,8 @@ class Session:
         if self.errors:
             due = (self.step - self.quantized_from) % config.every == 0
         else:
-            due = config.start < 1 and self.step >= config.start * (self.step + remaining)
+            started = config.start < 1 and self.step >= config.start * (self.step + remaining)
+            due = started and remaining >= config.every  # one time would not be worth it
         if not due:
             return
         began = time.perf_counter()

@@ -173,7 +173,8 @@ def test_a_compiled_step_sees_errors_that_are_found_after_compiling(
 
 
 @pytest.mark.parametrize(
-    ("step", "remaining", "due"), [(9, 10.0, False), (9, 8.9, True), (30, 10.0, True)]
+    ("step", "remaining", "due"),
+    [(9, 10.0, False), (9, 8.9, True), (30, 10.0, True), (30, 2.0, True), (30, 1.9, False)],
 )
 def test_errors_start_at_their_part_of_a_budget_of_time_too(
     step: int, remaining: float, due: bool, source: FloatModel, plain: Path
