@@ -209,6 +209,24 @@ def test_an_engine_starts_no_threads_and_survives_a_fork(engine: str) -> None:
     assert os.waitpid(child, 0)[1] == 0
 
 
+@every_engine
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="reads memory in /proc")
+def test_tokenizers_that_are_gone_take_no_memory(engine: str) -> None:
+    def resident() -> int:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    def restore_and_use(times: int) -> None:
+        for _ in range(times):
+            with_engine(engine, merges).encode(b"a few words \xe1\xa0\x8e")
+
+    merges = random_merges(random.Random(0), [*range(97, 103)], 20)
+    restore_and_use(10)
+    before = resident()
+    restore_and_use(40)
+    assert resident() - before < 40 * (1 << 18)  # a probe's words would take 1.5 MB each time
+
+
 def test_the_fastest_engine_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(ENGINE_VARIABLE, raising=False)
     tokenizer = from_asset(built("bpe").asset())
