@@ -5,6 +5,7 @@ import os
 import pickle
 import random
 import sys
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given, settings
@@ -13,7 +14,7 @@ from tokenizers_reference import slow_bpe
 from tokenizers_support import NASTY, built, english
 
 from tokgolf.errors import TokenizerError
-from tokgolf.tokenizers import engines, from_asset, windows
+from tokgolf.tokenizers import Tokenizer, engines, from_asset, windows
 from tokgolf.tokenizers.asset import wrap
 from tokgolf.tokenizers.bpe import BpeTokenizer
 from tokgolf.tokenizers.engines import ENGINE_VARIABLE, installed_engines
@@ -25,6 +26,9 @@ PATTERNS = ("gpt4", "gpt2", "gpt4+digits1", "gpt2+digits2", "gpt4+words", "gpt2+
 every_engine = pytest.mark.parametrize("engine", installed_engines())
 needs_fastokens = pytest.mark.skipif(
     "fastokens" not in installed_engines(), reason="fastokens is not installed"
+)
+needs_proc = pytest.mark.skipif(
+    not os.path.exists("/proc/self/statm"), reason="reads memory in /proc"
 )
 
 
@@ -207,6 +211,36 @@ def test_an_engine_starts_no_threads_and_survives_a_fork(engine: str) -> None:
         same = [len(ids) for ids in tokenizer.encode_batch(batch)] == expected
         os._exit(0 if same else 1)
     assert os.waitpid(child, 0)[1] == 0
+
+
+def grown(restore: Callable[[int], Tokenizer], times: int) -> int:
+    """The bytes of memory that are kept after `times` tokenizers were restored and used."""
+
+    def resident() -> int:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    before = 0
+    for number in range(-10, times):
+        before = before if number else resident()
+        restore(number).encode(b"a few words")
+    return resident() - before
+
+
+@every_engine
+@needs_proc
+def test_tokenizers_that_are_gone_take_no_memory(engine: str) -> None:
+    merges = random_merges(random.Random(0), [*range(97, 103)], 20)
+    # a probe's words would take 1.5 MB each time
+    assert grown(lambda number: with_engine(engine, merges), times=20) < 10 << 20
+
+
+@needs_proc
+def test_split_expressions_of_many_assets_take_no_memory() -> None:
+    ranges = "|".join(rf"[\p{{L}}{n}]+" for n in range(300))
+    assets = [wrap("bpe", pack_merges([(97, 98)], f"regex:{ranges}|{n}")) for n in range(60)]
+    # one takes 3 MB
+    assert grown(lambda number: from_asset(assets[number]), times=50) < 30 << 20
 
 
 def test_the_fastest_engine_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:

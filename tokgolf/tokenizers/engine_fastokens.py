@@ -12,9 +12,14 @@ one):
 - before its first use it encodes a probe (tokens of this very table, a sample of Unicode), and any
   id unlike the library's leaves the tokenizer with the library.
 
+The library works here without its cache of words. `tokenizers` 0.23 keeps that for as long as the
+thread lives, whatever becomes of the model, and a probe's words take 1.5 MB: a process that
+restores many tokenizers would grow by that much for each.
+
 It starts no threads, as tokenizing processes fork; forking after use is safe too.
 """
 
+import json
 import os
 from importlib import import_module
 from typing import Any, final
@@ -35,10 +40,24 @@ def safe_fastokens(library: Any, tokens: list[bytes], pattern: str) -> "Fastoken
     """
     if pattern.startswith("regex:") or "+scripts" in pattern:
         return None
-    fast = Fastokens(library)
+    file = library.to_str()
+    uncached = _uncached(library, json.loads(file)["model"])
+    fast = Fastokens(file, uncached)
     probe = _probe(tokens)
-    expected = [encoding.ids for encoding in library.encode_batch_fast(probe)]
+    expected = [encoding.ids for encoding in uncached.encode_batch_fast(probe)]
     return fast if [ids.tolist() for ids in fast.encode(probe)] == expected else None
+
+
+def _uncached(library: Any, model: dict[str, Any]) -> Any:
+    """The library's tokenizer again, its `model` as in `tokenizer.json`, without a word cache."""
+    import tokenizers
+
+    merges = [tuple(merge) for merge in model["merges"]]
+    copy = tokenizers.Tokenizer(
+        tokenizers.models.BPE(vocab=model["vocab"], merges=merges, cache_capacity=0)
+    )
+    copy.pre_tokenizer = library.pre_tokenizer
+    return copy
 
 
 def _probe(tokens: list[bytes]) -> list[str]:
@@ -57,12 +76,12 @@ def _probe(tokens: list[bytes]) -> list[str]:
 
 @final
 class Fastokens:
-    """The fastokens package on one model of the library."""
+    """The fastokens package on a `tokenizer.json`, and the library for what it cannot encode."""
 
-    def __init__(self, library: Any) -> None:
+    def __init__(self, file: str, library: Any) -> None:
         # Read when its pool starts: by default that starts a thread at the first longer text.
         os.environ.setdefault("FASTOKENS_BPE_THREADS", "1")
-        self._engine = import_module("fastokens").Tokenizer.from_json_str(library.to_str())
+        self._engine = import_module("fastokens").Tokenizer.from_json_str(file)
         self._library = library
 
     def encode(self, texts: list[str]) -> list[EngineIds]:

@@ -15,7 +15,7 @@ an asset it is one byte (base, digits, scripts and words in bits 0, 1-2, 3 and 4
 length of the expression as a varint and its UTF-8.
 """
 
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 from tokgolf.errors import TokenizerError
@@ -110,7 +110,7 @@ def _parse(pattern: str) -> tuple[str, int, bool, bool]:
     return base, numbers[0] if numbers else 0, "scripts" in options, "words" in options
 
 
-@cache
+@lru_cache(maxsize=8)  # one of an asset may take 3 MB
 def compiled(pattern: str) -> Any:
     """The library's own form of a pattern. Raises `TokenizerError` if it does not compile."""
     import tokenizers
