@@ -77,7 +77,7 @@ def same_runs(plain: Path) -> dict[str, tuple[int, RunConfig]]:
             {
                 "trunk": looped,
                 "loops_from": 0.3,
-                "qat": QatConfig(start=0.6, bits=2.5, method="nearest"),
+                "qat": QatConfig(start=0.6, bits=2.5, every=2, method="nearest"),
             },
         ),
         "frozen": (
