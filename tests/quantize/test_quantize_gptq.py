@@ -150,6 +150,13 @@ def test_the_table_that_is_looked_up_is_the_one_whose_rows_tokens_become(
     assert not any(p.requires_grad for p in model.parameters())
 
 
+def test_a_table_that_only_predicts_is_not_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small_model(3)
+    monkeypatch.setattr(model.head, "embed", lambda tokens, previous: torch.ones(1, 60, 16))
+    assert looked_up(model) is None
+    assert not any(p.requires_grad for p in model.parameters())
+
+
 @pytest.mark.parametrize("name", ["tied", "untied"])
 def test_a_table_that_is_looked_up_has_steps_by_both_its_uses(name: str) -> None:
     model = small_model(4, name=name)

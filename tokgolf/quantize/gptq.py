@@ -128,6 +128,8 @@ def looked_up(model: LanguageModel) -> str | None:
             stored.tensor.requires_grad_(True)
         with torch.enable_grad():
             along = (model.head.embed(tokens, tokens)[0] * ways).sum()
+            if not along.requires_grad:  # the embedding is made of other tensors
+                return None
             gradients = torch.autograd.grad(along, [s.tensor for s in tables], allow_unused=True)
     finally:
         for stored, before in zip(tables, required, strict=True):
