@@ -41,8 +41,9 @@ class QatConfig:
     """From which fraction of the budget on weights have an export's errors (1: never).
 
     `bits` a weight and `method` as in `tokgolf export`; the errors are found anew after `every`
-    steps, in the time of rounding each tensor once. The first time takes longer: it measures how
-    fine each tensor should be. Where fewer than `every` steps are left it is not begun.
+    steps, in the time of looking at `TOKENS` tokens and rounding each tensor once. The first time
+    takes longer: it measures how fine each tensor should be. Where fewer than `every` steps are
+    left it is not begun.
     """
 
     start: float = 1.0
