@@ -48,6 +48,28 @@ class Inline(Engine):
         self.closed = True
 
 
+class Late(Engine):
+    """Does a cell when it is asked what has ended, and says so when it is asked again."""
+
+    def __init__(self, config: EngineConfig, job: Job, store: str) -> None:
+        self.slots, self.job, self.store = 1, job, store
+        self.waiting: list[str] = []
+        self.done: list[str] = []
+
+    def submit(self, cell: str) -> None:
+        self.waiting.append(cell)
+
+    def ended(self, seconds: float) -> list[Ended]:
+        if self.done:
+            return [Ended(cell=self.done.pop())]
+        self.done.append(self.waiting.pop())
+        self.job(self.store, self.done[0])
+        return []
+
+    def close(self) -> None:
+        assert not self.waiting
+
+
 @pytest.fixture
 def texts(tmp_path: Path) -> dict[str, Any]:
     return write_texts(tmp_path)
@@ -73,6 +95,20 @@ def test_every_cell_ends_and_the_results_say_so(texts: dict[str, Any], tmp_path:
     assert all(cell.run and read_cell(cell.run).attempts == 1 for cell in again.cells)
     sweep(texts, tmp_path / "runs")  # nothing is left to do
     assert all(cell.run and read_cell(cell.run).attempts == 1 for cell in again.cells)
+
+
+def test_a_cell_that_has_ended_is_not_shown_as_running_before_its_engine_says_so(
+    texts: dict[str, Any], tmp_path: Path
+) -> None:
+    seen: list[Progress] = []
+    sweep(texts, tmp_path, seeds=3, engine_of=Late, watch=seen.append)
+    assert [(one.count("done"), len(one.running)) for one in seen[::2]] == [
+        (1, 0),
+        (2, 0),
+        (3, 0),
+        (3, 0),
+    ]
+    assert all(one.left >= len(one.running) for one in seen)
 
 
 def test_a_failed_cell_has_its_reason_and_stops_no_other(

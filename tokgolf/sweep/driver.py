@@ -142,7 +142,10 @@ class Board:
 
     def show(self, flying: Iterable[str], slots: int) -> None:
         """Tell the watcher."""
-        running = tuple(self.cells[cell] for cell in flying)
+        # A cell's file says that it has ended before its engine does.
+        running = tuple(
+            self.cells[cell] for cell in flying if self.cells[cell].status not in ("done", "failed")
+        )
         progress = Progress(cells=tuple(self.cells.values()), running=running, seconds_left=None)
         if self.seconds:
             mean = sum(self.seconds) / len(self.seconds)
