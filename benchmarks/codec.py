@@ -165,7 +165,7 @@ def compare(
         "sections": {name: len(data) for name, data in sections.items()},
         "contexts": back.contexts,
         "symbols_over_conditional": sum(prices.values()) / 8 / conditional - 1,
-        "stream_over_conditional": stream_excess(sections, order, back, conditional),
+        "stream_over_conditional": stream_excess(sections, back, conditional),
         "all_over_conditional": total / conditional - 1,
         "all_over_conditional_and_factors": total / (conditional + factor_bytes(order, back)) - 1,
     }
@@ -236,25 +236,21 @@ def conditional_bytes(
 
 
 def factor_bytes(order: weights.Layout, back: weights.Symbols) -> float:
-    """Entropy of the factors of rows, and of columns: they are the quantizer's, not the coder's."""
-    size = 0.0
-    for axis in (0, 1):
-        parts = [encode.factors(back.quantized[tensor.name], axis) for tensor in order.dense]
-        size += entropy_bytes(np.concatenate(parts)) if parts else 0.0
-    return size
+    """Entropy of the factors of rows and columns in the tables that their lists share: they are
+    the quantizer's, not the coder's."""
+    return list_bytes(back, slice(0, 2 * len(order.dense)))
 
 
-def stream_excess(
-    sections: dict[str, bytes], order: weights.Layout, back: weights.Symbols, conditional: float
-) -> float:
+def list_bytes(back: weights.Symbols, part: slice) -> float:
+    """Entropy of some of the lists, as differences where they are, by table."""
+    lists, tables = back.lists[part], back.list_tables[part]
+    by_table = ([x for x, t in zip(lists, tables, strict=True) if t == own] for own in set(tables))
+    return sum(entropy_bytes(np.concatenate(some)) for some in by_table)
+
+
+def stream_excess(sections: dict[str, bytes], back: weights.Symbols, conditional: float) -> float:
     """How much longer the stream is than the entropy of all that is in it."""
-    side = [back.row_classes, back.column_classes]
-    bases = np.frombuffer(sections["steps"][2 * len(order.dense + order.vectors) :], np.int8)
-    rows = [part - int(base) for part, base in zip(side[0], bases, strict=True)]
-    content = conditional + factor_bytes(order, back)
-    if order.dense:
-        content += entropy_bytes(np.concatenate(rows)) + entropy_bytes(np.concatenate(side[1]))
-    return len(sections["weights"]) / content - 1
+    return len(sections["weights"]) / (conditional + list_bytes(back, slice(None))) - 1
 
 
 def print_table(result: dict[str, Any]) -> None:

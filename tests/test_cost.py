@@ -221,9 +221,10 @@ def test_every_row_and_column_is_charged_with_its_factor_and_class(
     ledger = cost_of(trunk, head_config({"name": "tied"}), tokenizer, bits=4.0).ledger
     rows, dense = dict(ledger.rows), [t for t in ledger.tensors if t.kind != "vector"]
     lines = sum(sum(t.shape) for t in dense)
-    beside = 2 * len(ledger.tensors)
+    beside = 2 * len(ledger.tensors) + 2 * len(dense)  # a byte for each list of factors
     assert rows["steps"] == pytest.approx(beside + lines * FACTOR_BITS / 8, abs=len(dense))
-    assert rows["classes"] == pytest.approx(len(dense) + lines * CLASS_BITS / 8, abs=len(dense))
+    classes = 3 * len(dense) + lines * CLASS_BITS / 8
+    assert rows["classes"] == pytest.approx(classes, abs=len(dense))
     # The step is that of what is left for the integers, not of all bits.
     (step,) = {t.step for t in dense}
     assert step is not None

@@ -10,7 +10,7 @@ Unlike `ledger` nothing is quantized, so what training decides comes from a stat
     tokenizer         its asset, exactly, if one is given; otherwise the asset of a BPE tokenizer of
                       the size asked for, built from the embedded corpus
     frequency tables  of `CONTEXTS`, or as many as so few weights pay for; each as the encoder
-                      reckons: 10 bits, and 4 for each symbol in use
+                      reckons: `TABLE_BITS`, and `SYMBOL_BITS` for each symbol in use
     lanes             three bytes each
 
 Code, header, codes and checksum are exact. Where sizes depend on how often each token occurs, the
@@ -28,6 +28,7 @@ from tokgolf.artifact import container, rans
 from tokgolf.artifact.encode import header_of
 from tokgolf.artifact.load import MAX_PARAMS, SECTIONS
 from tokgolf.artifact.sizes import whole
+from tokgolf.artifact.tables import SYMBOL_BITS, TABLE_BITS
 from tokgolf.config import TrunkConfig
 from tokgolf.corpora import open_corpus
 from tokgolf.errors import CapError, ConfigError, TokgolfError
@@ -41,7 +42,7 @@ from tokgolf.tokenizers import Tokenizer, build_tokenizer
 EMBEDDED = "stdlib:train"
 VECTOR_LARGEST = 127
 PARITIES = 2  # a context of a trellis-coded weight has two tables
-FACTOR_BITS, CLASS_BITS, CONTEXTS = 3.0, 2.5, 25
+FACTOR_BITS, CLASS_BITS, CONTEXTS = 2.2, 1.2, 25
 """Typical of exports (docs/results/artifact.md)."""
 CONTEXT_WEIGHTS = 1 << 14  # a context pays from about so many weights
 DENSE = ("table", "matrix")
@@ -234,7 +235,8 @@ def _sides(stored: Stored, *, classed: bool) -> tuple[int, int]:
         return (0 if stored.kind == "codes" else 2), 0
     columns = stored.tensor.shape[-1]
     lines = stored.tensor.numel() // columns + columns
-    return 2 + round(lines * FACTOR_BITS / 8), 1 + round(lines * CLASS_BITS / 8) * classed
+    steps, classes = round(lines * FACTOR_BITS / 8), round(lines * CLASS_BITS / 8)
+    return 4 + steps, 1 + (2 + classes) * classed  # a byte for each list
 
 
 def _vector_step(count: int) -> float:
@@ -245,7 +247,7 @@ def _vector_step(count: int) -> float:
 def _table_bytes(count: int, step: float) -> int:
     """Bytes of a context's frequency tables, for so many Gaussian weights."""
     used = int(np.count_nonzero(_probabilities(step) * count / PARITIES > 0.5))
-    return math.ceil(PARITIES * (10 + 4 * used) / 8)
+    return math.ceil(PARITIES * (TABLE_BITS + SYMBOL_BITS * used) / 8)
 
 
 def gaussian_bits(step: float) -> float:

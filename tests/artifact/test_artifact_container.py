@@ -17,7 +17,7 @@ HEADER = {"b": [1, 2.5], "a": "\u00e9"}
 SECTIONS = {"s": b"hi", "empty": b"", "t": b"\x00\xff"}
 GOLDEN = bytes.fromhex(
     "474f4c46"  # GOLF
-    "03000000"  # version
+    "04000000"  # version
     "43000000"  # header bytes
     "04000000"  # body bytes
     "7b2261223a225c7530306539222c2262223a5b312c322e355d2c"  # {"a":"\u00e9","b":[1,2.5],
@@ -31,7 +31,7 @@ def signed(data: bytes) -> bytes:
     return data + sha256(data).digest()
 
 
-def framed(text: bytes, body: bytes, *, magic: bytes = b"GOLF", version: int = 3) -> bytes:
+def framed(text: bytes, body: bytes, *, magic: bytes = b"GOLF", version: int = 4) -> bytes:
     """A file with any header text and body, its lengths and hash right, as a forger makes it."""
     return signed(struct.pack("<4sIII", magic, version, len(text), len(body)) + text + body)
 
@@ -110,10 +110,10 @@ REFUSALS: dict[str, tuple[Callable[[], bytes], str]] = {
     "only a frame's first bytes": (lambda: GOLDEN[:15], "not a .golf artifact"),
     "only a frame": (lambda: GOLDEN[:16], "is 16 bytes but declares 119"),
     "another magic": (changed(0, b"GOLD"), "starts with b'GOLD', not b'GOLF'"),
-    "version 0": (changed(4, b"\0"), "format version 0, this tokgolf reads 3"),
-    "version 1": (changed(4, b"\1"), "format version 1, this tokgolf reads 3"),
-    "version 2": (changed(4, b"\2"), "format version 2, this tokgolf reads 3"),
-    "version 4": (changed(4, b"\4"), "format version 4, this tokgolf reads 3"),
+    "version 0": (changed(4, b"\0"), "format version 0, this tokgolf reads 4"),
+    "version 1": (changed(4, b"\1"), "format version 1, this tokgolf reads 4"),
+    "version 2": (changed(4, b"\2"), "format version 2, this tokgolf reads 4"),
+    "version 3": (changed(4, b"\3"), "format version 3, this tokgolf reads 4"),
     "a header length of 4 GB": (changed(8, b"\xff" * 4), "is 119 bytes but declares 4,29"),
     "a body length of 4 GB": (changed(12, b"\xff" * 4), "is 119 bytes but declares 4,29"),
     "a body length 1 too small": (changed(12, b"\3"), "declares 118"),

@@ -21,7 +21,7 @@ from typing import Any
 from tokgolf.errors import ArtifactError
 
 MAGIC = b"GOLF"
-VERSION = 3
+VERSION = 4
 MAX_HEADER = 1 << 16
 FRAME = struct.Struct("<4sIII")
 DIGEST_BYTES = 32

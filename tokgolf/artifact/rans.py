@@ -109,8 +109,8 @@ def unpack_tables(data: bytes, count: int) -> list[Table]:
 
     Per table: low and high byte of (first symbol + 512) and of (length - 1), each as the difference
     to the table before; then the levels, each as the difference to what continues the line through
-    the two before. Differences are mod 256, as -128..127, and difference d has the level
-    max(112 - slope * |d|, 1).
+    the two before, the first two to those of the table before. Differences are mod 256, as
+    -128..127, and difference d has the level max(112 - slope * |d|, 1).
     """
     decoder = Decoder(data[1:], 1, [difference_table(data[0] if data else 0)])
 
@@ -118,21 +118,28 @@ def unpack_tables(data: bytes, count: int) -> list[Table]:
         symbols: list[int] = decoder.read(np.zeros(amount, np.int64)).tolist()
         return symbols
 
-    tables, head = [], [0, 2, 0, 0]
+    tables, head, line = [], [0, 2, 0, 0], (0, 0)
     for number in range(count):
         head = [(a + d) & 255 for a, d in zip(head, read(4), strict=True)]
         first, length = head[0] + (head[1] << 8) - 512, head[2] + (head[3] << 8) + 1
         if first + length > 512:
             raise ArtifactError(f"frequency table {number} spans {length} symbols from {first}")
-        levels, a, b = [], 0, 0
+        levels, (a, b) = [], line
         for difference in read(length):
             a, b = b, 2 * b - a + difference & 255
             levels.append(b)
+        line = line_before(levels)
         if not levels[0] or not levels[-1] or max(levels) > MAX_LEVEL:
             raise ArtifactError(f"frequency table {number} is not in canonical form")
         tables.append(Table(first, frequencies(np.array(levels))))
     decoder.close()
     return tables
+
+
+def line_before(levels: list[int]) -> tuple[int, int]:
+    """What stands before a table so that its line goes on as the first two of these levels."""
+    first, second = levels[0], levels[min(1, len(levels) - 1)]
+    return 3 * first - 2 * second, 2 * first - second
 
 
 def difference_table(slope: int) -> Table:

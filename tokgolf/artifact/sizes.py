@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokgolf.artifact import rans, weights
-from tokgolf.artifact.encode import ALPHABET
+from tokgolf.artifact.tables import ALPHABET
 from tokgolf.heads.base import Stored
 from tokgolf.quantize import trellis_parities
 
@@ -56,7 +56,7 @@ def sizes_of(stored: list[Stored], sections: dict[str, bytes], trellis: bool) ->
     """What each tensor takes of an artifact's weight sections; all of it sums to their bytes."""
     order = weights.layout(stored)
     found = weights.read(stored, sections, trellis)
-    bits = _stream_bits(order, found, sections, trellis)
+    bits = _stream_bits(order, found, trellis)
     stream = len(sections["weights"])
     # A lane's last state holds a little less than the four bytes it is written in.
     shared = min(round(float(bits.sum()) / 8), stream)
@@ -65,8 +65,10 @@ def sizes_of(stored: list[Stored], sections: dict[str, bytes], trellis: bool) ->
     for number, (name, _, kind) in enumerate([*order.dense, *order.vectors]):
         coded, steps, classes = parts[number].tolist()
         step = np.array(found.quantized[name].step << 16, np.uint32).view(np.float32)
-        # Each has a step of two bytes, and all but vectors the byte of a base context.
-        sizes[name] = TensorSize(name, float(step), coded, steps + 2, classes + (kind != "vector"))
+        steps += 2
+        if kind != "vector":  # a byte of each list, and of the base context
+            steps, classes = steps + 2, classes + 1 + 2 * (len(found.lists) > 2 * len(order.dense))
+        sizes[name] = TensorSize(name, float(step), coded, steps, classes)
     at = 0
     for name, tensor, kind in stored:
         if kind == "codes":
@@ -85,40 +87,33 @@ def stream_bits(
 ) -> dict[str, float]:
     """Ideal bits of the integers of every tensor but those of codes."""
     order = weights.layout(stored)
-    bits = _stream_bits(order, weights.read(stored, sections, trellis), sections, trellis)
+    bits = _stream_bits(order, weights.read(stored, sections, trellis), trellis)
     names = [tensor.name for tensor in [*order.dense, *order.vectors]]
     return dict(zip(names, bits[:, 0].tolist(), strict=True))
 
 
 def _stream_bits(
-    order: weights.Layout, found: weights.Symbols, sections: dict[str, bytes], trellis: bool
+    order: weights.Layout, found: weights.Symbols, trellis: bool
 ) -> NDArray[np.float64]:
     """Ideal bits of the integers, factors and classes of every tensor.  # (tensors, 3)"""
-    classed = sections["tables"][1] if order.dense else 0
-    ends = np.cumsum([bool(order.dense), bool(order.dense), classed, classed])
-    count = int(ends[-1]) + len(found.tables)
-    lengths = _code_lengths(rans.unpack_tables(sections["tables"][2:], count))
-    *of_steps, of_rows, of_columns = (lengths[max(end - 1, 0)] for end in ends)
+    lengths = _code_lengths(found.tables)
+    first = len(lengths) - bool(order.vectors) - (found.contexts << trellis)
+    of_weights = lengths[first : len(lengths) - bool(order.vectors)]
     bits = np.zeros((len(order.dense) + len(order.vectors), 3))
-    bases = np.frombuffer(sections["steps"], np.int8, offset=2 * len(bits)).astype(np.int64)
-    for number, (tensor, row, column, base) in enumerate(
-        zip(order.dense, found.row_classes, found.column_classes, bases, strict=True)
+    for place, (numbers, table) in enumerate(zip(found.lists, found.list_tables, strict=True)):
+        group, number = divmod(place, len(order.dense))
+        bits[number, 1 + group // 2] += lengths[table][numbers + ALPHABET // 2].sum()
+    for number, (tensor, row, column) in enumerate(
+        zip(order.dense, found.row_classes, found.column_classes, strict=True)
     ):
-        codes, _, *steps = found.quantized[tensor.name]
+        codes = found.quantized[tensor.name].codes
         contexts = (row[:, None] + column).clip(0, found.contexts - 1)
         if trellis:
             contexts = 2 * contexts + trellis_parities(codes)
-        of_weights = lengths[ends[-1] :]
         counts = np.bincount(
             (contexts * ALPHABET + codes + ALPHABET // 2).ravel(), minlength=of_weights.size
         )
         bits[number, 0] = counts @ of_weights.ravel()
-        for quarters, prices in zip(steps, of_steps, strict=True):
-            if quarters is not None:
-                bits[number, 1] += prices[quarters.astype(np.int64) + ALPHABET // 2].sum()
-        if classed:
-            bits[number, 2] = of_rows[row - base + ALPHABET // 2].sum()
-            bits[number, 2] += of_columns[column + ALPHABET // 2].sum()
     for number, vector in enumerate(order.vectors, len(order.dense)):
         codes = found.quantized[vector.name].codes.astype(np.int64)
         bits[number, 0] = lengths[-1][codes + ALPHABET // 2].sum()

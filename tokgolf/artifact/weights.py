@@ -3,20 +3,25 @@
 Which tensors there are, in which order and of which shape follows from the model's config; the
 file holds only numbers. Sections:
 
-    tables   number of weight contexts (u8); 1 if there are row and column classes, else 0 (u8);
-             frequency tables (see `rans.unpack_tables`): row steps, column steps, row classes,
-             column classes, weights (of each context one, or one for each parity), vectors; those
-             that occur
-    steps    bfloat16 step (u16) of every tensor, then base context (i8) of every one but vectors
-    weights  one rANS stream: steps of rows, steps of columns, in quarters of an octave; row
-             classes; column classes; weights, a column at a time; vectors
+    tables   number of weight contexts (u8); contexts to an octave of spread, 0 if rows and columns
+             have no spreads (u8); frequency tables (see `rans.unpack_tables`): of the lists, of the
+             weights (of each context one, or one for each parity), of the vectors
+    steps    bfloat16 step (u16) of every tensor, base context (i8) of every one but vectors, and a
+             byte for each list
+    weights  one rANS stream: the lists; weights, a column at a time; vectors
     packed   fixed-width bits: the entries of tensors of kind "codes"
 
-Tensors are in the order of `Layout`. The context of a weight is its tensor's base + its row's class
-+ its column's class, clipped to the contexts that there are; of a trellis-coded one also the parity
-of the trellis' state. For the sake of that the stream has one column of all tensors after the
-other, the widest tensors' rows first: the states are known before a column is read, and many rows
-are read at once. `encode` writes these sections and chooses bases and classes.
+Tensors are in the order of `Layout`. There is a list of numbers for the rows of every tensor but
+vectors, one for the columns of each, and, if there are spreads, as many again. The first are steps
+in quarters of an octave; the others say how large a row's or column's weights are, step or no
+step. Low five bits of a list's byte: its table; the others: how many lists back is one of the same
+length that is to be added. Matrices that read the same have the same steps of columns.
+
+The context of a weight is its tensor's base + the spreads of its row and column - what their steps
+take of them, clipped to the contexts that there are; of a trellis-coded one also the parity of the
+trellis' state. For the sake of that the stream has one column of all tensors after the other, the
+widest tensors' rows first: the states are known before a column is read, and many rows are read at
+once. `encode` writes these sections, `contexts` chooses what is in them.
 """
 
 from typing import NamedTuple
@@ -29,6 +34,9 @@ from tokgolf.artifact import rans
 from tokgolf.errors import ArtifactError
 from tokgolf.heads.base import Stored
 from tokgolf.quantize import FARTHEST, NEXT_STATE, STEPS, Quantized, restored
+
+MOST_UNIT = 8
+LIST_TABLES = 32  # a list's byte: its table, and times this how far back the list to be added is
 
 
 class Layout(NamedTuple):
@@ -47,7 +55,9 @@ class Symbols(NamedTuple):
     quantized: dict[str, Quantized]  # by tensor
     row_classes: list[NDArray[np.int64]]  # of `dense`: base + class of every row
     column_classes: list[NDArray[np.int64]]
-    tables: list[rans.Table]  # of the weights, by context, and of the vectors
+    lists: list[NDArray[np.int64]]  # as they are coded
+    list_tables: NDArray[np.int64]
+    tables: list[rans.Table]  # all
     contexts: int
 
 
@@ -81,44 +91,70 @@ def decode(
 def read(stored: list[Stored], sections: dict[str, bytes], trellis: bool) -> Symbols:
     """The integers of all tensors but those of kind codes. Raises as `decode` does."""
     dense, vectors, shapes, rows, columns = layout(stored)
-    steps, bases = _steps(sections["steps"], len(dense), len(vectors))
-    contexts, classed = sections["tables"][:2] if len(sections["tables"]) > 1 else (0, 2)
-    if not bool(classed) <= bool(contexts) == bool(dense) or classed > 1 or contexts > 127:
+    contexts, unit = sections["tables"][:2] if len(sections["tables"]) > 1 else (0, MOST_UNIT + 1)
+    if not bool(unit) <= bool(contexts) == bool(dense) or unit > MOST_UNIT or contexts > 127:
         raise ArtifactError(
-            f"the artifact has {contexts} contexts for {len(dense)} tensors, classes: {classed}"
+            f"the artifact has {contexts} contexts for {len(dense)} tensors, {unit} to the octave"
         )
-    sizes = [bool(dense), bool(dense), classed, classed, contexts << trellis, bool(vectors)]
-    starts = np.cumsum([0, *sizes]).tolist()
-    tables = rans.unpack_tables(sections["tables"][2:], starts.pop())
-    amounts = [rows, columns, classed * rows, classed * columns]
-    amounts += [sum(n * m for n, m in shapes), sum(s.tensor.numel() for s in vectors)]
+    groups = 4 if unit else 2  # of lists
+    steps, bases, about = _steps(sections["steps"], len(dense), len(vectors), groups)
+    of_lists = about % LIST_TABLES
+    first = int(of_lists.max(initial=-1)) + 1
+    last = first + (contexts << trellis)
+    tables = rans.unpack_tables(sections["tables"][2:], last + bool(vectors))
+    lengths = [shape[group % 2] for group in range(groups) for shape in shapes]
+    amounts = [sum(lengths), sum(n * m for n, m in shapes), sum(s.tensor.numel() for s in vectors)]
     decoder = rans.Decoder(sections["weights"], rans.lanes_of(sum(amounts)), tables)
 
-    def symbols(part: int) -> NDArray[np.int64]:
-        where = np.full(amounts[part], starts[part] << rans.BITS)
-        return decoder.read(where).astype(np.int64)
-
-    ends = [np.cumsum([shape[axis] for shape in shapes])[:-1] for axis in (0, 1)]
-    tall, wide = (np.split(_factors(symbols(axis)), ends[axis]) for axis in (0, 1))
-    row_classes = np.repeat(bases, [n for n, _ in shapes])
-    row_classes += symbols(2) if classed else 0
-    column_classes = symbols(3) if classed else np.zeros(columns, np.int64)
-    of_columns = np.split(column_classes, ends[1])
-    codes = _read_columns(decoder, shapes, row_classes, of_columns, contexts, starts[4], trellis)
-    of_vectors = symbols(5).astype(np.int16)
+    coded = decoder.read(np.repeat(of_lists << rans.BITS, lengths))
+    lists = np.split(coded.astype(np.int64), np.cumsum(lengths)[:-1])[: len(lengths)]
+    sums = _summed(lists, about // LIST_TABLES)
+    factors = [_factors(quarters) for quarters in sums[: 2 * len(dense)]]
+    spreads = sums[2 * len(dense) :] if unit else [np.zeros(n, np.int64) for n in lengths]
+    classes = [a - step_class(b, unit) for a, b in zip(spreads, factors, strict=True)]
+    row_classes = [base + part for base, part in zip(bases, classes, strict=False)]
+    column_classes = classes[len(dense) :]
+    codes = _read_columns(
+        decoder,
+        shapes,
+        np.concatenate([np.zeros(0, np.int64), *row_classes]),
+        column_classes,
+        contexts,
+        first,
+        trellis,
+    )
+    of_vectors = decoder.read(np.full(amounts[2], last << rans.BITS))
     decoder.close()
 
+    sides = zip(factors[: len(dense)], factors[len(dense) :], strict=True)
     quantized = {
-        tensor.name: Quantized(block, step, row, column)
-        for tensor, block, step, row, column in zip(dense, codes, steps, tall, wide, strict=False)
+        tensor.name: Quantized(block, step, *side)
+        for tensor, block, step, side in zip(dense, codes, steps, sides, strict=False)
     }
     at = 0
     for (name, tensor, _), step in zip(vectors, steps[len(dense) :], strict=True):
         block = of_vectors[at : at + tensor.numel()].reshape(-1, tensor.shape[-1])
         quantized[name] = Quantized(block, step)
         at += tensor.numel()
-    of_rows = np.split(row_classes, ends[0])
-    return Symbols(quantized, of_rows, of_columns, tables[starts[4] :], contexts)
+    return Symbols(quantized, row_classes, column_classes, lists, of_lists, tables, contexts)
+
+
+def step_class(quarters: NDArray[np.int8], unit: int) -> NDArray[np.int64]:
+    """By how many contexts a step that is so much larger makes integers smaller."""
+    result: NDArray[np.int64] = quarters.astype(np.int64) * unit >> 2
+    return result
+
+
+def _summed(lists: list[NDArray[np.int64]], back: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """The lists with those so many places before added."""
+    sums: list[NDArray[np.int64]] = []
+    for place, (numbers, distance) in enumerate(zip(lists, back.tolist(), strict=True)):
+        if distance:
+            if distance > place or len(sums[place - distance]) != len(numbers):
+                raise ArtifactError(f"list {place} is to be added to one of another length")
+            numbers = numbers + sums[place - distance]
+        sums.append(numbers)
+    return sums
 
 
 def _read_columns(
@@ -154,16 +190,20 @@ def _read_columns(
     return [block.T for block in blocks]
 
 
-def _steps(data: bytes, dense: int, vectors: int) -> tuple[list[int], NDArray[np.int64]]:
-    """The steps of all tensors, and the base contexts of the dense ones."""
+def _steps(
+    data: bytes, dense: int, vectors: int, groups: int
+) -> tuple[list[int], NDArray[np.int64], NDArray[np.int64]]:
+    """The steps of all tensors, the base contexts of the dense ones, and the lists' bytes."""
     count = dense + vectors
-    if len(data) != 2 * count + dense:
+    if len(data) != 2 * count + (1 + groups) * dense:
         raise ArtifactError(f"{len(data)} bytes of steps are not those of {count} tensors")
     steps: list[int] = np.frombuffer(data, "<u2", count).tolist()
     for step in steps:
         if step not in STEPS:
             raise ArtifactError(f"a tensor has a step of bits {step:#06x}, which is out of range")
-    return steps, np.frombuffer(data, np.int8, dense, 2 * count).astype(np.int64)
+    bases = np.frombuffer(data, np.int8, dense, 2 * count).astype(np.int64)
+    about = np.frombuffer(data, np.uint8, offset=2 * count + dense).astype(np.int64)
+    return steps, bases, about
 
 
 def _factors(symbols: NDArray[np.int64]) -> NDArray[np.int8]:
