@@ -244,7 +244,7 @@ def _run(
     session.save(run, state, finished=True)
     if session.step < config.steps:
         session.say(
-            f"ended     its {config.minutes:g} minutes were over after {session.step:,} of "
+            f"ended     its {config.minutes:g} minutes had time for {session.step:,} of "
             f"{config.steps:,} steps"
         )
     return TrainResult(
@@ -267,7 +267,7 @@ def _report(session: Session, step: Step) -> StepReport:
         seconds=session.seconds,
         learning_rate_scale=step.scale,
         tokens_per_second=tokens / session.seconds,
-        seconds_left=max(0.0, session.remaining_steps() * session.seconds_per_step()),
+        seconds_left=max(0.0, session.pace().seconds_for(session.remaining_steps())),
     )
 
 

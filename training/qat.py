@@ -43,7 +43,8 @@ class QatConfig:
     `bits` a weight and `method` as in `tokgolf export`; the errors are found anew after `every`
     steps, in the time of looking at `TOKENS` tokens and rounding each tensor once. The first time
     takes longer: it measures how fine each tensor should be. Where fewer than `every` steps are
-    left it is not begun.
+    left it is not begun. A run by the clock counts on that time once it has been seen, and ends
+    before errors that no step would have time to use.
     """
 
     start: float = 1.0
@@ -92,15 +93,19 @@ class Quantizer:
         model = self.source.model
         model.load_state_dict({name: value.cpu() for name, value in values.items()})
         rounder = Rounder(model, self.config, self.tokens)
-        if not self.steps:
+        if self.steps:
+            steps = {name: max(step, rounder.finest(name)) for name, step in self.steps.items()}
+            quantized = {name: rounder.quantize(name, step) for name, step in steps.items()}
+        else:
             fit = Fit(self.source, rounder)
             fit.settle(None)
-            self.steps = fit.steps
+            # No step of a fit is below its tensor's finest, and the integers are at these steps.
+            self.steps, quantized = fit.steps, fit.quantized
         errors = {}
-        for name, step in self.steps.items():
+        for name, integers in quantized.items():
             tensor = rounder.stored[name].tensor.detach()
             before = tensor.clone()
-            rounder.restore(name, rounder.quantize(name, max(step, rounder.finest(name))))
+            rounder.restore(name, integers)
             errors[name] = tensor - before
         return errors
 

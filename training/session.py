@@ -36,6 +36,7 @@ from tokgolf.training.guards import (
     forbidden_pair,
 )
 from tokgolf.training.optimizers import Optimizers
+from tokgolf.training.pace import Pace
 from tokgolf.training.qat import Quantizer, shifted
 
 LIVE_PREFIX = "live."
@@ -110,7 +111,9 @@ class Session:
         self.initial: dict[str, Tensor] = {}
         self.check_at = 0
         self.seconds = 0.0
-        self.compile_seconds = 0.0
+        self.compile_seconds = 0.0  # and of all else that is paid once
+        self.quantize_seconds = 0.0  # of finding errors anew, and how many times that was
+        self.quantizings = 0
         self.loss = math.nan
 
     def load(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
@@ -136,6 +139,8 @@ class Session:
         self.step, self.loss = operator.index(state["step"]), float(state["loss"])
         self.seconds = float(state["seconds"])
         self.compile_seconds = float(state["compile_seconds"])
+        self.quantize_seconds = float(state.get("quantize_seconds", 0.0))
+        self.quantizings = operator.index(state.get("quantizings", 0))
 
     def save(self, run: Path, state: dict[str, Any], *, finished: bool = False) -> None:
         """Write a checkpoint, all of it from the lead; it is there when any rank goes on."""
@@ -146,6 +151,8 @@ class Session:
                     "step": self.step,
                     "seconds": self.seconds,
                     "compile_seconds": self.compile_seconds,
+                    "quantize_seconds": self.quantize_seconds,
+                    "quantizings": self.quantizings,
                     "loss": self.loss,
                     "untied": self.untied,
                     "averaged": self.averages.count,
@@ -217,7 +224,8 @@ class Session:
         if not due:
             return
         began = time.perf_counter()
-        if not self.errors:
+        first = not self.errors
+        if first:
             self.quantized_from = self.step
             self.say(
                 f"qat       from step {self.step:,} on, weights have the errors of an export at "
@@ -230,7 +238,12 @@ class Session:
                 found = quantizer.errors(self.model.state_dict())
                 self.quantizer_steps = quantizer.steps
         self.errors = self.ranks.lent({n: error.to(self.device) for n, error in found.items()})
-        self.compile_seconds += time.perf_counter() - began  # as compiling, it is no step
+        seconds = time.perf_counter() - began
+        if first:  # it measures damages, in many times the time of those that follow
+            self.compile_seconds += seconds
+        else:
+            self.quantize_seconds += seconds
+            self.quantizings += 1
 
     def _quantizer(self, run: Path) -> Quantizer:
         if self.quantizer is None:
@@ -270,14 +283,22 @@ class Session:
         """Steps that are left of the budget, by count or by the clock, whichever is less."""
         left = float(self.config.steps - self.step)
         if self.config.minutes is not None and self.step:
-            clock = self.config.minutes * 60 - self.seconds
-            left = min(left, clock / self.seconds_per_step())
+            left = min(left, self.pace().steps_in(self.config.minutes * 60 - self.seconds))
         return left
 
-    def seconds_per_step(self) -> float:
-        """Mean time of a step so far. Compiling is paid from the budget, but is no step: counted
-        as one, it would make the end look near and the learning rate fall at the start."""
-        return max(self.seconds - self.compile_seconds, 1e-9) / self.step
+    def pace(self) -> Pace:
+        """The mean times so far. Compiling is paid from the budget, but is no step: counted as one,
+        it would make the end look near and the learning rate fall at the start. For the time of
+        finding errors, nothing is guessed before it is known: too high a guess would begin errors
+        and the warmdown for good, too low a one is put right."""
+        between = self.compile_seconds + self.quantize_seconds
+        every = self.config.qat.every
+        return Pace(
+            per_step=max(self.seconds - between, 1e-9) / self.step,
+            per_quantizing=self.quantize_seconds / max(self.quantizings, 1),
+            every=every,
+            sooner=(self.quantized_from - self.step) % every,
+        )
 
     def rate_scale(self, remaining: float) -> float:
         """The factor on every learning rate: 1, then linearly down to `warmdown_to` at the end."""

@@ -442,7 +442,7 @@ def test_a_run_stops_when_its_minutes_are_over(
         on_step=lambda report: scales.append(report.learning_rate_scale),
     )
     assert result.steps == 20
-    assert said[-1].endswith("0.333333 minutes were over after 20 of 10,000 steps")
+    assert said[-1].endswith("0.333333 minutes had time for 20 of 10,000 steps")
     assert result.seconds == pytest.approx(20.0)
     # Step 0 cannot know yet how long steps take; from then on the clock tells.
     assert scales == pytest.approx([1.0] * 11 + [1 - i / 10 for i in range(1, 10)])

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from tokgolf.artifact.checkpoint import FloatModel, load_run, read_checkpoint
-from tokgolf.artifact.export import calibration_tokens, export_model
+from tokgolf.artifact.export import Fit, calibration_tokens, export_model
 from tokgolf.config import TrunkConfig
 from tokgolf.corpora import Corpus, Document
 from tokgolf.errors import ConfigError, TrainingError
+from tokgolf.quantize import Quantized
 from tokgolf.quantize.gptq import some_windows
-from tokgolf.quantize.rows import QuantConfig
+from tokgolf.quantize.rows import QuantConfig, Rounder
 from tokgolf.tokenizers import build_tokenizer
 from tokgolf.training import RunConfig, StepReport, train
 from tokgolf.training.qat import TOKENS, QatConfig, Quantizer, shifted
@@ -109,6 +110,35 @@ def test_errors_are_found_anew_at_the_steps_of_the_first_time(
     assert not torch.equal(again["head.table"], errors["head.table"])
     resumed = Quantizer(source.trunk, source.head, source.tokenizer, plain, QAT, first)
     assert all(torch.equal(e, again[name]) for name, e in resumed.errors(moved).items())
+
+
+@pytest.mark.parametrize("method", ["trellis", "gptq", "nearest"])
+def test_the_first_time_the_integers_of_the_measured_file_are_taken(
+    method: Any, source: FloatModel, plain: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rounding them once more would take as long and change nothing."""
+    config = dataclasses.replace(QAT, method=method)
+    settle, quantize = Fit.settle, Rounder.quantize
+    rounded: list[str] = []
+
+    def settled(fit: Fit, cap: int | None) -> None:
+        settle(fit, cap)
+        rounded.clear()
+
+    def counted(rounder: Rounder, name: str, step: float) -> Quantized:
+        rounded.append(name)
+        return quantize(rounder, name, step)
+
+    monkeypatch.setattr(Fit, "settle", settled)
+    monkeypatch.setattr(Rounder, "quantize", counted)
+    values = source.model.state_dict()
+    first = Quantizer(source.trunk, source.head, source.tokenizer, plain, config)
+    found = first.errors(values)
+    assert not rounded
+    given = Quantizer(source.trunk, source.head, source.tokenizer, plain, config, first.steps)
+    again = given.errors(values)
+    assert rounded == list(again) == list(found)
+    assert all(torch.equal(error, found[name]) for name, error in again.items())
 
 
 def test_the_weights_are_put_back_when_the_step_fails(

@@ -1,0 +1,185 @@
+"""A run by the clock ends when its learning rate does, though finding errors takes of its time."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tokgolf.artifact.checkpoint import read_checkpoint
+from tokgolf.config import TrunkConfig
+from tokgolf.corpora import Corpus, Document
+from tokgolf.errors import Interrupted
+from tokgolf.tokenizers import build_tokenizer
+from tokgolf.training import RunConfig, StepReport, train
+from tokgolf.training.distributed import Ranks
+from tokgolf.training.pace import Pace
+from tokgolf.training.qat import QatConfig, Quantizer
+from tokgolf.training.session import Session
+
+TRUNK = TrunkConfig(layers=1, d_model=16, heads=2, kv_heads=1, mlp_hidden=24, sequence_length=16)
+CONFIG = RunConfig(
+    trunk=TRUNK,
+    qat=QatConfig(start=0.5, every=4, method="nearest"),
+    batch_tokens=32,
+    steps=10_000,
+    minutes=1.0,
+    warmdown_steps=0,
+    warmdown_fraction=1.0,
+    precision="fp32",
+    compile="off",
+)
+TOKENIZER = build_tokenizer("byte", [], None)
+DOCUMENTS = [Document(str(i), f"the clock says {i}. ".encode()) for i in range(30)]
+CORPUS = Corpus(name="tiny", split=None, source=lambda: iter(DOCUMENTS))
+
+
+# --- steps and their time
+
+
+def walked(pace: Pace, seconds: float) -> float:
+    """The steps that there is time for, taken one by one."""
+    steps = 0
+    while True:
+        if steps >= pace.sooner and (steps - pace.sooner) % pace.every == 0:
+            seconds -= pace.per_quantizing
+        if seconds < pace.per_step:
+            return steps + max(seconds, 0.0) / pace.per_step
+        seconds -= pace.per_step
+        steps += 1
+
+
+paces = st.builds(
+    Pace,
+    per_step=st.integers(1, 5),
+    per_quantizing=st.integers(0, 9),
+    every=st.integers(1, 6),
+    sooner=st.integers(0, 5),
+)
+
+
+@given(paces, st.integers(0, 100))
+def test_steps_in_a_time_are_those_that_were_taken_one_by_one(pace: Pace, seconds: int) -> None:
+    assert pace.steps_in(seconds) == pytest.approx(walked(pace, seconds))
+
+
+@given(paces, st.integers(0, 400))
+def test_the_time_of_steps_has_room_for_these_steps(pace: Pace, quarters: int) -> None:
+    steps = quarters / 4  # exact, and so is their time
+    assert pace.steps_in(pace.seconds_for(steps)) == pytest.approx(steps)
+
+
+def test_a_time_that_is_over_has_less_than_no_steps() -> None:
+    for sooner in (0, 2):
+        pace = Pace(per_step=2.0, per_quantizing=3.0, every=4, sooner=sooner)
+        assert pace.steps_in(-1.0) == -0.5
+
+
+# --- the run
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step takes a second, finding errors 12 s with the damages and 2 s without."""
+    now = 0.0
+    gradients = Session.gradients
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+
+    def step(session: Session, tokens: Tensor, targets: Tensor) -> Tensor:
+        nonlocal now
+        now += 1.0
+        return gradients(session, tokens, targets)
+
+    def errors(quantizer: Quantizer, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        nonlocal now
+        now += 2.0 if quantizer.steps else 12.0
+        quantizer.steps = {"head.table": 1.0}
+        return {"head.table": torch.zeros_like(values["head.table"])}
+
+    monkeypatch.setattr(Session, "gradients", step)
+    monkeypatch.setattr(Quantizer, "errors", errors)
+
+
+def run_it(
+    run: Path,
+    *,
+    resume: bool = False,
+    ranks: Ranks | None = None,
+    on_step: Callable[[StepReport], None] = lambda report: None,
+) -> list[str]:
+    """Train; returns what was said."""
+    said: list[str] = []
+    train(
+        CONFIG,
+        TOKENIZER,
+        CORPUS,
+        run,
+        device="cpu",
+        resume=resume,
+        on_step=on_step,
+        say=said.append,
+        ranks=ranks or Ranks(),
+    )
+    return said
+
+
+@pytest.mark.usefixtures("clock")
+def test_the_rate_falls_to_where_errors_found_anew_leave_the_end(tmp_path: Path) -> None:
+    reports: list[StepReport] = []
+    said = run_it(tmp_path, on_step=reports.append)
+    # 30 steps, 12 s for the first errors, 4 steps: 46 s. Of 14 s, twice 2 s and 4 steps; then the
+    # errors of 2 s, which would be found for no step.
+    assert [report.step for report in reports] == [*range(1, 43)]
+    assert reports[-1].seconds == 30 + 12 + 4 + 2 * 6
+    assert said[-1].endswith("ended     its 1 minutes had time for 42 of 10,000 steps")
+    # Step 34 is the first before which errors are found anew, so 35 is the first that counts on it.
+    scales = [report.learning_rate_scale for report in reports]
+    assert scales[35:] == pytest.approx([1 - step / 42 for step in range(35, 42)])
+    assert all(report.seconds + report.seconds_left == pytest.approx(58) for report in reports[34:])
+    # What is paid once is no step's time: before, all is as if errors took none.
+    assert scales[31:35] == pytest.approx([1 - step / 48 for step in range(31, 35)])
+    assert scales[1:31] == pytest.approx([1 - step / 60 for step in range(1, 31)])
+
+
+@pytest.mark.usefixtures("clock")
+@pytest.mark.parametrize("at", [32, 36])
+def test_a_resumed_run_keeps_what_it_knows_of_its_times(at: int, tmp_path: Path) -> None:
+    ranks = Ranks()
+
+    def end(report: StepReport) -> None:
+        if report.step == at:
+            ranks.ending.set()
+
+    with pytest.raises(Interrupted):
+        run_it(tmp_path, ranks=ranks, on_step=end)
+    state = read_checkpoint(tmp_path)[1]
+    known = at == 36
+    assert (state["compile_seconds"], state["quantize_seconds"]) == (12.0, 2.0 * known)
+    reports: list[StepReport] = []
+    run_it(tmp_path, resume=True, on_step=reports.append)
+    assert reports[0].learning_rate_scale == pytest.approx(1 - at / (42 if known else 48))
+    assert (reports[-1].step, reports[-1].seconds) == (42, 58.0)
+    state = read_checkpoint(tmp_path)[1]
+    assert state["compile_seconds"] == 12
+    assert (state["quantize_seconds"], state["quantizings"]) == (4.0, 2)
+
+
+def test_a_checkpoint_from_before_these_times_were_kept_can_be_resumed(tmp_path: Path) -> None:
+    def session() -> Session:
+        return Session(CONFIG, TOKENIZER, np.ones(257, np.int64), "cpu")
+
+    first, second = session(), session()
+    tokens = torch.zeros(2, 16, dtype=torch.long)
+    first.update(first.start(1.0, tokens, tokens))
+    first.step, first.seconds, first.compile_seconds = 10, 25.0, 5.0
+    first.save(tmp_path, {"config": dataclasses.asdict(CONFIG)})
+    tensors, state = read_checkpoint(tmp_path)
+    del state["quantize_seconds"], state["quantizings"]
+    second.load(tensors, state)
+    assert second.remaining_steps() == pytest.approx(35 / 2)
