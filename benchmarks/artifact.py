@@ -50,7 +50,7 @@ from tokgolf.eval.score import score  # noqa: E402
 from tokgolf.files import write_text  # noqa: E402
 from tokgolf.model import LanguageModel  # noqa: E402
 from tokgolf.quantize.allocate import divergence  # noqa: E402
-from tokgolf.quantize.rows import TUNE, QuantConfig, Rounder, quant_config  # noqa: E402
+from tokgolf.quantize.rows import TUNE, QuantConfig, Rounder  # noqa: E402
 from tokgolf.quantize.trellis import round_rows  # noqa: E402
 
 BITS = (8.0, 6.0, 5.0, 4.0, 3.6, 3.3, 3.0, 2.5)
@@ -123,13 +123,13 @@ class Bench:
     """A run's float model, and how far from it another is."""
 
     def __init__(
-        self, run: Path, held_out: Corpus, only: tuple[str, ...], bits: tuple[float, ...]
+        self, run: Path, held_out: Corpus, only: tuple[str, ...], bits: tuple[float, ...], tune: int
     ) -> None:
-        self.only, self.bits = only, bits
+        self.only, self.bits, self.tune = only, bits, tune
         self.source = load_run(run)
         self.held_out = held_out
         self.calibration = list(calibration_tokens(run, self.source))
-        self.tuning = list(tuning_tokens(run, self.source, TUNE))
+        self.tuning = list(tuning_tokens(run, self.source, tune))
         shard = read_shard(shard_files(run / "tokens", "train")[0])
         length = self.source.trunk.sequence_length
         starts = np.random.default_rng(0).integers(0, len(shard) - length, KL_WINDOWS)
@@ -206,7 +206,7 @@ def own(bench: Bench) -> Iterable[Point]:
         if not bench.wants(scheme):
             continue
         tuned = scheme == "tuned"
-        config = quant_config() if tuned else QuantConfig(method=method)  # type: ignore[arg-type]
+        config = QuantConfig(method=method, tune=bench.tune * tuned)  # type: ignore[arg-type]
         rounder = Rounder(bench.source.model, config, bench.calibration)
         fit = Fit(bench.source, rounder, tuning=bench.tuning if tuned else None)
         if measured:
@@ -225,7 +225,7 @@ def own(bench: Bench) -> Iterable[Point]:
             seconds = time.perf_counter() - began
             model = decode_artifact(fit.data).model
             point = bench.point(scheme, fit.weight_bytes(), model, scored=method == "trellis")
-            yield {**point, "seconds": seconds}
+            yield {**point, "seconds": seconds, **({"tune": bench.tune} if tuned else {})}
 
 
 def bits_at(points: list[Point], kl: float) -> float | None:
@@ -294,6 +294,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
 @click.option("--val-bytes", default=300_000, show_default=True)
 @click.option("--only", multiple=True, type=click.Choice([*OWN, "classic"]), help="Some of them.")
 @click.option("--bits", multiple=True, type=float, default=BITS, show_default=True)
+@click.option("--tune", default=TUNE, show_default=True, help="Updates after each part.")
 @click.option("--show", is_flag=True, help="Run nothing, print the tables of what is there.")
 @click.option("--plot", "plot_path", type=click.Path(path_type=Path), help="A .png to draw.")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path))
@@ -303,6 +304,7 @@ def main(
     val_bytes: int,
     only: tuple[str, ...],
     bits: tuple[float, ...],
+    tune: int,
     show: bool,
     plot_path: Path | None,
     output: Path,
@@ -311,7 +313,7 @@ def main(
     if not show:
         with tempfile.TemporaryDirectory() as folder:
             held_out = excerpt(val_spec, val_bytes, Path(folder) / "val.jsonl")
-            bench = Bench(run, held_out, only, bits)
+            bench = Bench(run, held_out, only, bits, tune)
             result: dict[str, Any] = {
                 "weights": bench.weights,
                 "bpb_float": score(bench.source, bench.held_out).bpb,
