@@ -164,9 +164,13 @@ class TrunkConfig:
         smear = SMEAR_INPUTS + 1 if self.smear else 0
         values = vocab_size * self.kv_heads * head_width + self.value_embeddings
         values = values if self.value_embeddings else 0
-        ends = 6 * self.d_model + 2 * (self.d_model + self.kv_heads * head_width + self.mlp_hidden)
-        low_rank = self.loop_blocks * (self.loops - 1) * self.loop_rank * ends
+        low_rank = self.loop_blocks * (self.loops - 1) * self.pass_params()
         return self.layers * (attention + mlp + vectors) + low_rank + skips + smear + values
+
+    def pass_params(self) -> int:
+        """Weights of the low-rank matrices that each pass of a block but the first adds."""
+        kv_width = self.kv_heads * (self.d_model // self.heads)
+        return self.loop_rank * (6 * self.d_model + 2 * (self.d_model + kv_width + self.mlp_hidden))
 
 
 def check_positive(config: Any, *names: str) -> None:

@@ -114,7 +114,7 @@ def flops_of_token(
     kv_width = trunk.kv_heads * (wide // trunk.heads)
     weights = len(order) * 2 * wide * (wide + kv_width + trunk.mlp_hidden)
     again = len(order) - len(set(order))
-    weights += again * trunk.loop_rank * (6 * wide + 2 * (wide + kv_width + trunk.mlp_hidden))
+    weights += again * trunk.pass_params()
     attention = 2 * len(order) * wide * trunk.sequence_length
     return 2 * weights + attention + head.flops(head_shape(tokenizer, trunk))
 

@@ -45,8 +45,6 @@ class Layout(NamedTuple):
     dense: list[Stored]  # tables and matrices, the widest first
     vectors: list[Stored]
     shapes: list[tuple[int, int]]  # of `dense`: rows, columns
-    rows: int  # of `dense` together
-    columns: int
 
 
 class Symbols(NamedTuple):
@@ -66,9 +64,7 @@ def layout(stored: list[Stored]) -> Layout:
     dense = [tensor for tensor in stored if tensor.kind in ("table", "matrix")]
     dense.sort(key=lambda stored: -stored.tensor.shape[-1])  # stable
     shapes = [(s.tensor.numel() // s.tensor.shape[-1], s.tensor.shape[-1]) for s in dense]
-    rows, columns = (sum(shape[axis] for shape in shapes) for axis in (0, 1))
-    vectors = [tensor for tensor in stored if tensor.kind == "vector"]
-    return Layout(dense, vectors, shapes, rows, columns)
+    return Layout(dense, [tensor for tensor in stored if tensor.kind == "vector"], shapes)
 
 
 def decode(
@@ -90,7 +86,7 @@ def decode(
 
 def read(stored: list[Stored], sections: dict[str, bytes], trellis: bool) -> Symbols:
     """The integers of all tensors but those of kind codes. Raises as `decode` does."""
-    dense, vectors, shapes, rows, columns = layout(stored)
+    dense, vectors, shapes = layout(stored)
     contexts, unit = sections["tables"][:2] if len(sections["tables"]) > 1 else (0, MOST_UNIT + 1)
     if not bool(unit) <= bool(contexts) == bool(dense) or unit > MOST_UNIT or contexts > 127:
         raise ArtifactError(
