@@ -330,7 +330,7 @@ def test_bell_shaped_tables_take_about_half_a_byte_a_symbol() -> None:
 def test_packed_tables_are_golden() -> None:
     tables = [(-2, np.array([30, 75, 120, 77, 28])), (511, np.array([1]))]
     data = pack_tables(tables)
-    assert data.hex() == "0212550a00cdda29fd2b40ea0b60dd"
+    assert data.hex() == "01c45b580155e9057f2c4011a3149f"
     assert [table.first for table in unpack_tables(data, 2)] == [-2, 511]
 
 
@@ -386,6 +386,25 @@ def test_each_rule_of_a_packed_table_is_enforced(differences: list[int], message
     assert unpack_tables(packed([0, -2, 1, 0, 5, -4]), 1)[0].first == -512  # allowed
     with pytest.raises(ArtifactError, match=message):
         unpack_tables(packed(differences), 1)
+
+
+def test_a_table_begins_as_the_one_before_it() -> None:
+    first = [-1, -1, 2, 0, 10, 10, -5]  # levels 10, 20 (that rose by 0), 25 (30 goes on)
+    second = [0, 0, 0, 0, 3, -1, -1]  # 13 (10 before), 22 (23 rises as much), 30 (31 goes on)
+    third = [
+        0,
+        0,
+        -2,
+        0,
+        -2,
+    ]  # one level, 11
+    fourth = [0, 0, 1, 0, 4, 1]  # 15 and 16: no rise in the third
+    levels = [10, 20, 25], [13, 22, 30], [11], [15, 16]
+    for table, expected in zip(
+        unpack_tables(packed([*first, *second, *third, *fourth]), 4), levels, strict=True
+    ):
+        assert table.first == -1
+        assert table.frequencies.tolist() == frequencies(np.array(expected)).tolist()
 
 
 def test_the_decoder_needs_no_float() -> None:

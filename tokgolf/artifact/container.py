@@ -2,7 +2,7 @@
 
     offset  bytes        content
     0       4            magic "GOLF"
-    4       4            version, u32 little-endian (3)
+    4       4            version, u32 little-endian (4)
     8       4            header length H, u32, at most 65,536
     12      4            body length B, u32
     16      H            header: canonical JSON (sorted keys, no spaces, ASCII)

@@ -51,7 +51,7 @@ class Plan(NamedTuple):
 
 
 class _Spread(NamedTuple):
-    """Base-2 logarithms of the rms of a tensor's integers, and the integers."""
+    """Base-2 logarithms of the rms of a tensor's integers, the integers, and their steps."""
 
     rows: NDArray[np.float64]
     columns: NDArray[np.float64]  # relative to the whole tensor

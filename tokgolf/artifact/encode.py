@@ -75,7 +75,7 @@ def _check(tensor: Stored, quantized: Quantized) -> None:
     if kind == "vector" and (quantized.rows is not None or quantized.columns is not None):
         raise ArtifactError(f"{name} is a vector; only tables and matrices have steps of rows")
     for axis in (0, 1):
-        far = factors(quantized, axis)
+        far = factors(quantized, axis).astype(np.int64)
         if far.shape != shape[axis : axis + 1] or np.abs(far).max() > FARTHEST:
             raise ArtifactError(
                 f"{name} of shape {shape} has {far.size} factors along axis {axis} up to "

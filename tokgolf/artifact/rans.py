@@ -3,7 +3,7 @@
 Unlike a library coder it uses no float, so it means the same on every platform, and its tables are
 plain integers in the file. Unlike a textbook rANS it decodes one symbol of every lane in each NumPy
 call, and the context of a symbol may depend on the symbols read before. It holds no checksum: see
-`Decoder.close` for what the end check cannot notice. `encode` writes what this module reads.
+`Decoder.close` for what the end check cannot notice. `tables` writes what this module reads.
 
 A stream is the final state of every lane (uint32) and then the renormalisation words (uint16) in
 the order the decoder reads them, all little-endian.
@@ -109,8 +109,9 @@ def unpack_tables(data: bytes, count: int) -> list[Table]:
 
     Per table: low and high byte of (first symbol + 512) and of (length - 1), each as the difference
     to the table before; then the levels, each as the difference to what continues the line through
-    the two before, the first two to those of the table before. Differences are mod 256, as
-    -128..127, and difference d has the level max(112 - slope * |d|, 1).
+    the two before. Of the first the difference is to that of the table before, of the second to
+    what rises as much as there from the first to the second. Differences are mod 256, as -128..127,
+    and difference d has the level max(112 - slope * |d|, 1).
     """
     decoder = Decoder(data[1:], 1, [difference_table(data[0] if data else 0)])
 
@@ -118,28 +119,24 @@ def unpack_tables(data: bytes, count: int) -> list[Table]:
         symbols: list[int] = decoder.read(np.zeros(amount, np.int64)).tolist()
         return symbols
 
-    tables, head, line = [], [0, 2, 0, 0], (0, 0)
+    tables, head, start, rise = [], [0, 2, 0, 0], 0, 0
     for number in range(count):
         head = [(a + d) & 255 for a, d in zip(head, read(4), strict=True)]
         first, length = head[0] + (head[1] << 8) - 512, head[2] + (head[3] << 8) + 1
         if first + length > 512:
             raise ArtifactError(f"frequency table {number} spans {length} symbols from {first}")
-        levels, (a, b) = [], line
-        for difference in read(length):
+        difference, *others = read(length)
+        b = start + difference & 255
+        a, levels = b - rise, [b]
+        for difference in others:
             a, b = b, 2 * b - a + difference & 255
             levels.append(b)
-        line = line_before(levels)
+        start, rise = levels[0], levels[min(1, length - 1)] - levels[0]
         if not levels[0] or not levels[-1] or max(levels) > MAX_LEVEL:
             raise ArtifactError(f"frequency table {number} is not in canonical form")
         tables.append(Table(first, frequencies(np.array(levels))))
     decoder.close()
     return tables
-
-
-def line_before(levels: list[int]) -> tuple[int, int]:
-    """What stands before a table so that its line goes on as the first two of these levels."""
-    first, second = levels[0], levels[min(1, len(levels) - 1)]
-    return 3 * first - 2 * second, 2 * first - second
 
 
 def difference_table(slope: int) -> Table:

@@ -1,4 +1,4 @@
-"""Frequency tables for an encoder: levels that cost least together with the symbols they code.
+"""What `rans` reads, written: streams, and frequency tables that cost least with their symbols.
 
 A level costs two or three bits, if the line through the two before leads to it, and up to
 fourteen if not. So a table is not what was counted: it is a smooth curve through the counts, a
@@ -98,24 +98,26 @@ def _levels(counts: NDArray[np.float64]) -> Array:
     return np.where(counts > 0, levels, 0)
 
 
-def differences(levels: Array, line: tuple[int, int] = (0, 0)) -> Array:
-    """Of each level to what continues the line through the two before, of the first two through
-    those of `line`."""
-    padded = np.concatenate([line, levels])
+def differences(levels: Array, start: int = 0, rise: int = 0) -> Array:
+    """Of each level to what continues the line through the two before, of the first to `start`, of
+    the second to what rises by `rise`."""
+    padded = np.concatenate([[0, 0], levels])
     result: Array = padded[2:] - 2 * padded[1:-1] + padded[:-2]
+    result[0] -= start
+    result[1:2] += levels[0] - rise
     return result
 
 
 def pack_tables(tables: list[tuple[int, Array]]) -> bytes:
     """What `rans.unpack_tables` reads as these first symbols and levels."""
     found: list[int] = []
-    head, line = [0, 2, 0, 0], (0, 0)
+    head, start, rise = [0, 2, 0, 0], 0, 0
     for first, levels in tables:
         position, span = first + ALPHABET // 2, len(levels) - 1
         now = [position & 255, position >> 8, span & 255, span >> 8]
         found += [new - old for new, old in zip(now, head, strict=True)]
-        found += differences(levels, line).tolist()
-        head, line = now, rans.line_before(levels.tolist())
+        found += differences(levels, start, rise).tolist()
+        head, start, rise = now, int(levels[0]), int(levels[min(1, span)] - levels[0])
     symbols = (np.array(found, np.int32) + 128 & 255) - 128
     amounts = np.bincount(symbols + 128, minlength=256)
 

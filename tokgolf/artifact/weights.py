@@ -15,7 +15,7 @@ Tensors are in the order of `Layout`. There is a list of numbers for the rows of
 vectors, one for the columns of each, and, if there are spreads, as many again. The first are steps
 in quarters of an octave; the others say how large a row's or column's weights are, step or no
 step. Low five bits of a list's byte: its table; the others: how many lists back is one of the same
-length that is to be added. Matrices that read the same have the same steps of columns.
+length that is to be added, 0 for none. Matrices that read the same have equal steps of columns.
 
 The context of a weight is its tensor's base + the spreads of its row and column - what their steps
 take of them, clipped to the contexts that there are; of a trellis-coded one also the parity of the
@@ -87,7 +87,7 @@ def decode(
 def read(stored: list[Stored], sections: dict[str, bytes], trellis: bool) -> Symbols:
     """The integers of all tensors but those of kind codes. Raises as `decode` does."""
     dense, vectors, shapes = layout(stored)
-    contexts, unit = sections["tables"][:2] if len(sections["tables"]) > 1 else (0, MOST_UNIT + 1)
+    contexts, unit = sections["tables"][:2] if len(sections["tables"]) > 1 else (0, 0)
     if not bool(unit) <= bool(contexts) == bool(dense) or unit > MOST_UNIT or contexts > 127:
         raise ArtifactError(
             f"the artifact has {contexts} contexts for {len(dense)} tensors, {unit} to the octave"
