@@ -16,7 +16,7 @@ TABLE_BITS, SYMBOL_BITS = 60, 3
 """What a table takes in the file, about, and each symbol in it; before there are any levels."""
 TYPICAL_SLOPE = 14  # see `rans.unpack_tables`
 DEGREES = (2, 3, 4, 6, 8)
-TURNS = 8  # of a fit
+TURNS = 5  # of a fit
 RARE, LARGE_MEAN = -12.0, 30.0  # natural logarithms between which a fitted count stays
 Array = NDArray[np.int64]
 
