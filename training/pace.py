@@ -26,7 +26,8 @@ class Pace:
         if not self.per_quantizing or rest <= 0:
             return seconds / self.per_step
         times, rest = divmod(rest, self.per_quantizing + self.every * self.per_step)
-        return self.sooner + times * self.every + max(rest - self.per_quantizing, 0) / self.per_step
+        after = (rest - self.per_quantizing) / self.per_step
+        return self.sooner + times * self.every + (after if after >= 1 else 0)
 
     def seconds_for(self, steps: float) -> float:
         """The time of so many steps.

@@ -235,6 +235,8 @@ class Session:
         with self.ranks.lead_first():
             if self.ranks.leads:
                 quantizer = self._quantizer(run)
+                made = time.perf_counter()  # takes time once, and once more after a resume
+                self.compile_seconds, began = self.compile_seconds + made - began, made
                 found = quantizer.errors(self.model.state_dict())
                 self.quantizer_steps = quantizer.steps
         self.errors = self.ranks.lent({n: error.to(self.device) for n, error in found.items()})
