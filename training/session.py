@@ -236,7 +236,8 @@ class Session:
             if self.ranks.leads:
                 quantizer = self._quantizer(run)
                 made = time.perf_counter()  # takes time once, and once more after a resume
-                self.compile_seconds, began = self.compile_seconds + made - began, made
+                self.compile_seconds += made - began
+                began = made
                 found = quantizer.errors(self.model.state_dict())
                 self.quantizer_steps = quantizer.steps
         self.errors = self.ranks.lent({n: error.to(self.device) for n, error in found.items()})

@@ -99,6 +99,7 @@ def run_it(
     ranks: Ranks = ALONE,
     resume: bool = False,
     on_step: Callable[[StepReport], None] = nothing,
+    say: Callable[[str], None] = nothing,
 ) -> None:
     """Train, as one of `ranks`."""
     train(
@@ -109,6 +110,7 @@ def run_it(
         device="cpu",
         resume=resume,
         on_step=on_step,
+        say=say,
         ranks=ranks,
     )
 

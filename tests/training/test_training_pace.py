@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +10,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from ranks_support import TOKENIZER, run_it
 from torch import Tensor
 
 from tokgolf.artifact.checkpoint import read_checkpoint
 from tokgolf.config import TrunkConfig
-from tokgolf.corpora import Corpus, Document
 from tokgolf.errors import Interrupted
-from tokgolf.tokenizers import build_tokenizer
-from tokgolf.training import RunConfig, StepReport, train
+from tokgolf.training import RunConfig, StepReport
 from tokgolf.training.distributed import Ranks
 from tokgolf.training.pace import Pace
 from tokgolf.training.qat import QatConfig, Quantizer
@@ -35,9 +34,6 @@ CONFIG = RunConfig(
     precision="fp32",
     compile="off",
 )
-TOKENIZER = build_tokenizer("byte", [], None)
-DOCUMENTS = [Document(str(i), f"the clock says {i}. ".encode()) for i in range(30)]
-CORPUS = Corpus(name="tiny", split=None, source=lambda: iter(DOCUMENTS))
 
 
 # --- steps and their time
@@ -107,33 +103,11 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Quantizer, "errors", errors)
 
 
-def run_it(
-    run: Path,
-    *,
-    resume: bool = False,
-    ranks: Ranks | None = None,
-    on_step: Callable[[StepReport], None] = lambda report: None,
-) -> list[str]:
-    """Train; returns what was said."""
-    said: list[str] = []
-    train(
-        CONFIG,
-        TOKENIZER,
-        CORPUS,
-        run,
-        device="cpu",
-        resume=resume,
-        on_step=on_step,
-        say=said.append,
-        ranks=ranks or Ranks(),
-    )
-    return said
-
-
 @pytest.mark.usefixtures("clock")
 def test_the_rate_falls_to_where_errors_found_anew_leave_the_end(tmp_path: Path) -> None:
     reports: list[StepReport] = []
-    said = run_it(tmp_path, on_step=reports.append)
+    said: list[str] = []
+    run_it(tmp_path, CONFIG, on_step=reports.append, say=said.append)
     # 30 steps, 12 s for the first errors, 4 steps: 46 s. Of 14 s, twice 2 s and 4 steps; then the
     # errors of 2 s, which would be found for no step.
     assert [report.step for report in reports] == [*range(1, 43)]
@@ -158,12 +132,12 @@ def test_a_resumed_run_keeps_what_it_knows_of_its_times(at: int, tmp_path: Path)
             ranks.ending.set()
 
     with pytest.raises(Interrupted):
-        run_it(tmp_path, ranks=ranks, on_step=end)
+        run_it(tmp_path, CONFIG, ranks=ranks, on_step=end)
     state = read_checkpoint(tmp_path)[1]
     known = at == 36
     assert (state["compile_seconds"], state["quantize_seconds"]) == (12.0, 2.0 * known)
     reports: list[StepReport] = []
-    run_it(tmp_path, resume=True, on_step=reports.append)
+    run_it(tmp_path, CONFIG, resume=True, on_step=reports.append)
     assert reports[0].learning_rate_scale == pytest.approx(1 - at / (42 if known else 48))
     assert (reports[-1].step, reports[-1].seconds) == (42, 58.0)
     state = read_checkpoint(tmp_path)[1]

@@ -160,7 +160,7 @@ def _clipped(plan: Plan, spreads: list[_Spread]) -> tuple[float, Plan]:
     bits = sum(costs[low : high + 1])
     if plan.unit:
         for axis in (0, 1):
-            lists = spread_lists(plan, spreads, axis)
+            lists = spreads_of(plan, [spread.quarters[axis] for spread in spreads], axis)
             for numbers, prices in zip(lists, _prices(lists), strict=True):
                 bits += float(prices[numbers + ALPHABET // 2].sum()) / 256
     clipped = plan._replace(
@@ -169,12 +169,12 @@ def _clipped(plan: Plan, spreads: list[_Spread]) -> tuple[float, Plan]:
     return bits, clipped
 
 
-def spread_lists(plan: Plan, spreads: list[_Spread], axis: int) -> list[Array]:
-    """Spreads of every tensor's rows (axis 0) or columns (1): the classes without their steps."""
+def spreads_of(plan: Plan, quarters: list[NDArray[np.int8]], axis: int) -> list[Array]:
+    """Spreads of every tensor's rows (axis 0) or columns (1): the classes without their steps,
+    which are so many quarters of octaves."""
     classes = (plan.rows, plan.columns)[axis]
     return [
-        part + step_class(spread.quarters[axis], plan.unit)
-        for part, spread in zip(classes, spreads, strict=True)
+        part + step_class(steps, plan.unit) for part, steps in zip(classes, quarters, strict=True)
     ]
 
 
@@ -199,7 +199,7 @@ def _moved(plan: Plan, spreads: list[_Spread], axis: int) -> tuple[float, Plan]:
     prices = np.rint(-256 * np.log2(counts / counts.sum(axis=-1, keepdims=True))).astype(np.int32)
     prices = prices[[0, 0, *range(len(prices)), -1, -1]].ravel()
     classes = (plan.rows, plan.columns)[axis]
-    lists = spread_lists(plan, spreads, axis)
+    lists = spreads_of(plan, [spread.quarters[axis] for spread in spreads], axis)
     moved = []
     for index, (spread, side) in enumerate(zip(spreads, _prices(lists), strict=True)):
         places = plan.sums(index).clip(-1, plan.contexts).astype(np.int32) + 2
@@ -232,12 +232,11 @@ class Lists(NamedTuple):
 
 def lists_of(found: list[Quantized], plan: Plan) -> tuple[list[int], Lists]:
     """Base contexts of dense tensors, and the lists of their steps and spreads."""
-    lists = [factors(quantized, axis).astype(np.int64) for axis in (0, 1) for quantized in found]
+    quarters = [[factors(quantized, axis) for quantized in found] for axis in (0, 1)]
+    lists = [steps.astype(np.int64) for of_axis in quarters for steps in of_axis]
     bases = list(plan.bases)
     for axis in (0, 1) if plan.unit else ():
-        for place, quantized in enumerate(found):
-            classes = (plan.rows, plan.columns)[axis][place]
-            spreads = classes + step_class(factors(quantized, axis), plan.unit)
+        for place, spreads in enumerate(spreads_of(plan, quarters[axis], axis)):
             before = bases[place]  # takes the middle, as far as it can
             bases[place] = max(-128, min(before + int(np.median(spreads)), 127))
             lists.append(spreads - (bases[place] - before))
