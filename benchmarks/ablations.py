@@ -51,6 +51,8 @@ HELPED = (
 """What earned something alone, in the first 200 steps."""
 OPTIONS: dict[str, tuple[str, ...]] = {
     PLAIN: (),
+    "no U-Net skips": ("trunk.skips=false",),
+    "no softcap": ("head.softcap=0.0",),
     "leaky relu squared": ("trunk.negative_slope=0.5",),
     "partial RoPE": ("trunk.rope_fraction=0.25",),
     "layer scale": ("trunk.layer_scale=true",),

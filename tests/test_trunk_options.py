@@ -39,6 +39,7 @@ def trunks(draw: st.DrawFn) -> TrunkConfig:
         kv_heads=kv_heads,
         mlp_hidden=20,
         sequence_length=LENGTH,
+        skips=draw(st.booleans()),
         negative_slope=draw(st.sampled_from([0.0, 0.5])),
         rope_fraction=draw(st.sampled_from([0.5, 1.0])),
         layer_scale=draw(st.booleans()),

@@ -34,6 +34,7 @@ SHAPE = (
 class TrunkConfig:
     """Shape of the shared transformer trunk; the defaults are the challenge's naive baseline.
 
+    Without `skips` there are no U-Net skips from the first half of the blocks to the second.
     Options beyond the baseline are off at their defaults, which must stay so (`stored`):
     `negative_slope` of the MLP's activation, leaky_relu(x, slope)^2; `rope_fraction` of a head's
     width that is rotated; `layer_scale` divides what block i (from 0) reads by sqrt(i + 1);
@@ -58,6 +59,7 @@ class TrunkConfig:
     sequence_length: int = 1024
     rope_base: float = 10_000.0
     qk_gain: float = 1.5
+    skips: bool = True
     negative_slope: float = 0.0
     rope_fraction: float = 1.0
     layer_scale: bool = False
@@ -160,7 +162,7 @@ class TrunkConfig:
         attention = 2 * self.d_model * self.d_model + 2 * self.d_model * self.kv_heads * head_width
         mlp = 2 * self.d_model * self.mlp_hidden
         vectors = 4 * self.d_model + self.heads  # attn_scale, mlp_scale, resid_mix (2), q_gain
-        skips = (self.layers // 2) * self.d_model
+        skips = self.skips * (self.layers // 2) * self.d_model
         smear = SMEAR_INPUTS + 1 if self.smear else 0
         values = vocab_size * self.kv_heads * head_width + self.value_embeddings
         values = values if self.value_embeddings else 0
