@@ -236,8 +236,8 @@ class Trunk(nn.Module):
             self.values = nn.Parameter(torch.zeros(vocab_size, kv_width))
             self.value_scales = nn.Parameter(torch.ones(count))
         self.blocks = nn.ModuleList(Block(config, index) for index in range(config.layers))
-        self.half = config.layers // 2 if config.skips else 0
-        self.skips = nn.Parameter(torch.ones(self.half, config.d_model))
+        half = config.layers // 2 if config.skips else 0
+        self.skips = nn.Parameter(torch.ones(half, config.d_model))
         # The gate's weights, then how much it lets through.
         self.smear = nn.Parameter(torch.zeros(SMEAR_INPUTS + 1)) if config.smear else None
         if config.orthogonal_init:
@@ -274,13 +274,14 @@ class Trunk(nn.Module):
         mask = None if cache is None else cache.mask
         if self.config.document_mask and starts is not None:
             mask = within_documents(starts, cache)
+        half = len(self.skips)
         outputs: list[Tensor] = []
         applied: list[int] = []
         for index in self.config.order(scored=not self.training):
             again = applied.count(index)
             applied.append(index)
-            if self.half <= index < 2 * self.half and not again:
-                x = x + self.skips[index - self.half].to(x.dtype) * outputs.pop()
+            if half <= index < 2 * half and not again:
+                x = x + self.skips[index - half].to(x.dtype) * outputs.pop()
             added, place = None, index - self.config.layers + self.config.value_embeddings
             if self.values is not None and tokens is not None and place >= 0:
                 added = self.value_scales[place] * F.embedding(tokens, self.values)
@@ -289,7 +290,7 @@ class Trunk(nn.Module):
                 x = block.get_submodule("loops")(block, again, given)
             else:
                 x = block(*given)
-            if index < self.half and not again:
+            if index < half and not again:
                 outputs.append(x)
         return rms_norm(x)
 
