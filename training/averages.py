@@ -56,7 +56,10 @@ class Averages:
         c = self.config
         if c.ema:
             part = 1 - min(c.ema, (1 + step) / (YOUNG + step))
-        elif self.weights and progress >= c.swa_from and step % c.swa_every == 0:
+        elif progress < c.swa_from:  # none yet, or none any more: the budget grew
+            self.count = 0
+            return
+        elif self.weights and step % c.swa_every == 0:
             part = 1 / (self.count + 1)
         else:
             return

@@ -178,7 +178,7 @@ def _run(
 ) -> TrainResult:
     """Train until the budget is spent."""
     config = session.config
-    if session.step < STEPS_TO_MOVE:
+    if session.step < (session.looped_from or 0) + STEPS_TO_MOVE:
         session.watch()
     saved = session.seconds
     ranks = session.ranks

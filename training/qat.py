@@ -42,9 +42,10 @@ class QatConfig:
 
     `bits` a weight and `method` as in `tokgolf export`; the errors are found anew after `every`
     steps, in the time of looking at `TOKENS` tokens and rounding each tensor once. The first time
-    takes longer: it measures how fine each tensor should be. Where fewer than `every` steps are
-    left it is not begun. A run by the clock counts on that time from the second time on, when it is
-    known, and then ends before errors that no step would have time to use.
+    takes longer: it measures how fine each tensor should be. It waits for the first steps of what
+    later passes of a trunk add (`trunk.loop_rank`), and is not begun where fewer than `every` steps
+    are left. A run by the clock counts on that time from the second time on, when it is known, and
+    then ends before errors that no step would have time to use.
     """
 
     start: float = 1.0

@@ -104,6 +104,7 @@ class Session:
         self.length = config.short_length or config.trunk.sequence_length
         self.step = 0
         self.untied = False
+        self.looped_from = None if config.loops_from else 0  # the step before which they began
         self.errors: dict[str, Tensor] = {}
         self.quantized_from = 0  # the step before which they were found first
         self.quantizer_steps: dict[str, float] = {}  # the lead's
@@ -120,6 +121,10 @@ class Session:
         """Go on from a checkpoint."""
         if state.get("untied"):
             self.untie()
+        looped_from = state.get("looped_from")  # of an old checkpoint: found from the budget
+        if self.looped_from is None and looped_from is not None:
+            self.loop(operator.index(looped_from))
+        self.length = operator.index(state.get("length", self.length))
         own = self.model.state_dict()
         live = {name.removeprefix(LIVE_PREFIX) for name in tensors if name.startswith(LIVE_PREFIX)}
         for name in own:
@@ -155,6 +160,8 @@ class Session:
                     "quantizings": self.quantizings,
                     "loss": self.loss,
                     "untied": self.untied,
+                    "length": self.length,
+                    "looped_from": self.looped_from,
                     "averaged": self.averages.count,
                     "quantized_from": self.quantized_from,
                     "quantizer_steps": self.quantizer_steps,
@@ -179,6 +186,14 @@ class Session:
         self.averages.adopt(full)
         self.untied = True
 
+    def loop(self, step: int) -> None:
+        """Let blocks be repeated, from that step on."""
+        self.looped_from = step
+        self.model.trunk.config = self.config.trunk
+        for parameter in self.waiting:
+            parameter.requires_grad_(True)
+        self.waiting = []
+
     def watch(self) -> None:
         """Remember all weights, to see in a few steps that every tensor has moved."""
         self.initial = {n: p.detach().clone() for n, p in self.model.named_parameters()}
@@ -202,14 +217,11 @@ class Session:
 
     def loop_if_due(self, remaining: float, tokens: Tensor, targets: Tensor) -> None:
         """Once, at the fraction of the budget until which no block is repeated."""
-        trunk, whole, start = self.model.trunk, self.config.trunk, self.config.loops_from
-        if trunk.config != whole and self.step >= start * (self.step + remaining):
-            trunk.config = whole
+        start = self.config.loops_from
+        if self.looped_from is None and self.step >= start * (self.step + remaining):
             if self.waiting:
-                for parameter in self.waiting:
-                    parameter.requires_grad_(True)
-                self.waiting = []
                 self.watch()
+            self.loop(self.step)
             self.compile(tokens, targets)
 
     def quantize_if_due(self, remaining: float, run: Path) -> None:
@@ -221,6 +233,7 @@ class Session:
         else:
             started = config.start < 1 and self.step >= config.start * (self.step + remaining)
             due = started and remaining >= config.every  # one time would not be worth it
+            due = due and self._passes_trained()
         if not due:
             return
         began = time.perf_counter()
@@ -247,6 +260,14 @@ class Session:
         else:
             self.quantize_seconds += seconds
             self.quantizings += 1
+
+    def _passes_trained(self) -> bool:
+        """Whether what later passes add is no longer zero. Before, any step would seem fine enough
+        for it, and from a coarse one it would not come back."""
+        looped_from = self.looped_from
+        if not self.config.trunk.loop_rank or looped_from is None:  # a trained trunk's may wait
+            return True
+        return self.step >= looped_from + STEPS_TO_MOVE
 
     def _quantizer(self, run: Path) -> Quantizer:
         if self.quantizer is None:

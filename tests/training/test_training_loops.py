@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ from tokgolf.corpora import Corpus, Document
 from tokgolf.errors import ConfigError, TrainingError
 from tokgolf.tokenizers import build_tokenizer
 from tokgolf.training import RunConfig, StepReport, train
+from tokgolf.training.averages import AverageConfig
 from tokgolf.training.optimizers import OptimizerConfig
+from tokgolf.training.qat import QatConfig
 from tokgolf.training.session import Session
 
 TRUNK = TrunkConfig(
@@ -38,7 +41,18 @@ CORPUS = Corpus(name="tiny", split=None, source=lambda: iter(DOCUMENTS))
 TOKENIZER = build_tokenizer("byte", [], None)
 
 
-def losses_of(run: Path, *, resume: bool = False, until: int = 0, **changes: Any) -> list[float]:
+def nothing(value: Any) -> None:
+    """Say nothing."""
+
+
+def losses_of(
+    run: Path,
+    *,
+    resume: bool = False,
+    until: int = 0,
+    say: Callable[[str], None] = nothing,
+    **changes: Any,
+) -> list[float]:
     losses: list[float] = []
 
     def on_step(report: StepReport) -> None:
@@ -47,7 +61,7 @@ def losses_of(run: Path, *, resume: bool = False, until: int = 0, **changes: Any
             os.kill(os.getpid(), signal.SIGINT)
 
     config = replace(CONFIG, **changes)
-    train(config, TOKENIZER, CORPUS, run, device="cpu", resume=resume, on_step=on_step)
+    train(config, TOKENIZER, CORPUS, run, device="cpu", resume=resume, on_step=on_step, say=say)
     return losses
 
 
@@ -97,6 +111,60 @@ def test_what_a_later_pass_adds_waits_for_it_and_then_moves() -> None:
     assert not any(torch.equal(p, begun[name]) for name, p in late.items())
 
 
+@pytest.mark.parametrize("loops_from", [0.0, 0.5])
+def test_errors_wait_until_what_a_later_pass_adds_is_trained(
+    loops_from: float, tmp_path: Path
+) -> None:
+    """Found while it is zero, their steps were so coarse that it stayed so, and the run ended."""
+    late = {"loops_from": loops_from, "trunk": replace(TRUNK, loops=2, loop_rank=3), "steps": 16}
+    said: list[str] = []
+    qat = QatConfig(start=loops_from + 0.01, every=2, method="gptq")
+    losses = losses_of(tmp_path / "run", say=said.append, qat=qat, **late)
+    first = int(loops_from * 16) + 3
+    assert len(said) == 1 and f"from step {first} on" in said[0]
+    assert losses[:first] == losses_of(tmp_path / "plain", **late)[:first]
+    tensors, state = read_checkpoint(tmp_path / "run")
+    assert state["looped_from"] == first - 3
+    for name in tensors:
+        if ".loops." in name and name.startswith("error."):
+            kept = name.removeprefix("error.")
+            assert (tensors[name] + tensors[f"model.{kept}"]).any(), kept
+
+
+def test_a_larger_budget_undoes_no_part_of_the_schedule(tmp_path: Path) -> None:
+    """After half of 8 steps there are whole sequences and repeats; they stay when 32 are asked."""
+    seen: list[tuple[int, int, int]] = []
+    start = Session.start
+
+    def watched(session: Session, *given: Any) -> Any:
+        seen.append((session.step, session.length, session.model.trunk.config.loops))
+        return start(session, *given)
+
+    changes: dict[str, Any] = {
+        "loops_from": 0.5,
+        "trunk": replace(TRUNK, loop_rank=2),
+        "short_length": 4,
+        "short_until": 0.5,
+        "average": AverageConfig(swa_from=0.5, swa_every=2),
+    }
+    losses_of(tmp_path, **changes)
+    assert read_checkpoint(tmp_path)[1]["averaged"] == 3
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(TrainingError, match="interrupted"):
+        patch.setattr(Session, "start", watched)
+        losses_of(tmp_path, resume=True, until=10, steps=32, **changes)
+    assert seen == [(8, 16, 3), (9, 16, 3)]
+    # Of what is now an early part of the budget nothing is averaged, of before neither.
+    tensors, state = read_checkpoint(tmp_path)
+    assert state["averaged"] == 0 and not any(name.startswith("live.") for name in tensors)
+    for key in ("looped_from", "length"):  # as checkpoints were before these were kept
+        del state[key]
+    session = Session(replace(CONFIG, **changes), TOKENIZER, np.ones(257, np.int64), "cpu")
+    session.load(tensors, state)
+    assert (session.length, session.looped_from) == (4, None)
+    losses_of(tmp_path, resume=True, steps=32, **changes)
+    assert read_checkpoint(tmp_path)[1]["averaged"] == 9  # 16, 18, ... 32
+
+
 def test_a_pass_that_adds_nothing_is_an_error_once_it_is_due() -> None:
     trunk = replace(TRUNK, loop_rank=3)
     config = replace(CONFIG, trunk=trunk, loops_from=0.5)
@@ -137,6 +205,10 @@ def test_a_compiled_model_repeats_from_then_on_too(monkeypatch: pytest.MonkeyPat
     [
         ({"loops_from": 1.0}, r"loops_from is 1\.0 and trunk\.loops 3"),
         ({"loops_from": 0.5, "trunk": replace(TRUNK, loops=1)}, r"trunk\.loops 1;"),
+        (
+            {"loops_from": 0.5, "trunk": replace(TRUNK, loop_rank=3), "qat": QatConfig(start=0.5)},
+            r"qat\.start is 0\.5 and loops_from 0\.5; .*loop_rank 3.* set qat\.start to more",
+        ),
     ],
 )
 def test_values_without_a_meaning_are_refused(changes: dict[str, Any], message: str) -> None:
