@@ -100,12 +100,12 @@ class RunConfig:
                 f"qat.start is {self.qat.start} and head.untie_at {untie_at}; the steps of a table "
                 "can only be chosen once it is there: set qat.start to that or later"
             )
-        waits = self.trunk.loop_rank and not self.trunk_from  # and adds nothing until then
-        if waits and self.qat.start < 1 and self.qat.start <= self.loops_from:
+        rank = self.trunk.loop_rank
+        if rank and not self.trunk_from and self.qat.start <= self.loops_from:
             raise ConfigError(
-                f"qat.start is {self.qat.start} and loops_from {self.loops_from}; the steps of what "
-                f"later passes add (trunk.loop_rank {self.trunk.loop_rank}) can only be chosen once "
-                "that is trained: set qat.start to more than loops_from"
+                f"qat.start is {self.qat.start} and loops_from {self.loops_from}; the steps of "
+                f"what later passes add (trunk.loop_rank {rank}) can only be chosen once that is "
+                "trained: set qat.start to more than loops_from"
             )
         micro = min(self.micro_batch_tokens, self.batch_tokens)
         if self.batch_tokens % length or micro % length or self.batch_tokens % micro:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
+from torch import Tensor
 
 from tokgolf.artifact.checkpoint import Checkpoint, read_sound_checkpoint
 from tokgolf.config import to_dict
@@ -28,7 +29,7 @@ from tokgolf.training.config import RunConfig
 from tokgolf.training.data import Ahead, Batches, tokenize, tokenized
 from tokgolf.training.distributed import ALONE, Ranks
 from tokgolf.training.guards import STEPS_TO_MOVE
-from tokgolf.training.retok import trunk_of, with_digests_of
+from tokgolf.training.retok import VALUES, trunk_of, with_digests_of
 from tokgolf.training.session import Session, Step
 
 LOG_EVERY = 10
@@ -94,8 +95,8 @@ def train(
         on_step, say = _unseen, _unseen
     started = _checkpoint(run, resume, ranks, say)
     fresh = started is None and config.trunk_from and ranks.leads
-    trunk = trunk_of(Path(config.trunk_from), config.trunk) if fresh else None
-    state = ranks.led(lambda: _prepare(config, tokenizer, corpus, run, held_out, started))
+    trunk = trunk_of(Path(config.trunk_from), config.trunk, tokenizer) if fresh else None
+    state = ranks.led(lambda: _prepare(config, tokenizer, corpus, run, held_out, started, trunk))
     folder, sha256 = run / "tokens", state["corpus"]["sha256"]
     with ranks.lead_first():
         if ranks.leads:
@@ -103,7 +104,7 @@ def train(
         else:
             data = tokenized(tokenizer, folder, "train")
     counts = data.stream.counts(tokenizer.vocab_size)
-    session = Session(config, tokenizer, counts, device, say, trunk, ranks)
+    session = Session(config, tokenizer, counts, device, say, trunk, ranks, state["afresh"])
     batches = Batches(
         data.stream,
         rows=rows,
@@ -143,8 +144,12 @@ def _prepare(
     run: Path,
     held_out: Corpus | None,
     started: Checkpoint | None,
+    trunk: dict[str, Tensor] | None,
 ) -> dict[str, Any]:
-    """Check and write all that a run needs before its first step; what checkpoints say of it."""
+    """Check and write all that a run needs before its first step; what checkpoints say of it.
+
+    `trunk` are the weights that it starts from.
+    """
     summary = corpus.summary()
     digests = document_digests(corpus)
     if config.trunk_from:
@@ -152,14 +157,17 @@ def _prepare(
     if held_out is not None:
         check_disjoint(digests, held_out, held_out_name=held_out.name)
     resolved = {**to_dict(config), "head": head_to_dict(head_config(config.head))}
+    values = config.trunk.value_embeddings and trunk is not None and VALUES not in trunk
     state = {
         "config": resolved,
         "tokenizer": tokenizer.fingerprint,
         "corpus": {"name": corpus.name, "sha256": summary.sha256, "bytes": summary.bytes},
+        "afresh": [VALUES] if values else [],
     }
     if started is not None:
         with _damage_named(run):
             _check_same_run(run, started[1], state)
+            state["afresh"] = [*started[1].get("afresh", [])]
     run.mkdir(parents=True, exist_ok=True)
     write_bytes(run / "tokenizer.tok", tokenizer.asset())
     write_digests(run / "train_documents.npy", digests)

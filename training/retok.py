@@ -1,7 +1,8 @@
 """A trained trunk for another tokenizer and head, so that these are cheap to try.
 
 Only the trunk's weights are taken over: both ends of the vocabulary and all optimizers start
-afresh. With a frozen trunk only the ends are trained.
+afresh. With a frozen trunk only the ends are trained. Value embeddings have a row for each token:
+of another tokenizer's trunk they are no part, but start afresh and are trained too.
 
 Source: ReTok (Gu et al. 2024, arXiv 2410.04335).
 """
@@ -17,10 +18,14 @@ from tokgolf.config import TrunkConfig
 from tokgolf.corpora import read_digests
 from tokgolf.corpora.disjoint import Digests
 from tokgolf.errors import TrainingError
+from tokgolf.tokenizers import Tokenizer
+
+VALUES = "values"
+"""The table of value embeddings, within the trunk."""
 
 
-def trunk_of(run: Path, wanted: TrunkConfig) -> dict[str, Tensor]:
-    """The weights of a run's trunk, by name within the trunk.
+def trunk_of(run: Path, wanted: TrunkConfig, tokenizer: Tokenizer) -> dict[str, Tensor]:
+    """The weights of a run's trunk, by name within the trunk; `VALUES` only of this `tokenizer`.
 
     Raises `TrainingError` unless it is the trunk that is `wanted`, but for the sequence's length.
     """
@@ -32,7 +37,10 @@ def trunk_of(run: Path, wanted: TrunkConfig) -> dict[str, Tensor]:
                 f"the trunk of {run} has {field.name} {theirs}, this run asks for {ours}; "
                 f"use --recipe {run / 'config.toml'}, or --set trunk.{field.name}={theirs}"
             )
-    return source.model.trunk.state_dict()
+    weights = source.model.trunk.state_dict()
+    if source.tokenizer.fingerprint != tokenizer.fingerprint:
+        weights.pop(VALUES, None)
+    return weights
 
 
 def with_digests_of(run: Path, digests: Digests) -> Digests:

@@ -7,7 +7,7 @@ are read when the next one is under way, and what they say names the step that t
 import math
 import operator
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -69,8 +69,12 @@ class Session:
         say: Callable[[str], None] = lambda line: None,
         trunk: dict[str, Tensor] | None = None,
         ranks: Ranks = ALONE,
+        afresh: Collection[str] = (),
     ) -> None:
-        """`trunk` are weights that the trunk starts from, by name within it; the lead's count."""
+        """`trunk` are weights that the trunk starts from, by name within it; the lead's count.
+
+        Those `afresh` are not among them, and are trained where the trunk is frozen.
+        """
         self.ranks = ranks
         self.config = config
         self.tokenizer = tokenizer
@@ -82,14 +86,16 @@ class Session:
         head = head_config(config.head)
         self.model = build_model(config.trunk, head, shape, torch.from_numpy(counts))
         if trunk is not None:
-            self.model.trunk.load_state_dict(trunk)
+            self.model.trunk.load_state_dict({**self.model.trunk.state_dict(), **trunk})
         self.model.to(self.device)
         ranks.align(self.model.state_dict().values())
         speed_up(self.model.trunk, self.device)
         frozen: set[str] = set()
         if config.freeze_trunk:
-            self.model.trunk.requires_grad_(False)
-            frozen = {f"trunk.{name}" for name, _ in self.model.trunk.named_parameters()}
+            for name, parameter in self.model.trunk.named_parameters():
+                if name not in afresh:
+                    parameter.requires_grad_(False)
+                    frozen.add(f"trunk.{name}")
         self.waiting: list[Tensor] = []  # for blocks to be repeated
         if config.loops_from:
             self.model.trunk.config = replace(config.trunk, loops=1, loop_rank=0)

@@ -14,7 +14,7 @@ from tokgolf.artifact.checkpoint import load_run, read_checkpoint
 from tokgolf.config import TrunkConfig
 from tokgolf.corpora import Corpus, Document, read_digests
 from tokgolf.errors import ConfigError, CorpusError, TrainingError
-from tokgolf.tokenizers import build_tokenizer
+from tokgolf.tokenizers import Tokenizer, build_tokenizer
 from tokgolf.training import RunConfig, StepReport, run_config, train
 from tokgolf.training.averages import AverageConfig
 
@@ -41,11 +41,12 @@ def run_it(
     resume: bool = False,
     on_step: Any = None,
     held_out: Corpus | None = None,
+    tokenizer: Tokenizer | None = None,
     **changes: Any,
 ) -> None:
     train(
         dataclasses.replace(CONFIG, **changes),
-        BYTES if corpus is OLD else PAIRS,
+        tokenizer or (BYTES if corpus is OLD else PAIRS),
         corpus,
         run,
         device="cpu",
@@ -127,6 +128,40 @@ def test_a_run_on_a_frozen_trunk_resumes_bit_by_bit_without_the_other_run(
     assert all(torch.equal(cut[key], whole[key]) for key in whole)
     digests = [read_digests(tmp_path / run / "train_documents.npy") for run in ("cut", "whole")]
     assert digests[0].tolist() == digests[1].tolist()
+
+
+OTHER_PAIRS = build_tokenizer("bpe", [document.data for document in OLD], 270)
+
+
+@pytest.mark.parametrize("with_tokenizer", [BYTES, OTHER_PAIRS, PAIRS], ids=["size", "text", "own"])
+def test_value_embeddings_of_another_tokenizer_start_afresh_and_are_trained(
+    with_tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """Of one of the same size too, whose rows are other tokens'; a tokenizer's own are kept."""
+    trunk = dataclasses.replace(TRUNK, value_embeddings=1)
+    run_it(tmp_path / "old", corpus=OLD, tokenizer=with_tokenizer, trunk=trunk)
+    taken: dict[str, Any] = {"trunk_from": str(tmp_path / "old"), "freeze_trunk": True}
+    taken["trunk"] = trunk
+
+    def interrupt(report: StepReport) -> None:
+        if report.step == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    run_it(tmp_path / "whole", **taken)
+    with pytest.raises(TrainingError, match="interrupted"):
+        run_it(tmp_path / "cut", on_step=interrupt, **taken)
+    run_it(tmp_path / "cut", resume=True, **taken)
+    (cut, state), (whole, _) = (read_checkpoint(tmp_path / run) for run in ("cut", "whole"))
+    assert cut.keys() == whole.keys()
+    assert all(torch.equal(cut[key], whole[key]) for key in whole)
+    own = with_tokenizer is PAIRS
+    assert state["afresh"] == ([] if own else ["values"])
+    theirs, ours = (load_run(tmp_path / run).model.trunk for run in ("old", "whole"))
+    kept = {n for n, p in theirs.state_dict().items() if torch.equal(p, ours.state_dict()[n])}
+    assert theirs.state_dict().keys() - kept == (set() if own else {"values"})
+    assert ours.values is not None and ours.values.any()
+    trained = {key for key in whole if "trunk" in key and key.startswith(("adam.", "muon."))}
+    assert {key.split(".", 2)[2] for key in trained} == (set() if own else {"trunk.values"})
 
 
 def test_what_the_trunk_has_seen_cannot_be_held_out(old: Path, tmp_path: Path) -> None:
