@@ -217,14 +217,20 @@ def _run(
     shown = _metrics(run, session.step) if ranks.leads else contextlib.nullcontext(_unseen)
     with _interrupt_flag() as interrupted, shown as metrics:
         remaining, _, _ = decide()
-        if remaining > 0:  # a run that has ended may be resumed, to no end
-            session.compile(*batches.step(session.step))
+        compiled = False
         while remaining > 0:
             tokens, targets = batches.step(session.step)
-            session.untie_if_due(remaining, tokens, targets)
-            session.lengthen_if_due(remaining, tokens, targets)
-            session.loop_if_due(remaining, tokens, targets)
-            session.quantize_if_due(remaining, run)
+            changed = [
+                session.untie_if_due(remaining),
+                session.lengthen_if_due(remaining),
+                session.loop_if_due(remaining),
+            ]
+            if any(changed) or not compiled:
+                session.compile(tokens, targets)
+                compiled = True
+            if session.errors_due(remaining):
+                settle()  # or a step that went wrong would be met here first, without its name
+                session.find_errors(run)
             late = session.reads_late()
             step = session.start(remaining, tokens, targets)
             if not late:

@@ -4,6 +4,7 @@ On a GPU the loop never waits for a step that it has just started: a step's loss
 are read when the next one is under way, and what they say names the step that they belong to.
 """
 
+import contextlib
 import math
 import operator
 import time
@@ -205,43 +206,45 @@ class Session:
         self.initial = {n: p.detach().clone() for n, p in self.model.named_parameters()}
         self.check_at = self.step + STEPS_TO_MOVE
 
-    def untie_if_due(self, remaining: float, tokens: Tensor, targets: Tensor) -> None:
-        """Once, at the fraction of the budget that the head's options name."""
+    def untie_if_due(self, remaining: float) -> bool:
+        """Once, at the fraction of the budget that the head's options name; whether it was now."""
         head = self.model.head
         due = isinstance(head, Unties) and 0 < head.untie_at <= self.step / (self.step + remaining)
         if due:
             self.untie()
             self.watch()
-            self.compile(tokens, targets)
+        return due
 
-    def lengthen_if_due(self, remaining: float, tokens: Tensor, targets: Tensor) -> None:
+    def lengthen_if_due(self, remaining: float) -> bool:
         """Once, at the fraction of the budget until which sequences are short."""
         whole, until = self.config.trunk.sequence_length, self.config.short_until
-        if self.length < whole and self.step >= until * (self.step + remaining):
+        due = self.length < whole and self.step >= until * (self.step + remaining)
+        if due:
             self.length = whole
-            self.compile(tokens, targets)
+        return due
 
-    def loop_if_due(self, remaining: float, tokens: Tensor, targets: Tensor) -> None:
+    def loop_if_due(self, remaining: float) -> bool:
         """Once, at the fraction of the budget until which no block is repeated."""
         start = self.config.loops_from
-        if self.looped_from is None and self.step >= start * (self.step + remaining):
+        due = self.looped_from is None and self.step >= start * (self.step + remaining)
+        if due:
             if self.waiting:
                 self.watch()
             self.loop(self.step)
-            self.compile(tokens, targets)
+        return due
 
-    def quantize_if_due(self, remaining: float, run: Path) -> None:
-        """From a fraction of the budget on, after every so many steps: find what an export would
-        do to the weights."""
+    def errors_due(self, remaining: float) -> bool:
+        """Whether to `find_errors`: from a fraction of the budget on, after so many steps each."""
         config = self.config.qat
         if self.errors:
-            due = (self.step - self.quantized_from) % config.every == 0
-        else:
-            started = config.start < 1 and self.step >= config.start * (self.step + remaining)
-            due = started and remaining >= config.every  # one time would not be worth it
-            due = due and self._passes_trained()
-        if not due:
-            return
+            return (self.step - self.quantized_from) % config.every == 0
+        started = config.start < 1 and self.step >= config.start * (self.step + remaining)
+        worth = remaining >= config.every  # one time would not be
+        return started and worth and self._passes_trained()
+
+    def find_errors(self, run: Path) -> None:
+        """Find what an export would do to the weights, for the steps from here on."""
+        config = self.config.qat
         began = time.perf_counter()
         first = not self.errors
         if first:
@@ -292,14 +295,20 @@ class Session:
 
     def compile(self, tokens: Tensor, targets: Tensor) -> None:
         """Compile the loss for micro-batches of this shape; "auto" stays eager where that fails,
-        and says why."""
+        and says why.
+
+        What was compiled before, for other runs of this process too, is forgotten: of one function
+        torch keeps a few graphs, and calls it as it is when there are more.
+        """
         if self.config.compile == "off":
             return
         began = time.perf_counter()
+        torch.compiler.reset()
         self.loss_of = torch.compile(self.model.loss, dynamic=False)
         rows = max(1, self.config.micro_batch_tokens // self.config.trunk.sequence_length)
         try:
-            self.accumulate(tokens[:rows], targets[:rows])
+            with graphs_or_an_error():
+                self.accumulate(tokens[:rows], targets[:rows])
         except Exception as error:  # the compiler's own errors have no common base
             reason = (str(error).strip() or repr(error)).splitlines()[0]
             if self.config.compile == "on":
@@ -411,6 +420,13 @@ class Session:
     def reads_late(self) -> bool:
         """Whether the next step may be under way before this one's loss is read."""
         return self.device.type == "cuda" and self.step > STEPS_TO_MOVE
+
+
+def graphs_or_an_error() -> contextlib.AbstractContextManager[Any]:
+    """Here a function that torch has no room for another graph of is an error, not slow."""
+    config, option = torch._dynamo.config, "fail_on_recompile_limit_hit"
+    known = hasattr(config, option)  # not by every torch that training works with
+    return config.patch(option, True) if known else contextlib.nullcontext()
 
 
 def uses_bf16(precision: str, device: torch.device) -> bool:

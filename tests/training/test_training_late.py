@@ -5,7 +5,7 @@ import json
 import math
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from tokgolf.model import LanguageModel
 from tokgolf.tokenizers import build_tokenizer
 from tokgolf.training import RunConfig, StepReport, train
 from tokgolf.training.data import Ahead, Batches, TokenStream
+from tokgolf.training.qat import QatConfig
 from tokgolf.training.session import Session
 
 TRUNK = TrunkConfig(layers=1, d_model=16, heads=2, kv_heads=1, mlp_hidden=24, sequence_length=16)
@@ -149,3 +150,97 @@ def test_a_model_that_does_not_compile_says_why_and_runs_all_the_same(
     assert_same(tmp_path / "run", early[0])
     with pytest.raises(TrainingError, match=r"does not compile here: no C\+\+ compiler$"):
         run_it(tmp_path / "other", on_step=lambda report: None, compile="on")
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """The calls of each graph that is made, where torch keeps one of a function, not eight."""
+    made: list[int] = []
+    real = torch.compile
+
+    def backend(module: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        made.append(0)
+        number = len(made) - 1
+
+        def call(*given: Any) -> Any:
+            made[number] += 1
+            return module.forward(*given)
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", lambda f, **options: real(f, backend=backend, **options))
+    torch.compiler.reset()
+    with torch._dynamo.config.patch(recompile_limit=1):
+        yield made
+
+
+def test_every_run_of_a_process_is_compiled(graphs: list[int], tmp_path: Path) -> None:
+    """From the ninth model on, cells of a sweep ran as slowly as if nothing had been compiled."""
+    for layers in (1, 2, 3):
+        trunk = dataclasses.replace(TRUNK, layers=layers)
+        run_it(tmp_path / str(layers), on_step=lambda report: None, compile="on", trunk=trunk)
+    assert graphs == [13] * 3  # once to compile, then every step
+
+
+def test_a_model_that_torch_keeps_no_graph_of_is_one_that_does_not_compile(
+    graphs: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.compiler, "reset", lambda: None)
+    changes: dict[str, Any] = {"on_step": lambda report: None, "short_length": 4}
+    changes["short_until"] = 0.5
+    said = run_it(tmp_path / "auto", compile="auto", **changes)
+    assert graphs == [7] and len(said) == 1
+    assert said[0].startswith("compile   the model does not compile here and runs slower: ")
+    with pytest.raises(TrainingError, match="the model does not compile here: "):
+        run_it(tmp_path / "on", compile="on", **changes)
+
+
+def test_what_changes_at_one_step_is_compiled_once_and_a_resumed_run_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[tuple[int, int, int, bool]] = []
+
+    def counted(session: Session, *batch: Tensor) -> None:
+        loops = session.model.trunk.config.loops
+        compiled.append((session.step, session.length, loops, session.untied))
+
+    def interrupt(report: StepReport) -> None:
+        if report.step == 8:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Session, "compile", counted)
+    changes: dict[str, Any] = {
+        "trunk": dataclasses.replace(TRUNK, loop_blocks=1, loops=2),
+        "loops_from": 0.5,
+        "short_length": 4,
+        "short_until": 0.5,
+        "head": {"name": "untied", "untie_at": 0.5},
+    }
+    with pytest.raises(TrainingError, match="interrupted"):
+        run_it(tmp_path, on_step=interrupt, **changes)
+    assert compiled == [(0, 4, 1, False), (6, 16, 2, True)]
+    run_it(tmp_path, on_step=lambda report: None, resume=True, **changes)
+    assert compiled[2:] == [(8, 16, 2, True)]
+    run_it(tmp_path, on_step=lambda report: None, resume=True, **changes)  # it has ended
+    assert len(compiled) == 3
+
+
+@pytest.mark.usefixtures("late")
+def test_a_loss_that_is_read_late_is_judged_before_errors_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gradients = Session.gradients
+
+    def broken(session: Session, *batch: Tensor) -> Tensor:
+        found = gradients(session, *batch)
+        if session.step == 7:
+            table = session.model.get_parameter("head.table")
+            assert table.grad is not None
+            table.grad.fill_(math.nan)
+            found[1:] = session.optimizers.gradient_norms()
+        return found
+
+    monkeypatch.setattr(Session, "gradients", broken)
+    qat = QatConfig(start=0.5, bits=2.5, every=2, method="nearest")
+    with pytest.raises(TrainingError, match=r"at step 7 the gradient's norm .* head\.table \(nan"):
+        run_it(tmp_path / "run", on_step=lambda report: None, qat=qat)
