@@ -261,6 +261,8 @@ def _run(
             f"ended     its {config.minutes:g} minutes had time for {session.step:,} of "
             f"{config.steps:,} steps"
         )
+    for line in session.never_begun():
+        session.say(line)
     return TrainResult(
         run=run,
         steps=session.step,

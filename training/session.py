@@ -270,6 +270,26 @@ class Session:
             self.quantize_seconds += seconds
             self.quantizings += 1
 
+    def never_begun(self) -> list[str]:
+        """A line for each option that was asked for and has not begun, though the run has ended."""
+        head, loops_from = self.model.head, self.config.loops_from
+        untie_at = head.untie_at if isinstance(head, Unties) else 0.0
+        average, qat = self.config.average, self.config.qat
+        waiting = {
+            f"untying (head.untie_at {untie_at:g})": untie_at > 0,
+            f"repeating blocks (loops_from {loops_from:g})": self.looped_from is None,
+            f"the mean of weights (average.swa_from {average.swa_from:g}, average.swa_every "
+            f"{average.swa_every})": average.swa_from < 1 and not self.averages.count,
+            f"quantization-aware training (qat.start {qat.start:g}, qat.every {qat.every})": (
+                qat.start < 1 and not self.errors
+            ),
+        }
+        return [
+            f"late      {what} never began in {self.step:,} steps; start it earlier"
+            for what, waits in waiting.items()
+            if waits
+        ]
+
     def _passes_trained(self) -> bool:
         """Whether what later passes add is no longer zero. Before, any step would seem fine enough
         for it, and from a coarse one it would not come back."""

@@ -12,7 +12,7 @@ import pytest
 import torch
 from pytest import approx
 
-from tokgolf.artifact.checkpoint import load_run, read_checkpoint
+from tokgolf.artifact.checkpoint import load_run, read_checkpoint, write_checkpoint
 from tokgolf.config import TrunkConfig
 from tokgolf.corpora import Corpus, Document
 from tokgolf.errors import ConfigError, TrainingError
@@ -80,6 +80,8 @@ def test_a_run_that_repeats_midway_resumes_bit_by_bit(at: int, rank: int, tmp_pa
     changes: dict[str, Any] = {"loops_from": 0.5, "trunk": replace(TRUNK, loop_rank=rank)}
     with pytest.raises(TrainingError, match="interrupted"):
         losses_of(tmp_path / "cut", until=at, **changes)
+    until_now = TRUNK if at >= 4 else replace(TRUNK, loops=1)
+    assert load_run(tmp_path / "cut").trunk == replace(until_now, loop_rank=rank if at >= 4 else 0)
     losses_of(tmp_path / "cut", resume=True, **changes)
     losses_of(tmp_path / "whole", **changes)
     cut, whole = (read_checkpoint(tmp_path / run)[0] for run in ("cut", "whole"))
@@ -167,6 +169,43 @@ def test_a_larger_budget_undoes_no_part_of_the_schedule(tmp_path: Path) -> None:
     assert (session.length, session.looped_from) == (4, None)
     losses_of(tmp_path, resume=True, steps=32, **changes)
     assert read_checkpoint(tmp_path)[1]["averaged"] == 9  # 16, 18, ... 32
+
+
+def test_what_never_began_is_said_and_passes_that_nobody_trained_are_not_loaded(
+    tmp_path: Path,
+) -> None:
+    said: list[str] = []
+    trunk = replace(TRUNK, loop_rank=3, loops_scored=4)
+    losses_of(
+        tmp_path,
+        say=said.append,
+        trunk=trunk,
+        loops_from=0.9,
+        head={"name": "untied", "untie_at": 0.95},
+        average=AverageConfig(swa_from=0.9, swa_every=3),
+        qat=QatConfig(start=0.95, every=2),
+    )
+    assert said == [
+        f"late      {what} never began in 8 steps; start it earlier"
+        for what in (
+            "untying (head.untie_at 0.95)",
+            "repeating blocks (loops_from 0.9)",
+            "the mean of weights (average.swa_from 0.9, average.swa_every 3)",
+            "quantization-aware training (qat.start 0.95, qat.every 2)",
+        )
+    ]
+    run = load_run(tmp_path)
+    assert run.trunk == replace(TRUNK, loops=1)
+    assert not any(".loops." in name for name in run.model.state_dict())
+    tensors, state = read_checkpoint(tmp_path)
+    del state["looped_from"]  # as checkpoints were before it was kept
+    write_checkpoint(tmp_path, tensors, state)
+    whole = load_run(tmp_path)
+    assert whole.trunk == trunk
+    tokens = torch.arange(32).view(2, 16)
+    assert not torch.equal(whole.model.log_probs(tokens), run.model.log_probs(tokens))
+    whole.model.trunk.config = run.trunk
+    assert torch.equal(whole.model.log_probs(tokens), run.model.log_probs(tokens))
 
 
 def test_a_pass_that_adds_nothing_is_an_error_once_it_is_due() -> None:

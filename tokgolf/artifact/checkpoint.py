@@ -13,7 +13,7 @@ import contextlib
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -143,6 +143,7 @@ def record_export(run: Path, sha256: str) -> None:
 def load_run(run: str | os.PathLike[str]) -> FloatModel:
     """The float model of the latest checkpoint of a run, in eval mode on the CPU.
 
+    Its trunk repeats no block if no step did so yet: passes that nobody trained make it worse.
     Raises `ArtifactError` if the checkpoint is damaged, or was trained with another tokenizer
     than the one in the run directory.
     """
@@ -153,6 +154,9 @@ def load_run(run: str | os.PathLike[str]) -> FloatModel:
         head = head_config(config["head"], f"{run}, head")
         if state.get("untied"):
             head = head_config({**head_to_dict(head), "untie_at": 0.0}, f"{run}, head")
+        looped = state.get("looped_from", 0) is not None
+        if not looped:
+            trunk = replace(trunk, loops=1, loops_scored=0, loop_rank=0)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ArtifactError(f"{run}: the checkpoint's state is damaged: {error!r}") from error
     path = Path(run) / "tokenizer.tok"
@@ -169,7 +173,7 @@ def load_run(run: str | os.PathLike[str]) -> FloatModel:
     weights = {
         name.removeprefix(MODEL_PREFIX): tensor
         for name, tensor in tensors.items()
-        if name.startswith(MODEL_PREFIX)
+        if name.startswith(MODEL_PREFIX) and (looped or ".loops." not in name)
     }
     try:
         model.load_state_dict(weights)
