@@ -77,6 +77,10 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "warmdown to a tenth": ("warmdown_to=0.1",),
     "all that helped, whole sequences": HELPED,
     "all that helped": (*HELPED, "short_length=64", "short_until=0.5"),
+    "equal rows, parallel": ("optimizer.muon_rows=true", "trunk.parallel=2"),
+    "equal rows, parallel, no skips": (
+        "optimizer.muon_rows=true", "trunk.parallel=2", "trunk.skips=false",
+    ),
     "short sequences, equal rows, parallel": (
         "short_length=64", "short_until=0.5", "optimizer.muon_rows=true", "trunk.parallel=2",
     ),

@@ -127,7 +127,7 @@ def test_a_built_dataclass_is_taken_as_it_is() -> None:
         ({"mode": "fats"}, "test.mode is 'fats'; did you mean 'fast'?"),
         ({"mode": 3}, "test.mode is 3; known: fast, slow"),
         ({"options": [1]}, "test.options is [1]; it must be of type dict"),
-        ({"inner": 3}, "test.inner is 3; it must be of type Inner"),
+        ({"inner": 3}, "test.inner is 3; it is a table: set its keys, such as rate"),
         ({"inner": {"rate": "x"}}, "test.inner.rate is 'x'; it must be of type float"),
         ({"conut": 1}, "test: unknown key 'conut'; did you mean 'count'?"),
         ({"inner": {"nmae": "x"}}, "test.inner: unknown key 'nmae'; did you mean 'name'?"),

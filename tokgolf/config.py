@@ -223,6 +223,9 @@ def _checked(kind: Any, value: Any, where: str) -> Any:
             raise ConfigError(f"{where} is {value!r}; {nearest(str(value), names)}")
         return value
     kind = typing.get_origin(kind) or kind
+    if dataclasses.is_dataclass(kind) and not isinstance(value, kind):
+        key = dataclasses.fields(kind)[0].name
+        raise ConfigError(f"{where} is {value!r}; it is a table: set its keys, such as {key}")
     if kind is float and type(value) is int:
         if abs(value) >= 1 << 1023:
             raise ConfigError(f"{where} is an integer of {value.bit_length()} bits; no float is")
@@ -241,6 +244,18 @@ def to_dict(config: Any) -> dict[str, Any]:
         return value
 
     return typing.cast(dict[str, Any], plain(dataclasses.asdict(config)))
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values by keys with dots.
+
+    {"seed": 1, "trunk": {"layers": 4}} -> {"seed": 1, "trunk.layers": 4}
+    """
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        whole = f"{prefix}{key}"
+        found.update(flat(value, f"{whole}.") if isinstance(value, Mapping) else {whole: value})
+    return found
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from tokgolf.training.averages import AverageConfig
 from tokgolf.training.optimizers import OptimizerConfig
 from tokgolf.training.qat import QatConfig
 
+MAX_SEED = (1 << 63) - 1  # torch's
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
@@ -61,8 +63,10 @@ class RunConfig:
         check_positive(self, "max_gradient")
         if self.minutes is not None:
             check_positive(self, "minutes")
-        if self.seed < 0 or self.warmdown_steps < 0:
-            raise ConfigError("seed and warmdown_steps cannot be negative")
+        if self.warmdown_steps < 0:
+            raise ConfigError(f"warmdown_steps is {self.warmdown_steps}; it cannot be negative")
+        if not 0 <= self.seed <= MAX_SEED:
+            raise ConfigError(f"seed is {self.seed}; it must be from 0 to {MAX_SEED:,}")
         if not 0 <= self.warmdown_fraction <= 1:
             raise ConfigError(
                 f"warmdown_fraction is {self.warmdown_fraction}; it must be between 0 and 1"

@@ -33,6 +33,7 @@ that has ended is noticed at once."""
 GRACE = 20.0
 """Seconds to stop in after a SIGTERM; torchrun kills after 30."""
 _FAILED = "failed"
+MEETING = "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"
 
 
 class Ranks:
@@ -244,6 +245,20 @@ def _runs(process: int) -> bool:
     return True
 
 
+def _met() -> tuple[Store, int, int]:
+    """Where the ranks meet, which rank this is, and of how many."""
+    try:
+        found: tuple[Store, int, int] = next(rendezvous("env://", timeout=TIMEOUT))
+    except (ValueError, RuntimeError) as error:  # what it is given, and torch's of sockets
+        said = ", ".join(f"{key}={os.environ[key]}" for key in MEETING)
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(
+            f"this process does not meet the other ranks ({said}): {reason}; start as many as "
+            f"WORLD_SIZE says within {TIMEOUT.total_seconds():g} s, on a port that is free"
+        ) from error
+    return found
+
+
 @contextlib.contextmanager
 def joined(device: str) -> Iterator[Ranks]:
     """This process among those that were started with it; alone, if it was started alone.
@@ -253,11 +268,10 @@ def joined(device: str) -> Iterator[Ranks]:
     cannot work together.
     """
     restartable = "TORCHELASTIC_RUN_ID" in os.environ
-    given = all(key in os.environ for key in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
-    if not given or int(os.environ["WORLD_SIZE"]) == 1:
+    if not all(key in os.environ for key in MEETING) or os.environ["WORLD_SIZE"] == "1":
         yield Ranks(device, restartable=restartable)
         return
-    store, rank, size = next(rendezvous("env://", timeout=TIMEOUT))
+    store, rank, size = _met()
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     store = PrefixStore(f"tokgolf/{attempt}", store)
     ranks = Ranks("cpu", rank=rank, size=size, store=store, restartable=restartable)

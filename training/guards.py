@@ -4,7 +4,7 @@ They read numbers that the loop has anyway; none of them changes a run that is w
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -24,29 +24,54 @@ MOST_NAMED = 3
 Pair = tuple[int, int]
 
 
-def check_loss(loss: float, step: int) -> None:
-    """Raise `TrainingError` for a loss that is not finite."""
+def check_loss(loss: float, step: int, saved: int) -> None:
+    """Raise `TrainingError` for a loss that is not finite. `saved` is the step of the latest
+    checkpoint, 0 without one."""
     if not math.isfinite(loss):
-        raise TrainingError(
-            f"the loss is {loss} at step {step}; checkpoints are from before. "
-            "Lower the learning rates, e.g. --set optimizer.lr_matrix=0.01"
-        )
+        raise TrainingError(f"the loss is {loss} at step {step}; {way_on(saved)}")
 
 
-def check_gradients(norms: dict[str, float], step: int, limit: float) -> None:
+def check_gradients(norms: dict[str, float], step: int, limit: float, saved: int) -> None:
     """Raise `TrainingError`, naming them, for tensors whose gradient's norm is above `limit`.
 
     norms of every trainable tensor by name; one that is not finite is above any limit
     """
     above = {name: norm for name, norm in norms.items() if not norm <= limit}
     if above:
-        first = ", ".join(f"{name} ({norm:.3g})" for name, norm in [*above.items()][:MOST_NAMED])
-        more = f" and {len(above) - MOST_NAMED} more" if len(above) > MOST_NAMED else ""
+        found = listed([f"{name} ({norm:.3g})" for name, norm in above.items()])
         raise TrainingError(
-            f"at step {step} the gradient's norm is above max_gradient {limit:g} for "
-            f"{first}{more}; checkpoints are from before. Lower the learning rates, e.g. "
-            "--set optimizer.lr_matrix=0.01"
+            f"at step {step} the gradient's norm is above max_gradient {limit:g} for {found}; "
+            f"{way_on(saved)}"
         )
+
+
+def check_finite(tensors: Mapping[str, Tensor], step: int, saved: int) -> None:
+    """Raise `TrainingError`, naming them, if any tensor of a checkpoint after so many steps has
+    numbers that are not finite: the last update may have made them, and its gradient was not."""
+    bad = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    if bad:
+        raise TrainingError(
+            f"after step {step} not all numbers are finite of {listed(bad)}; {way_on(saved)}"
+        )
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first of some names, and how many more there are."""
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return ", ".join(names[:MOST_NAMED]) + more
+
+
+def way_on(saved: int) -> str:
+    """What is left of a run that must not go on, and what to do."""
+    kept = (
+        f"the checkpoint of step {saved} is sound, and can be exported"
+        if saved
+        else ("there is no checkpoint yet")
+    )
+    return (
+        f"{kept}. Start again in another -o with lower learning rates, e.g. "
+        "--set optimizer.lr_matrix=0.01"
+    )
 
 
 def check_first_loss(loss: float, declared: float) -> None:

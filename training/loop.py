@@ -18,7 +18,7 @@ import tomli_w
 from torch import Tensor
 
 from tokgolf.artifact.checkpoint import Checkpoint, read_sound_checkpoint
-from tokgolf.config import to_dict
+from tokgolf.config import flat, to_dict
 from tokgolf.corpora import Corpus, check_disjoint, document_digests, write_digests
 from tokgolf.device import in_one_order
 from tokgolf.errors import ConfigError, Interrupted, TrainingError
@@ -28,11 +28,12 @@ from tokgolf.tokenizers import Tokenizer
 from tokgolf.training.config import RunConfig
 from tokgolf.training.data import Ahead, Batches, tokenize, tokenized
 from tokgolf.training.distributed import ALONE, Ranks
-from tokgolf.training.guards import STEPS_TO_MOVE
+from tokgolf.training.guards import STEPS_TO_MOVE, listed
 from tokgolf.training.retok import VALUES, trunk_of, with_digests_of
 from tokgolf.training.session import Session, Step
 
 LOG_EVERY = 10
+BUDGET = ("steps", "minutes", "checkpoint_minutes")  # may grow when a run is resumed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +132,8 @@ def _checkpoint(
     exists = (run / "checkpoints" / "latest.json").exists()
     if exists and not resume:
         raise TrainingError(f"{run} already holds a run; use --resume, or another -o")
-    if resume and not exists and ranks.restartable:
+    begun = ranks.restartable or (run / "config.toml").exists()
+    if resume and not exists and begun:
         say(f"resume    {run} holds no checkpoint yet: the run starts")
         return None
     return read_sound_checkpoint(run, say) if resume else None
@@ -300,16 +302,16 @@ def _check_same_run(run: Path, before: dict[str, Any], now: dict[str, Any]) -> N
             f"({before['corpus']['sha256'][:16]}), this is {now['corpus']['name']} "
             f"({now['corpus']['sha256'][:16]}); resume with the same corpus"
         )
-    budget = {"steps", "minutes", "checkpoint_minutes"}
+    theirs, ours = flat(before["config"]), flat(now["config"])
     changed = [
-        key
-        for key in before["config"].keys() | now["config"].keys()
-        if key not in budget and before["config"].get(key) != now["config"].get(key)
+        f"{key} {theirs.get(key, 'unset')} (now {ours.get(key, 'unset')})"
+        for key in sorted(theirs.keys() | ours.keys())
+        if key not in BUDGET and theirs.get(key) != ours.get(key)
     ]
     if changed:
         raise TrainingError(
-            f"{run} was started with another {', '.join(sorted(changed))} than is now asked for; "
-            "resume with the run's own config.toml as --recipe"
+            f"{run} was started with {listed(changed)}; resume with the run's own config.toml as "
+            "--recipe, or start another -o"
         )
 
 

@@ -20,6 +20,8 @@ from tokgolf.model import LanguageModel
 from tokgolf.training.distributed import ALONE, Ranks
 from tokgolf.training.shares import Shares, gradient_of
 
+MAX_RATE = 1e38  # of a learning rate: a float32 holds little more
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
@@ -48,7 +50,13 @@ class OptimizerConfig:
     muon_decay: float = 0.0
 
     def __post_init__(self) -> None:
-        check_positive(self, "lr_tied", "lr_input", "lr_output", "lr_matrix", "lr_vector")
+        rates = "lr_tied", "lr_input", "lr_output", "lr_matrix", "lr_vector"
+        check_positive(self, *rates)
+        for name in rates:
+            if not getattr(self, name) <= MAX_RATE:
+                raise ConfigError(
+                    f"{name} is {getattr(self, name)}; it must be at most {MAX_RATE:g}"
+                )
         check_positive(self, "adam_eps", "muon_iterations", "muon_momentum_steps")
         for name in ("adam_beta1", "adam_beta2", "muon_momentum", "muon_momentum_start"):
             if not 0 <= getattr(self, name) < 1:

@@ -29,6 +29,7 @@ from tokgolf.training.config import RunConfig
 from tokgolf.training.distributed import ALONE, Ranks
 from tokgolf.training.guards import (
     STEPS_TO_MOVE,
+    check_finite,
     check_first_loss,
     check_gradients,
     check_loss,
@@ -109,7 +110,7 @@ class Session:
         self.averages = Averages(self.model, config.average)
         self.loss_of: Callable[[Tensor, Tensor], Tensor] = self.model.loss
         self.length = config.short_length or config.trunk.sequence_length
-        self.step = 0
+        self.step = self.saved = 0  # steps done, and those of the latest checkpoint
         self.untied = False
         self.looped_from = None if config.loops_from else 0  # the step before which they began
         self.errors: dict[str, Tensor] = {}
@@ -148,15 +149,20 @@ class Session:
         self.quantized_from = operator.index(state.get("quantized_from", 0))
         self.quantizer_steps = {n: float(s) for n, s in state.get("quantizer_steps", {}).items()}
         self.averages.count = operator.index(state.get("averaged", 0))
-        self.step, self.loss = operator.index(state["step"]), float(state["loss"])
+        self.step = self.saved = operator.index(state["step"])
+        self.loss = float(state["loss"])
         self.seconds = float(state["seconds"])
         self.compile_seconds = float(state["compile_seconds"])
         self.quantize_seconds = float(state.get("quantize_seconds", 0.0))
         self.quantizings = operator.index(state.get("quantizings", 0))
 
     def save(self, run: Path, state: dict[str, Any], *, finished: bool = False) -> None:
-        """Write a checkpoint, all of it from the lead; it is there when any rank goes on."""
-        optimizer = {name: t.cpu() for name, t in self.optimizers.state().items()}
+        """Write a checkpoint, all of it from the lead; it is there when any rank goes on.
+
+        Raises `TrainingError`, and leaves the one before, if a number in it is not finite.
+        """
+        tensors = {**self._weights(), **{n: t.cpu() for n, t in self.optimizers.state().items()}}
+        check_finite(tensors, self.step, self.saved)
         with self.ranks.lead_first():
             if self.ranks.leads:
                 progress = {
@@ -174,7 +180,8 @@ class Session:
                     "quantizer_steps": self.quantizer_steps,
                     "finished": finished,
                 }
-                write_checkpoint(run, {**self._weights(), **optimizer}, {**state, **progress})
+                write_checkpoint(run, tensors, {**state, **progress})
+        self.saved = self.step
 
     def _weights(self) -> dict[str, Tensor]:
         """What a checkpoint holds beside the optimizers' state."""
@@ -428,9 +435,9 @@ class Session:
             check_pairs(
                 self.ranks.every(forbidden_pair(head, tokens, targets)), self.tokenizer, step.number
             )
-        check_loss(loss, step.number)
+        check_loss(loss, step.number, self.saved)
         named = dict(zip(self.optimizers.names, norms, strict=True))
-        check_gradients(named, step.number, self.config.max_gradient)
+        check_gradients(named, step.number, self.config.max_gradient, self.saved)
         if step.number == 0:
             flat = (t.flatten().to(self.device) for t in (step.targets, step.tokens))
             declared = self.ranks.every(head.initial_loss(*flat))

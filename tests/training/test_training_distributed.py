@@ -3,9 +3,11 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,8 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from tokgolf.artifact.checkpoint import read_checkpoint
 from tokgolf.errors import ConfigError
-from tokgolf.training import run_config
-from tokgolf.training.distributed import ALONE, Ranks, in_order, own_device
+from tokgolf.training import distributed, run_config
+from tokgolf.training.distributed import ALONE, Ranks, in_order, joined, own_device
 from tokgolf.training.shares import Shares, owners
 
 SPAWNED = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}
@@ -323,3 +325,33 @@ def test_torchrun_restarts_a_run_whose_rank_was_killed(tmp_path: Path) -> None:
     one = [sys.executable, "-m", *tokgolf_train(tmp_path, "one", steps)]
     subprocess.run(one, check=True, env=environment(), capture_output=True, timeout=SECONDS)
     assert_same_run(tmp_path / "one", tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("rank", "changes", "reason"),
+    [
+        ("0", {"WORLD_SIZE": "two"}, "two"),
+        ("0", {"MASTER_PORT": "abc"}, "abc"),
+        ("0", {}, "."),  # the other one never comes
+        ("1", {}, "."),  # nobody listens
+        ("0", {"MASTER_PORT": "taken"}, "."),
+    ],
+)
+def test_ranks_that_do_not_meet_say_so_in_one_line(
+    rank: str, changes: dict[str, str], reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distributed, "TIMEOUT", timedelta(seconds=1))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        if changes.get("MASTER_PORT") != "taken":
+            server.close()
+        place = {"RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", **changes}
+        place["MASTER_PORT"] = changes.get("MASTER_PORT", "").replace("taken", "") or str(port)
+        for key, value in place.items():
+            monkeypatch.setenv(key, value)
+        with pytest.raises(ConfigError, match=reason) as caught, joined("cpu"):
+            pass
+    said = str(caught.value)
+    assert f"(RANK={rank}, WORLD_SIZE={place['WORLD_SIZE']}, MASTER_ADDR=127.0.0.1, " in said
+    assert said.endswith("as many as WORLD_SIZE says within 1 s, on a port that is free")
+    assert "\n" not in said

@@ -337,13 +337,32 @@ def test_resuming_nothing_is_refused(run_it: Run, tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
+def test_a_run_that_ended_before_its_first_checkpoint_starts_when_it_is_resumed(
+    run_it: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(report: StepReport) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_it(tmp_path / "run", on_step=killed)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    said: list[str] = []
+    run_it(tmp_path / "run", resume=True, say=said.append)
+    assert said == [f"resume    {tmp_path / 'run'} holds no checkpoint yet: the run starts"]
+    run_it(tmp_path / "whole")
+    assert_same_tensors(tmp_path / "run", tmp_path / "whole")
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"seed": 3}, "another seed"),
-        ({"trunk": dataclasses.replace(TRUNK, layers=1)}, "another trunk"),
-        ({"head": {"name": "untied"}}, "another head"),
-        ({"batch_tokens": 32, "warmdown_steps": 2}, "another batch_tokens, warmdown_steps"),
+        ({"seed": 3}, r"started with seed \d+ \(now 3\); resume with"),
+        ({"trunk": dataclasses.replace(TRUNK, layers=1)}, r"with trunk\.layers 2 \(now 1\); "),
+        ({"head": {"name": "untied"}}, r"head\.name tied \(now untied\)"),
+        (
+            {"batch_tokens": 32, "warmdown_steps": 2},
+            r"with batch_tokens 64 \(now 32\), warmdown_steps \d+ \(now 2\); ",
+        ),
     ],
 )
 def test_resuming_with_another_config_is_refused_and_names_what_changed(

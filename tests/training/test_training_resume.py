@@ -17,7 +17,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from tokgolf.artifact.checkpoint import read_checkpoint
+from tokgolf.artifact.checkpoint import (
+    read_checkpoint,
+    read_sound_checkpoint,
+    write_checkpoint,
+)
 from tokgolf.artifact.export import export_run
 from tokgolf.config import TrunkConfig
 from tokgolf.corpora import Corpus, Document, ShardWriter
@@ -236,10 +240,45 @@ def test_a_gradient_that_explodes_stops_the_run_and_is_named(
         return found
 
     monkeypatch.setattr(Session, "gradients", broken)
-    match = rf"at step 6 the gradient's norm is above max_gradient 1e\+06 for {said}; checkpoints"
+    match = (
+        rf"at step 6 the gradient's norm is above max_gradient 1e\+06 for {said}; the checkpoint"
+    )
     with pytest.raises(TrainingError, match=match):
         run_it(tmp_path / "run")
     monkeypatch.undo()
     assert read_checkpoint(tmp_path / "run")[1]["step"] == 6
     run_it(tmp_path / "run", resume=True)
     assert_same_run(tmp_path / "run", whole)
+
+
+@pytest.mark.parametrize(("step", "left"), [(1, "there is no checkpoint yet"), (9, "of step 8 is")])
+def test_weights_that_an_update_spoils_are_not_saved(
+    step: int, left: str, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update = Session.update
+
+    def broken(session: Session, *given: Any) -> None:
+        update(session, *given)
+        if session.step == step:
+            session.model.get_parameter("head.table").data[3, 5] = float("inf")
+
+    monkeypatch.setattr(Session, "update", broken)
+    match = rf"after step {step} not all numbers are finite of model\.head\.table; .*{left}"
+    with pytest.raises(TrainingError, match=match):
+        run_it(tmp_path / "run")
+    monkeypatch.undo()
+    run_it(tmp_path / "run", resume=True)
+    assert_same_run(tmp_path / "run", whole)
+
+
+def test_a_damaged_checkpoint_does_not_take_the_place_of_the_sound_one_before(
+    tmp_path: Path,
+) -> None:
+    paths = []
+    for step in (10, 20, 25):
+        paths.append(write_checkpoint(tmp_path, {"x": torch.full((2,), step)}, {"step": step}))
+        if step == 20:
+            paths[-1].write_bytes(b"damaged")
+    assert [path.exists() for path in paths] == [True, False, True]
+    paths[-1].write_bytes(b"damaged, too")
+    assert read_sound_checkpoint(tmp_path, nothing)[1]["step"] == 10

@@ -63,7 +63,8 @@ def write_checkpoint(run: Path, tensors: dict[str, Tensor], state: dict[str, Any
     kept = {path.name}
     with contextlib.suppress(ValueError, KeyError, OSError):  # none, or a damaged one
         before = read_sealed(folder / _LATEST)
-        if before["file"] != path.name and (folder / before["file"]).is_file():
+        sound = sha256((folder / before["file"]).read_bytes()).hexdigest() == before["sha256"]
+        if before["file"] != path.name and sound:  # or the one before it stays
             write_sealed(folder / _PREVIOUS, before)
     with contextlib.suppress(ValueError, KeyError, OSError):
         kept.add(read_sealed(folder / _PREVIOUS)["file"])
