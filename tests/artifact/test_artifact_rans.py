@@ -1,5 +1,6 @@
 """The entropy coder against a scalar twin, the entropy, the constriction library and damage."""
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from tokgolf.artifact import rans
+from tokgolf.artifact import tables as writer
 from tokgolf.artifact.rans import (
     MAX_LEVEL,
     TOTAL,
@@ -22,7 +24,13 @@ from tokgolf.artifact.rans import (
     lanes_of,
     unpack_tables,
 )
-from tokgolf.artifact.tables import ALPHABET, encode_stream, pack_tables, table_levels
+from tokgolf.artifact.tables import (
+    ALPHABET,
+    differences,
+    encode_stream,
+    pack_tables,
+    table_levels,
+)
 from tokgolf.errors import ArtifactError
 
 Array = NDArray[Any]
@@ -316,6 +324,34 @@ def test_any_tables_survive_packing(tables: list[tuple[int, Array]]) -> None:
     for (first, levels), table in zip(tables, back, strict=True):
         assert table.first == first
         assert np.array_equal(table.frequencies, frequencies(levels))
+
+
+@given(
+    hnp.arrays(np.int64, st.integers(3, 5), elements=st.integers(0, 300)),
+    st.lists(st.integers(1, MAX_LEVEL), min_size=5, max_size=5),
+    st.integers(1, 40),
+)
+@settings(max_examples=20, deadline=None)
+def test_no_other_levels_beside_a_curve_cost_less(
+    part: Array, curve: list[int], slope: int
+) -> None:
+    """All of them, counted out: symbols at the curve's sum of weights, and differences."""
+    prices = -np.log2(difference_table(slope).frequencies)
+    total = sum(2 ** (level / 8) for level in curve[: len(part)])
+
+    def cost(levels: Array) -> float:
+        share = 2 ** (levels / 8) / total * (TOTAL - len(part)) + 1
+        turns = differences(levels)[2:] + 128 & 255
+        return float(part @ -np.log2(share) + prices[turns].sum())
+
+    center = np.array(curve[: len(part)])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(writer, "BESIDE", 2)
+        found = writer._lines(part, center, prices)
+    beside = product(*(range(max(c - 2, 1), min(c + 2, MAX_LEVEL) + 1) for c in curve[: len(part)]))
+    least = min(cost(np.array(levels)) for levels in beside)
+    assert np.abs(found - center).max() <= 2
+    assert cost(found) <= least + 0.1  # prices are rounded, and mantissas
 
 
 def test_bell_shaped_tables_take_about_half_a_byte_a_symbol() -> None:

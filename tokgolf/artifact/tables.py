@@ -1,8 +1,9 @@
 """What `rans` reads, written: streams, and frequency tables that cost least with their symbols.
 
-A level costs two or three bits, if the line through the two before leads to it, and up to
-fourteen if not. So a table is not what was counted: it is a smooth curve through the counts, a
-polynomial of the logarithm, wherever that is cheaper to store than the symbols are dearer to code.
+A level costs less than a bit, if the line through the two before leads to it, and up to fourteen
+if not. So a table is not what was counted: it is a smooth curve through the counts, a polynomial of
+the logarithm, wherever that is cheaper to store than the symbols are dearer to code; and beside
+that curve a chain of straight lines, of which there are as few as pay.
 """
 
 import numpy as np
@@ -14,9 +15,10 @@ from tokgolf.errors import ArtifactError
 ALPHABET = 1024
 TABLE_BITS, SYMBOL_BITS = 60, 3
 """What a table takes in the file, about, and each symbol in it; before there are any levels."""
-TYPICAL_SLOPE = 14  # see `rans.unpack_tables`
+TYPICAL_SLOPE = 22  # see `rans.unpack_tables`
 DEGREES = (2, 3, 4, 6, 8)
 TURNS = 5  # of a fit
+BESIDE = 5  # levels on either side of a curve, of which lines are made
 RARE, LARGE_MEAN = -12.0, 30.0  # natural logarithms between which a fitted count stays
 Array = NDArray[np.int64]
 
@@ -51,6 +53,9 @@ def table_levels(counts: Array) -> tuple[int, Array]:
         return float(part @ price + prices[differences(levels)[2:] & 255 ^ 128].sum())
 
     candidates = [_levels(part.astype(np.float64)), *_means(part), *_curves(part)]
+    curves = [levels for levels in candidates if levels.all()]
+    if curves and part.size > 2:
+        candidates.append(_lines(part, min(curves, key=bits), prices))
     return int(used[0]) - ALPHABET // 2, min(candidates, key=bits)
 
 
@@ -88,6 +93,33 @@ def _curves(part: Array) -> list[Array]:
             log = (basis @ fit).clip(RARE, LARGE_MEAN)
         found.append(_levels(np.exp(log)))
     return found
+
+
+def _lines(part: Array, curve: Array, prices: NDArray[np.float64]) -> Array:
+    """The levels beside a curve that cost least with their symbols: the Viterbi algorithm over
+    pairs of neighbours, with the curve's sum of weights.
+
+    part, curve (n,), n >= 3; prices of differences, bits from -128 on -> (n,)
+    """
+    levels = (curve[:, None] + np.arange(-BESIDE, BESIDE + 1)).clip(1, rans.MAX_LEVEL)
+    weights = rans.MANTISSAS[(levels - 1) % rans.LEVELS] << (levels - 1) // rans.LEVELS
+    share = weights * ((rans.TOTAL - part.size) / weights[:, BESIDE].sum()) + 1
+    # In 1/256 bit, as integers, so that sums do not depend on their order.
+    costs = np.rint(-256 * part[:, None] * np.log2(share / rans.TOTAL)).astype(np.int64)
+    turns = np.rint(256 * prices).astype(np.int64)
+    best = costs[0][:, None] + costs[1]  # (before, last)
+    chosen = []
+    for a, b, c, cost in zip(levels, levels[1:], levels[2:], costs[2:], strict=False):
+        bent = c - 2 * b[:, None] + a[:, None, None]  # (before, last, next)
+        ways = best[:, :, None] + turns[bent & 255 ^ 128]
+        chosen.append(ways.argmin(axis=0))
+        best = ways.min(axis=0) + cost
+    before, last = np.unravel_index(best.argmin(), best.shape)
+    path = [last, before]
+    for choice in reversed(chosen):
+        path.append(choice[path[-1], path[-2]])
+    result: Array = levels[np.arange(part.size), path[::-1]]
+    return result
 
 
 def _levels(counts: NDArray[np.float64]) -> Array:
