@@ -223,15 +223,15 @@ def _checked(kind: Any, value: Any, where: str) -> Any:
             raise ConfigError(f"{where} is {value!r}; {nearest(str(value), names)}")
         return value
     kind = typing.get_origin(kind) or kind
-    if dataclasses.is_dataclass(kind) and not isinstance(value, kind):
-        key = dataclasses.fields(kind)[0].name
-        raise ConfigError(f"{where} is {value!r}; it is a table: set its keys, such as {key}")
     if kind is float and type(value) is int:
         if abs(value) >= 1 << 1023:
             raise ConfigError(f"{where} is an integer of {value.bit_length()} bits; no float is")
         return float(value)
     if kind is Any or (isinstance(value, kind) and not (kind is int and type(value) is bool)):
         return value
+    if dataclasses.is_dataclass(kind):
+        key = dataclasses.fields(kind)[0].name
+        raise ConfigError(f"{where} is {value!r}; it is a table: set its keys, such as {key}")
     raise ConfigError(f"{where} is {value!r}; it must be of type {kind.__name__}")
 
 
