@@ -175,7 +175,8 @@ def decompress(
             documents = [artifact.tokenizer.decode(tokens[:-1]) for tokens in texts]
         except (TokenizerError, ScoreError) as error:
             raise _misread(header.machine) from error
-    if documents_hash(documents)[:4] != header.documents:
+    closed = all(tokens[-1] == artifact.tokenizer.bos_id for tokens in texts)
+    if not closed or documents_hash(documents)[:4] != header.documents:
         raise _misread(header.machine)
     return documents
 

@@ -67,13 +67,17 @@ def python(script: str, *arguments: object) -> Iterator["subprocess.Popen[str]"]
 
 
 def test_of_many_signals_the_first_alone_is_a_ctrl_c() -> None:
-    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)]
-    with ended_as_by_ctrl_c():
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGHUP)
-        for _ in range(3):
-            os.kill(os.getpid(), signal.SIGTERM)
-    assert before == [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)]
+    old = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored where nohup started the tests
+    try:
+        before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)]
+        with ended_as_by_ctrl_c():
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGHUP)
+            for _ in range(3):
+                os.kill(os.getpid(), signal.SIGTERM)
+        assert before == [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)]
+    finally:
+        signal.signal(signal.SIGHUP, old)
 
 
 def test_where_ctrl_c_is_ignored_a_signal_still_ends() -> None:
