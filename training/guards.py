@@ -63,11 +63,9 @@ def listed(names: Sequence[str]) -> str:
 
 def way_on(saved: int) -> str:
     """What is left of a run that must not go on, and what to do."""
-    kept = (
-        f"the checkpoint of step {saved} is sound, and can be exported"
-        if saved
-        else ("there is no checkpoint yet")
-    )
+    kept = "there is no checkpoint yet"
+    if saved:
+        kept = f"the checkpoint of step {saved} is sound, and can be exported"
     return (
         f"{kept}. Start again in another -o with lower learning rates, e.g. "
         "--set optimizer.lr_matrix=0.01"
