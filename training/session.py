@@ -161,10 +161,11 @@ class Session:
 
         Raises `TrainingError`, and leaves the one before, if a number in it is not finite.
         """
-        tensors = {**self._weights(), **{n: t.cpu() for n, t in self.optimizers.state().items()}}
-        check_finite(tensors, self.step, self.saved)
+        optimizer = {name: t.cpu() for name, t in self.optimizers.state().items()}
         with self.ranks.lead_first():
             if self.ranks.leads:
+                tensors = {**self._weights(), **optimizer}
+                check_finite(tensors, self.step, self.saved)
                 progress = {
                     "step": self.step,
                     "seconds": self.seconds,

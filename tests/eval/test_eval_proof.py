@@ -329,6 +329,18 @@ def test_a_forged_code_never_gives_other_documents(artifact: Artifact, bits: byt
     assert refused >= len(forgeries) - 3
 
 
+def test_a_document_that_another_token_closes_is_refused(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its bytes and their hash are right; only what it paid for its end is not."""
+    tokens = proof._tokens
+    with monkeypatch.context() as patch:
+        patch.setattr(proof, "_tokens", lambda artifact, data: [*tokens(artifact, data)[:-1], 65])
+        forged, _ = compress(artifact, DATA)
+    with pytest.raises(ArtifactError, match="what was decoded is not what was encoded"):
+        decompress(artifact, forged)
+
+
 def test_another_artifact_is_named(bits: bytes) -> None:
     other = artifact_of()
     with pytest.raises(ArtifactError, match=f"this is {other.sha256[:4]}"):

@@ -14,7 +14,7 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from hashlib import sha256
+from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +63,11 @@ def write_checkpoint(run: Path, tensors: dict[str, Tensor], state: dict[str, Any
     kept = {path.name}
     with contextlib.suppress(ValueError, KeyError, OSError):  # none, or a damaged one
         before = read_sealed(folder / _LATEST)
-        sound = sha256((folder / before["file"]).read_bytes()).hexdigest() == before["sha256"]
-        if before["file"] != path.name and sound:  # or the one before it stays
-            write_sealed(folder / _PREVIOUS, before)
+        if before["file"] != path.name:
+            with open(folder / before["file"], "rb") as file:
+                found = file_digest(file, "sha256").hexdigest()
+            if found == before["sha256"]:  # or the one before it stays
+                write_sealed(folder / _PREVIOUS, before)
     with contextlib.suppress(ValueError, KeyError, OSError):
         kept.add(read_sealed(folder / _PREVIOUS)["file"])
     write_sealed(folder / _LATEST, {"file": path.name, "sha256": digest, "state": state})

@@ -15,7 +15,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from tokgolf.config import check_positive, from_dict, merged, nearest, parse_size, read_toml
+from tokgolf.config import check_positive, flat, from_dict, merged, nearest, parse_size, read_toml
 from tokgolf.errors import ConfigError
 from tokgolf.heads import ADDONS, HEADS, head_config
 from tokgolf.quantize.rows import QuantConfig
@@ -145,7 +145,7 @@ class SweepSpec:
         """
         return {
             name: list(value) if isinstance(value, list) else [value]
-            for name, value in _flat(self.axes)
+            for name, value in flat(self.axes).items()
         }
 
     @cached_property
@@ -179,7 +179,7 @@ class SweepSpec:
         for number, cell in enumerate(self.cells, 1):
             if not isinstance(cell, Mapping):
                 raise ConfigError(f"cell {number} is {cell!r}; write it as a table, [[cells]]")
-            own = dict(_flat(cell))
+            own = flat(cell)
             self._check_names({name: [value] for name, value in own.items()})
             found.append(self._whole({**self._applicable({**constants, **own}), **own}))
         unique = {repr(sorted(settings.items())): settings for settings in found}
@@ -275,17 +275,8 @@ def _leaves(config: type, before: str = "") -> Iterable[str]:
             yield before + entry.name
 
 
-def _flat(values: Mapping[str, Any], before: str = "") -> Iterable[tuple[str, Any]]:
-    """Dotted names and values of nested tables."""
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{before}{name}.")
-        else:
-            yield before + name, value
-
-
 def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `_flat`: {"trunk.layers": 2} -> {"trunk": {"layers": 2}}."""
+    """The inverse of `flat`: {"trunk.layers": 2} -> {"trunk": {"layers": 2}}."""
     result: dict[str, Any] = {}
     for name, value in settings.items():
         *tables, key = name.split(".")
