@@ -34,9 +34,11 @@ from trained_tokenizers import add_row, deviation, excerpt, link, read_rows  # n
 from tokgolf.artifact.checkpoint import load_run  # noqa: E402
 from tokgolf.config import merged, parse_overrides  # noqa: E402
 from tokgolf.corpora import open_corpus  # noqa: E402
+from tokgolf.device import in_one_order  # noqa: E402
 from tokgolf.errors import TokgolfError  # noqa: E402
 from tokgolf.eval.score import score  # noqa: E402
 from tokgolf.files import write_text  # noqa: E402
+from tokgolf.heap import freed_memory_kept  # noqa: E402
 from tokgolf.tokenizers import build_tokenizer, load_tokenizer, save_tokenizer  # noqa: E402
 from tokgolf.training import RunConfig, run_config, train  # noqa: E402
 from tokgolf.training.data import Batches, TokenizedCorpus, tokenize  # noqa: E402
@@ -120,14 +122,16 @@ def step_seconds(folder: Path, configs: list[RunConfig], rounds: int) -> list[li
         session = Session(config, tokenizer, data.stream.counts(tokenizer.vocab_size), "cpu")
         session.compile(*batches.step(0))
         sessions.append((session, batches))
-    for number in range(WARM + rounds):
-        for (session, batches), own in zip(sessions, seconds, strict=True):
-            tokens, targets = batches.step(number)
-            began = time.process_time()
-            step = session.start(1000.0, tokens, targets)
-            session.judge(step)
-            session.update(step)
-            own.append(time.process_time() - began)
+    cpu = torch.device("cpu")
+    with in_one_order(cpu), freed_memory_kept(cpu):  # as in `train`
+        for number in range(WARM + rounds):
+            for (session, batches), own in zip(sessions, seconds, strict=True):
+                tokens, targets = batches.step(number)
+                began = time.process_time()
+                step = session.start(1000.0, tokens, targets)
+                session.judge(step)
+                session.update(step)
+                own.append(time.process_time() - began)
     return [own[WARM:] for own in seconds]
 
 

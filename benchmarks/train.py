@@ -7,8 +7,9 @@ A round is one step of tokgolf's trainer (`tokgolf.training.train` itself: its d
 checks, its reports) and one of each peer, in turn, so that whatever else the machine does hits all
 alike; a ratio is the median of the rounds' ratios. The peers are loops as one writes them: eager,
 all logits and `F.cross_entropy`, `torch.optim.AdamW` and, for the matrices, `torch.optim.Muon`, in
-fp32 and under bf16 autocast; their batches are in memory already. Compiling is timed apart, with
-nothing cached and with what that left.
+fp32 and under bf16 autocast; their batches are in memory already. Each peer has a process of its
+own, which what tokgolf sets in its own (memory, order of sums) does not reach. Compiling is timed
+apart, with nothing cached and with what that left.
 
 Memory is the most that three steps hold beyond what was there before: on CUDA as the allocator
 counts, on a CPU the resident size of a fresh process (Linux only; tokgolf's holds its tokenizing,
@@ -26,6 +27,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +122,40 @@ class Plain:
         return time.perf_counter() - began
 
 
+class Apart:
+    """A peer in a process of its own, which waits while it has nothing to do."""
+
+    def __init__(self, config: RunConfig, tokenizer: Tokenizer, device: str, bf16: bool) -> None:
+        context = get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        arguments = theirs, config, tokenizer, device, bf16
+        self.process = context.Process(target=serve, args=arguments, daemon=True)
+        self.process.start()
+        theirs.close()  # or a peer that dies would be waited for
+        self.parameters: int = self.connection.recv()
+
+    def step(self) -> float:
+        """Seconds of a step, as it has them."""
+        self.connection.send(True)
+        seconds: float = self.connection.recv()
+        return seconds
+
+    def end(self) -> None:
+        """End the process."""
+        self.connection.send(False)
+        self.process.join()
+
+
+def serve(
+    connection: Connection, config: RunConfig, tokenizer: Tokenizer, device: str, bf16: bool
+) -> None:
+    """A peer's process: its number of parameters, then a step whenever it is told to."""
+    peer = Plain(config, tokenizer, torch.device(device), bf16)
+    connection.send(sum(p.numel() for p in peer.model.parameters()))
+    while connection.recv():
+        connection.send(peer.step())
+
+
 def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -153,8 +189,8 @@ def measure(size: str, tokenizer: Tokenizer, device: str, rounds: int) -> Result
     """Tokens a second of the trainer and its peers."""
     config, place = config_of(size), torch.device(device)
     peers = {
-        "plain, bf16 autocast": Plain(config, tokenizer, place, True),
-        "plain, fp32": Plain(config, tokenizer, place, False),
+        "plain, bf16 autocast": Apart(config, tokenizer, device, True),
+        "plain, fp32": Apart(config, tokenizer, device, False),
     }
     seconds: dict[str, list[float]] = {"tokgolf": [], **{name: [] for name in peers}}
     began = time.perf_counter()
@@ -168,12 +204,14 @@ def measure(size: str, tokenizer: Tokenizer, device: str, rounds: int) -> Result
         began = time.perf_counter()
 
     first = trained(config, tokenizer, device, WARM + rounds, a_round)
+    for peer in peers.values():
+        peer.end()
     counted = {name: times[WARM:] for name, times in seconds.items()}
     ours = counted.pop("tokgolf")
     rate = config.batch_tokens
     return {
         "size": size,
-        "parameters": sum(p.numel() for p in peers["plain, fp32"].model.parameters()),
+        "parameters": peers["plain, fp32"].parameters,
         "tokens_per_step": rate,
         "rounds": rounds,
         "until_first_step": first,

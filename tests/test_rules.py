@@ -22,7 +22,7 @@ SIBLINGS = ("heads", "training", "eval", "corpora")  # at the root, but packages
 LAYERS: list[set[str]] = [
     {"errors", "config", "hashing", "files", "sealed", "threads"},
     {"heads", "tokenizers", "corpora"},
-    {"model", "lowrank", "quantize", "device"},
+    {"model", "lowrank", "quantize", "device", "heap"},
     {"artifact", "codesize", "ledger", "bundle"},
     {"training", "eval"},
     {

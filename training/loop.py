@@ -24,6 +24,7 @@ from tokgolf.device import in_one_order
 from tokgolf.errors import ConfigError, Interrupted, TrainingError
 from tokgolf.files import write_bytes, write_text
 from tokgolf.heads import head_config, head_to_dict
+from tokgolf.heap import freed_memory_kept
 from tokgolf.tokenizers import Tokenizer
 from tokgolf.training.config import RunConfig
 from tokgolf.training.data import Ahead, Batches, tokenize, tokenized
@@ -117,7 +118,8 @@ def train(
     if started is not None:
         with _damage_named(run):
             session.load(*started)
-    with Ahead(batches, session.device) as ahead, in_one_order(session.device):
+    place = session.device
+    with Ahead(batches, place) as ahead, in_one_order(place), freed_memory_kept(place):
         return _run(session, ahead, run, state, on_step)
 
 

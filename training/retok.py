@@ -7,18 +7,18 @@ of another tokenizer's trunk they are no part, but start afresh and are trained 
 Source: ReTok (Gu et al. 2024, arXiv 2410.04335).
 """
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
 from tokgolf.artifact.checkpoint import load_run
-from tokgolf.config import TrunkConfig
+from tokgolf.config import TrunkConfig, to_dict
 from tokgolf.corpora import read_digests
 from tokgolf.corpora.disjoint import Digests
 from tokgolf.errors import TrainingError
 from tokgolf.tokenizers import Tokenizer
+from tokgolf.training.guards import listed
 
 VALUES = "values"
 """The table of value embeddings, within the trunk."""
@@ -30,13 +30,14 @@ def trunk_of(run: Path, wanted: TrunkConfig, tokenizer: Tokenizer) -> dict[str, 
     Raises `TrainingError` unless it is the trunk that is `wanted`, but for the sequence's length.
     """
     source = load_run(run)
-    for field in dataclasses.fields(wanted):
-        theirs, ours = (getattr(config, field.name) for config in (source.trunk, wanted))
-        if theirs != ours and field.name != "sequence_length":
-            raise TrainingError(
-                f"the trunk of {run} has {field.name} {theirs}, this run asks for {ours}; "
-                f"use --recipe {run / 'config.toml'}, or --set trunk.{field.name}={theirs}"
-            )
+    theirs, ours = to_dict(source.trunk), to_dict(wanted)
+    other = [name for name in ours if name != "sequence_length" and theirs[name] != ours[name]]
+    if other:
+        found = listed([f"{name} {theirs[name]} (here {ours[name]})" for name in other])
+        way = " ".join(f"--set trunk.{name}={theirs[name]}" for name in other)
+        if source.state["config"]["trunk"] == theirs:  # not of one that ended before it repeated
+            way = f"--recipe {run / 'config.toml'}, or {way}"
+        raise TrainingError(f"the trunk of {run} has {found}; use {way}")
     weights = source.model.trunk.state_dict()
     if source.tokenizer.fingerprint != tokenizer.fingerprint:
         weights.pop(VALUES, None)

@@ -280,12 +280,15 @@ class Session:
 
     def never_begun(self) -> list[str]:
         """A line for each option that was asked for and has not begun, though the run has ended."""
-        head, loops_from = self.model.head, self.config.loops_from
+        head, config = self.model.head, self.config
+        loops_from, short_until = config.loops_from, config.short_until
         untie_at = head.untie_at if isinstance(head, Unties) else 0.0
-        average, qat = self.config.average, self.config.qat
+        average, qat = config.average, config.qat
         waiting = {
             f"untying (head.untie_at {untie_at:g})": untie_at > 0,
             f"repeating blocks (loops_from {loops_from:g})": self.looped_from is None,
+            f"whole sequences (short_until {short_until:g})": short_until < 1
+            and self.length < config.trunk.sequence_length,
             f"the mean of weights (average.swa_from {average.swa_from:g}, average.swa_every "
             f"{average.swa_every})": average.swa_from < 1 and not self.averages.count,
             f"quantization-aware training (qat.start {qat.start:g}, qat.every {qat.every})": (

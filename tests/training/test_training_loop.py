@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from heap_support import GLIBC, PAGES, new_pages
 from torch import Tensor
 
 from tokgolf.artifact.checkpoint import load_run, read_checkpoint
@@ -217,6 +218,14 @@ def test_sums_are_in_one_order_while_a_run_trains(run_it: Run, tmp_path: Path) -
     seen: list[bool] = []
     run_it(tmp_path, on_step=lambda _: seen.append(torch.are_deterministic_algorithms_enabled()))
     assert seen and all(seen) and not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.skipif(not GLIBC, reason="another C library")
+def test_freed_memory_is_kept_while_a_run_trains(run_it: Run, tmp_path: Path) -> None:
+    # Half of a small model's step went into new pages.
+    seen: list[int] = []
+    run_it(tmp_path, on_step=lambda _: seen.append(new_pages()))
+    assert seen and max(seen) < PAGES / 20
 
 
 def test_another_seed_has_other_weights(

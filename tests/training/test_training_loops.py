@@ -181,6 +181,8 @@ def test_what_never_began_is_said_and_passes_that_nobody_trained_are_not_loaded(
         say=said.append,
         trunk=trunk,
         loops_from=0.9,
+        short_length=8,
+        short_until=0.9,
         head={"name": "untied", "untie_at": 0.95},
         average=AverageConfig(swa_from=0.9, swa_every=3),
         qat=QatConfig(start=0.95, every=2),
@@ -190,6 +192,7 @@ def test_what_never_began_is_said_and_passes_that_nobody_trained_are_not_loaded(
         for what in (
             "untying (head.untie_at 0.95)",
             "repeating blocks (loops_from 0.9)",
+            "whole sequences (short_until 0.9)",
             "the mean of weights (average.swa_from 0.9, average.swa_every 3)",
             "quantization-aware training (qat.start 0.95, qat.every 2)",
         )

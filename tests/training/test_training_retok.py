@@ -180,9 +180,15 @@ def test_what_the_trunk_has_seen_cannot_be_held_out(old: Path, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("trunk", "message"),
     [
-        ({"d_model": 32}, "d_model 16, this run asks for 32; use --recipe .*config.toml, or "),
-        ({"layers": 3}, "layers 2, this run asks for 3"),
-        ({"negative_slope": 0.5}, r"negative_slope 0\.0, this run asks for 0\.5"),
+        (
+            {"d_model": 32},
+            r"d_model 16 \(here 32\); use --recipe .*config.toml, or --set trunk.d_model=16$",
+        ),
+        (
+            {"layers": 3, "negative_slope": 0.5},
+            r"layers 2 \(here 3\), negative_slope 0\.0 \(here 0\.5\); use .* or "
+            r"--set trunk.layers=2 --set trunk.negative_slope=0\.0$",
+        ),
     ],
 )
 def test_another_trunk_is_refused_before_anything_is_written(
@@ -191,6 +197,21 @@ def test_another_trunk_is_refused_before_anything_is_written(
     with pytest.raises(TrainingError, match=message):
         run_it(tmp_path / "run", trunk_from=str(old), trunk=dataclasses.replace(TRUNK, **trunk))
     assert not (tmp_path / "run").exists()
+
+
+def test_of_a_trunk_that_never_repeated_its_recipe_is_no_advice(tmp_path: Path) -> None:
+    """It would ask for the same passes again, which nobody has trained."""
+    looped = dataclasses.replace(TRUNK, loop_blocks=1, loops=2, loop_rank=2)
+    run_it(tmp_path / "old", trunk=looped, loops_from=0.95, steps=4)
+    run = tmp_path / "run"
+    taken: dict[str, Any] = {"trunk_from": str(tmp_path / "old"), "freeze_trunk": True}
+    with pytest.raises(
+        TrainingError,
+        match=r"has loops 1 \(here 2\), loop_rank 0 \(here 2\); use --set trunk.loops=1 "
+        r"--set trunk.loop_rank=0$",
+    ):
+        run_it(run, trunk=looped, **taken)
+    run_it(run, trunk=dataclasses.replace(looped, loops=1, loop_rank=0), steps=4, **taken)
 
 
 def test_longer_sequences_are_no_other_trunk(old: Path, tmp_path: Path) -> None:
