@@ -32,7 +32,6 @@ from tokgolf.eval.protocol import Clock, Protocol
 from tokgolf.eval.scorer import BATCH_TOKENS, Encoder, Nats, Observer, document_nats
 from tokgolf.eval.witness import Witness
 from tokgolf.files import write_text
-from tokgolf.heap import freed_memory_kept
 from tokgolf.ledger import Ledger, ledger_of
 from tokgolf.model import LanguageModel
 from tokgolf.tokenizers import Tokenizer
@@ -182,10 +181,9 @@ def score(
     nats: list[float] = []
     sizes: list[int] = []
     tokens: list[int] = []
-    place = torch.device(device)
-    with exact_products(), in_one_order(place), freed_memory_kept(place):
+    with exact_products(), in_one_order(torch.device(device)):
         try:
-            model.to(place)
+            model.to(device)
             used = unrolled(widened(model, protocol.window or 0), protocol.loops)
             scorer = scorer_of(protocol, used, clock, batch_tokens)
             for size, values in scored_documents(

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from heap_support import GLIBC, PAGES, new_pages
 from score_support import CORPUS, TEXTS, TRUNK, corpus_of, source_of
 from torch import Tensor
 
@@ -295,13 +294,6 @@ def test_sums_are_in_one_order_while_a_score_is_taken() -> None:
 
     score(source_of(Watched), CORPUS)
     assert seen and all(seen) and not torch.are_deterministic_algorithms_enabled()
-
-
-@pytest.mark.skipif(not GLIBC, reason="another C library")
-def test_freed_memory_is_kept_while_a_score_is_taken(source: FloatModel) -> None:
-    seen: list[int] = []
-    score(source, CORPUS, on_progress=lambda size, total: seen.append(new_pages()))
-    assert seen and max(seen) < PAGES / 20
 
 
 def test_a_document_of_a_thousand_windows_is_held_as_tokens_only(source: FloatModel) -> None:
