@@ -115,15 +115,15 @@ def step_seconds(folder: Path, configs: list[RunConfig], rounds: int) -> list[li
     data = tokens_of(folder)
     seconds: list[list[float]] = [[] for _ in configs]
     sessions = []
-    for config in configs:
-        length = config.trunk.sequence_length
-        rows = config.batch_tokens // length
-        batches = Batches(data.stream, rows=rows, length=length, seed=config.seed)
-        session = Session(config, tokenizer, data.stream.counts(tokenizer.vocab_size), "cpu")
-        session.compile(*batches.step(0))
-        sessions.append((session, batches))
     cpu = torch.device("cpu")
-    with in_one_order(cpu), freed_memory_kept(cpu):  # as in `train`
+    with in_one_order(cpu), freed_memory_kept(cpu):  # as `train` compiles and runs
+        for config in configs:
+            length = config.trunk.sequence_length
+            rows = config.batch_tokens // length
+            batches = Batches(data.stream, rows=rows, length=length, seed=config.seed)
+            session = Session(config, tokenizer, data.stream.counts(tokenizer.vocab_size), "cpu")
+            session.compile(*batches.step(0))
+            sessions.append((session, batches))
         for number in range(WARM + rounds):
             for (session, batches), own in zip(sessions, seconds, strict=True):
                 tokens, targets = batches.step(number)

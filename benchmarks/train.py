@@ -122,7 +122,7 @@ class Plain:
         return time.perf_counter() - began
 
 
-class Apart:
+class PeerProcess:
     """A peer in a process of its own, which waits while it has nothing to do."""
 
     def __init__(self, config: RunConfig, tokenizer: Tokenizer, device: str, bf16: bool) -> None:
@@ -189,8 +189,8 @@ def measure(size: str, tokenizer: Tokenizer, device: str, rounds: int) -> Result
     """Tokens a second of the trainer and its peers."""
     config, place = config_of(size), torch.device(device)
     peers = {
-        "plain, bf16 autocast": Apart(config, tokenizer, device, True),
-        "plain, fp32": Apart(config, tokenizer, device, False),
+        "plain, bf16 autocast": PeerProcess(config, tokenizer, device, True),
+        "plain, fp32": PeerProcess(config, tokenizer, device, False),
     }
     seconds: dict[str, list[float]] = {"tokgolf": [], **{name: [] for name in peers}}
     began = time.perf_counter()

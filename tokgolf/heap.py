@@ -2,7 +2,7 @@
 
 torch frees a tensor on a CPU to the C library, and glibc gives what is free at the end of its heap
 back to the system. The next tensor there is then made of new pages, which the system has to find
-and to fill with zeros: 13,000 to 28,000 of them in a training step at d 128, a fifth to a third of
+and to fill with zeros: 11,000 to 28,000 of them in a training step at d 128, a fifth to a third of
 its time, by what happens to lie at the heap's end (docs/results/training.md).
 """
 

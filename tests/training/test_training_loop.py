@@ -222,7 +222,7 @@ def test_sums_are_in_one_order_while_a_run_trains(run_it: Run, tmp_path: Path) -
 
 @pytest.mark.skipif(not GLIBC, reason="another C library")
 def test_freed_memory_is_kept_while_a_run_trains(run_it: Run, tmp_path: Path) -> None:
-    # Half of a small model's step went into new pages.
+    # New pages were up to a third of a small model's step.
     seen: list[int] = []
     run_it(tmp_path, on_step=lambda _: seen.append(new_pages()))
     assert seen and max(seen) < PAGES / 20
