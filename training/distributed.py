@@ -23,7 +23,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from tokgolf.device import resolve_device
-from tokgolf.errors import ConfigError, OtherRankError, TrainingError
+from tokgolf.errors import ConfigError, Interrupted, OtherRankError, TrainingError
 
 Value = TypeVar("Value")
 
@@ -76,7 +76,7 @@ class Ranks:
         key = f"{self._said}/led"
         while not self.leads and not self._has(key):
             if self.ending.is_set() or self._has(_FAILED):
-                raise OtherRankError("another rank has ended this run")
+                raise self._gone()
             time.sleep(0.05)
         yield
         if self.leads:
@@ -173,7 +173,7 @@ class Ranks:
                 backend, store=self._store, rank=self.rank, world_size=self.size, timeout=TIMEOUT
             )
             if kind == "cuda":
-                self._cpu = dist.new_group(backend="gloo")
+                self._cpu = dist.new_group(backend="gloo", timeout=TIMEOUT)
         self.where = self.every((socket.gethostname(), os.getpid()))
         kinds = {*self.every(f"{kind} with torch {torch.__version__}")}
         if len(kinds) > 1:
@@ -215,9 +215,13 @@ class Ranks:
         try:
             yield
         except RuntimeError as error:  # of torch: a closed connection, a timeout
-            if not self.speaks():
-                raise OtherRankError("another rank has ended this run") from error
-            raise LostRankError(self.lost()) from error
+            raise self._gone() from error
+
+    def _gone(self) -> TrainingError:
+        """What this rank ends with when another has ended, or does not answer."""
+        if self.speaks():
+            return LostRankError(self.lost())
+        return OtherRankError("another rank has ended this run")
 
 
 class LostRankError(TrainingError):
@@ -285,6 +289,8 @@ def joined(device: str) -> Iterator[Ranks]:
         except (OtherRankError, LostRankError):
             raise
         except Exception as error:
+            if isinstance(error, Interrupted):  # all of them, after the same step
+                dist.destroy_process_group()
             if ranks.speaks():
                 raise
             raise OtherRankError("another rank has ended this run") from error

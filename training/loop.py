@@ -93,6 +93,12 @@ def train(
             f"{config.trunk.sequence_length}, which {ranks.size} processes cannot share equally; "
             "choose another --nproc-per-node, or --set batch_tokens"
         )
+    micro = min(rows, config.micro_batch_tokens // config.trunk.sequence_length)
+    if rows % micro:  # the last would be one of another shape, and compiled anew
+        raise ConfigError(
+            f"each of {ranks.size} processes has {rows} sequences, no multiple of the {micro} of a "
+            f"micro-batch; choose another --nproc-per-node, or --set micro_batch_tokens"
+        )
     if not ranks.leads:
         on_step, say = _unseen, _unseen
     started = _checkpoint(run, resume, ranks, say)

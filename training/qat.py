@@ -114,14 +114,16 @@ class Quantizer:
 @contextlib.contextmanager
 def shifted(model: LanguageModel, errors: Mapping[str, Tensor]) -> Iterator[None]:
     """The model with these errors on its tensors; afterwards as it was, bit by bit."""
+    if not errors:
+        yield
+        return
     named = dict(model.named_parameters())
-    before = {name: named[name].detach().clone() for name in errors}
+    tensors: list[Tensor] = [named[name] for name in errors]
+    before = [tensor.detach().clone() for tensor in tensors]
     try:
         with torch.no_grad():
-            for name, error in errors.items():
-                named[name].add_(error)
+            torch._foreach_add_(tensors, [*errors.values()])
         yield
     finally:
         with torch.no_grad():
-            for name, value in before.items():
-                named[name].copy_(value)
+            torch._foreach_copy_(tensors, before)

@@ -49,14 +49,16 @@ ERROR_PREFIX = "error."
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """A step that was started: what it read, and what it found, still on the device."""
+    """A step that was started: what it read, and what it found, which may be under way yet."""
 
     number: int
     remaining: float  # steps of the budget, this one included
     scale: float
     tokens: Tensor
     targets: Tensor
-    found: Tensor  # the loss, then the norm of every tensor's gradient
+    names: list[str]  # of the tensors that are trained
+    found: Tensor  # on the CPU: the loss, then the norm of each one's gradient
+    there: torch.cuda.Event | None  # when `found` is; None: it is
 
 
 class Session:
@@ -347,6 +349,7 @@ class Session:
             self.say(f"compile   the model does not compile here and runs slower: {reason}")
             self.loss_of = self.model.loss
         self.model.zero_grad(set_to_none=True)
+        self.ranks.every(None)  # or waiting for the slowest would be the first step's time
         self.compile_seconds += time.perf_counter() - began
 
     def remaining_steps(self) -> float:
@@ -412,13 +415,17 @@ class Session:
 
     def start(self, remaining: float, tokens: Tensor, targets: Tensor) -> Step:
         """The gradients of the next step; `finish` it."""
+        found = self.gradients(tokens, targets).to("cpu", non_blocking=True)
+        on_gpu = self.device.type == "cuda"
         return Step(
             number=self.step,
             remaining=remaining,
             scale=self.rate_scale(remaining),
             tokens=tokens,
             targets=targets,
-            found=self.gradients(tokens, targets),
+            names=self.optimizers.names,
+            found=found,
+            there=torch.cuda.current_stream(self.device).record_event() if on_gpu else None,
         )
 
     def update(self, step: Step) -> None:
@@ -432,6 +439,8 @@ class Session:
 
     def judge(self, step: Step) -> None:
         """Read what a step found. Raises `TrainingError` if the run must not go on from it."""
+        if step.there is not None:  # waits for this step; reading it from the GPU would, for all
+            step.there.synchronize()
         loss, *norms = step.found.tolist()
         head = self.model.head
         if not math.isfinite(loss):
@@ -440,7 +449,7 @@ class Session:
                 self.ranks.every(forbidden_pair(head, tokens, targets)), self.tokenizer, step.number
             )
         check_loss(loss, step.number, self.saved)
-        named = dict(zip(self.optimizers.names, norms, strict=True))
+        named = dict(zip(step.names, norms, strict=True))
         check_gradients(named, step.number, self.config.max_gradient, self.saved)
         if step.number == 0:
             flat = (t.flatten().to(self.device) for t in (step.targets, step.tokens))

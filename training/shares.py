@@ -58,6 +58,8 @@ class Shares:
             self._in_all[name] = self._all[self.owner[name], part].view_as(p)
             if self.owner[name] == ranks.rank:
                 self._in_row[name] = self._room[0, part].view_as(p)
+        own = [i for i, owner in enumerate(self.owner.values()) if owner == ranks.rank]
+        self._places = torch.tensor(own, device=device)  # a list would be waited for
 
     @torch.no_grad()
     def reduce(self) -> None:
@@ -86,10 +88,7 @@ class Shares:
         """
         if self.ranks.size == 1:
             return values
-        places = [i for i, name in enumerate(self.owner) if self.owner[name] == self.ranks.rank]
-        found = values.new_zeros(len(self.owner))
-        found[places] = values
-        return found
+        return values.new_zeros(len(self.owner)).index_copy_(0, self._places, values)
 
 
 def owners(sizes: dict[str, int], ranks: int) -> dict[str, int]:

@@ -217,6 +217,7 @@ def cases(folder: Path) -> dict[str, tuple[list[int], Case]]:
     """What is done, in this order, and by which of three processes. The last two end some."""
     both = [0, 1]
     few = dataclasses.replace(CONFIG, batch_tokens=48)
+    uneven = dataclasses.replace(CONFIG, micro_batch_tokens=32)
     return {
         **{
             name: ([*range(size)], partial(trains, config))
@@ -229,6 +230,7 @@ def cases(folder: Path) -> dict[str, tuple[list[int], Case]]:
         "again": (both, partial(goes_on, "stopped", 0)),
         "leads": (both, leads),
         "unshared": (both, partial(trains, few)),
+        "uneven": (both, partial(trains, uneven)),
         "guarded": (both, partial(trains, dataclasses.replace(CONFIG, max_gradient=1e-9))),
         "in the way": (both, in_the_way),
         "says": ([0, 1, 2], says),
@@ -238,14 +240,14 @@ def cases(folder: Path) -> dict[str, tuple[list[int], Case]]:
 
 
 def done(work: Case, out: Path) -> tuple[str, Any]:
-    """How a case ended for this rank, and what it found."""
+    """How a case ended for this rank, and what it found, or whether it is in a group still."""
     try:
         with joined("cpu") as ranks:
             return "ended", work(ranks, out)
     except OtherRankError:
-        return "silent", None
+        return "silent", dist.is_initialized()
     except (TokgolfError, OSError) as error:
-        return str(error), None
+        return str(error), dist.is_initialized()
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

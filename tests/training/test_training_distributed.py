@@ -17,10 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ranks_support import SECONDS, TOKENIZER, cases, in_doubles, run_it, same_runs
 from torch import nn
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from torch.distributed import HashStore, TCPStore  # type: ignore[attr-defined]
 
 from tokgolf.artifact.checkpoint import read_checkpoint
-from tokgolf.errors import ConfigError
+from tokgolf.errors import ConfigError, OtherRankError, TrainingError
 from tokgolf.training import distributed, run_config
 from tokgolf.training.distributed import ALONE, Ranks, in_order, joined, own_device
 from tokgolf.training.shares import Shares, owners
@@ -142,6 +142,7 @@ def test_a_run_goes_on_with_other_numbers_of_processes(
     ends: Ends, folder: Path, ones: Path
 ) -> None:
     assert_one_says("interrupted after step 4", ends, "stopped")
+    assert [in_a_group for _, in_a_group in ends["stopped"]] == [False, False]  # NCCL would warn
     assert "interrupted after step 8" in lines_of(ends, "alone")[0]
     assert lines_of(ends, "again") == ["ended"] * 2
     assert_same_run(folder / "stopped" / "run", ones / "two")
@@ -162,7 +163,8 @@ def test_a_batch_that_cannot_be_shared_is_refused_with_both_numbers(
     ends: Ends, folder: Path
 ) -> None:
     assert_one_says("are 3 sequences of 16, which 2 processes cannot", ends, "unshared")
-    assert not (folder / "unshared" / "run").exists()
+    assert_one_says("2 processes has 3 sequences, no multiple of the 2 of a", ends, "uneven")
+    assert not [*folder.glob("un*/run")]
 
 
 def test_a_guard_stops_all_ranks_and_one_says_why(ends: Ends) -> None:
@@ -180,6 +182,18 @@ def test_a_rank_that_is_killed_is_named_by_the_other(ends: Ends, folder: Path) -
     assert first == "killed"
     assert "rank 0 of 2 has ended or does not answer" in second
     assert read_checkpoint(folder / "dies" / "run")[1]["step"] >= 4
+
+
+def test_a_rank_that_waits_for_a_lead_that_was_killed_names_it() -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    ranks = Ranks(rank=1, size=2, store=HashStore())
+    ranks.where = [(socket.gethostname(), ended.pid), (socket.gethostname(), os.getpid())]
+    ranks.ending.set()  # torchrun tells it to end
+    with pytest.raises(TrainingError, match="rank 0 of 2 has ended"), ranks.lead_first():
+        pass
+    with pytest.raises(OtherRankError), ranks.lead_first():  # that was said
+        pass
 
 
 def test_a_process_that_does_not_come_back_ends_after_a_sigterm_with_a_line(

@@ -7,7 +7,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -106,6 +106,35 @@ def test_a_loss_that_is_read_late_still_names_its_step_and_spoils_no_checkpoint(
     assert all(bool(tensor.isfinite().all()) for tensor in tensors.values())
     run_it(tmp_path / "run", on_step=lambda report: None, resume=True)
     assert_same(tmp_path / "run", early[0])
+
+
+@pytest.mark.usefixtures("late")
+def test_the_step_before_a_head_is_untied_may_be_read_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head = {"name": "untied", "untie_at": 0.5}
+    run_it(tmp_path / "late", on_step=lambda report: None, head=head)
+    monkeypatch.undo()
+    run_it(tmp_path / "early", on_step=lambda report: None, head=head)
+    assert read_checkpoint(tmp_path / "late")[1]["untied"]
+    assert_same(tmp_path / "late", tmp_path / "early")
+
+
+def test_what_a_step_found_is_read_when_it_is_there() -> None:
+    class Arrives:
+        """An event of a GPU, after which numbers are there."""
+
+        def synchronize(self) -> None:
+            step.found.copy_(found)
+
+    session = Session(CONFIG, TOKENIZER, np.ones(257, np.int64), "cpu")
+    tokens = torch.zeros(4, 16, dtype=torch.long)
+    started = session.start(12.0, tokens, tokens)
+    found = started.found.clone()
+    there = cast(torch.cuda.Event, Arrives())
+    step = dataclasses.replace(started, found=torch.full_like(found, math.nan), there=there)
+    session.judge(step)
+    assert session.loss == found[0].item()
 
 
 @pytest.mark.usefixtures("late")

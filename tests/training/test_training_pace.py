@@ -17,7 +17,7 @@ from tokgolf.artifact.checkpoint import read_checkpoint
 from tokgolf.config import TrunkConfig
 from tokgolf.errors import Interrupted
 from tokgolf.training import RunConfig, StepReport
-from tokgolf.training.distributed import Ranks
+from tokgolf.training.distributed import Ranks, Value
 from tokgolf.training.pace import Pace
 from tokgolf.training.qat import QatConfig, Quantizer
 from tokgolf.training.session import Session
@@ -143,6 +143,26 @@ def test_a_resumed_run_keeps_what_it_knows_of_its_times(at: int, tmp_path: Path)
     state = read_checkpoint(tmp_path)[1]
     assert state["compile_seconds"] == 12
     assert (state["quantize_seconds"], state["quantizings"]) == (4.0, 2)
+
+
+def test_waiting_for_a_rank_that_compiles_longer_is_no_steps_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 0.0
+
+    class Slow(Ranks):
+        def every(self, value: Value) -> list[Value]:
+            nonlocal now
+            now += 5.0
+            return [value]
+
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    config = dataclasses.replace(CONFIG, compile="on")
+    session = Session(config, TOKENIZER, np.ones(257, np.int64), "cpu", ranks=Slow())
+    tokens = torch.zeros(2, 16, dtype=torch.long)
+    session.compile(tokens, tokens)
+    assert session.compile_seconds == 5
 
 
 def test_a_checkpoint_from_before_these_times_were_kept_can_be_resumed(tmp_path: Path) -> None:
