@@ -33,8 +33,11 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-# A script's folder is searched first, and the benchmark tokenizers.py would pass for a library.
-sys.path = [p for p in sys.path if Path(p or ".").resolve() != Path(__file__).resolve().parent]
+# The repository's root is searched first, so that a checkout runs uninstalled; a script's folder
+# last, or the benchmark tokenizers.py would pass for a library.
+HERE = Path(__file__).resolve().parent
+sys.path = [p for p in sys.path if Path(p or ".").resolve() != HERE]
+sys.path = [str(HERE.parent), *sys.path, str(HERE)]
 
 BEGAN = time.monotonic()  # before torch is imported, which can take long
 
@@ -645,9 +648,8 @@ def run_group(name: str, s: Setting, until: float, wanted: Callable[[str], bool]
 def describe(s: Setting) -> Result:
     """The device and the versions that the numbers belong to."""
     cuda = s.device.type == "cuda"
-    here = Path(__file__).resolve().parent
     try:
-        git = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40"]
+        git = ["git", "-C", str(HERE), "describe", "--always", "--dirty", "--abbrev=40"]
         commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or None
     except OSError:
         commit = None

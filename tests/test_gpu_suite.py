@@ -5,6 +5,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,13 +24,15 @@ DEVICES = [
 
 
 @pytest.fixture(scope="module")
-def suite() -> ModuleType:
+def suite() -> Iterator[ModuleType]:
+    path = list(sys.path)
     spec = importlib.util.spec_from_file_location("gpu_suite", PATH)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules["gpu_suite"] = module  # its dataclass looks itself up there
     spec.loader.exec_module(module)
-    return module
+    yield module
+    sys.path[:] = path
 
 
 @pytest.mark.parametrize("device", DEVICES)
