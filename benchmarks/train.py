@@ -50,11 +50,13 @@ from tokgolf.heads import head_config  # noqa: E402
 from tokgolf.model import build_model, head_shape  # noqa: E402
 from tokgolf.tokenizers import Tokenizer, build_tokenizer  # noqa: E402
 from tokgolf.training import RunConfig, StepReport, run_config, train  # noqa: E402
+from tokgolf.training.guards import STEPS_TO_MOVE  # noqa: E402
 
 Result = dict[str, Any]
 VOCAB = 1024
-WARM = 4
-"""Rounds before those that count: on a GPU the trainer reads late from then on."""
+WARM = STEPS_TO_MOVE + 2
+"""Rounds before those that count. On a GPU the trainer reads late after its first steps: a round is
+the step after the one that it reports, the first such round has two, and the last report none."""
 
 
 def config_of(size: str) -> RunConfig:
@@ -170,7 +172,8 @@ def trained(
     """Run the trainer, calling `each` after every step; returns the seconds before the first."""
     documents = [Document(id=str(i), data=data) for i, data in enumerate(sources())]
     corpus = Corpus(name="sources", split=None, source=lambda: iter(documents))
-    config = replace(config, steps=steps, minutes=None)
+    # A checkpoint on the way would be in one round, and its report in another.
+    config = replace(config, steps=steps, minutes=None, checkpoint_minutes=1e6)
     first: list[float] = []
 
     def on_step(report: StepReport) -> None:
@@ -206,10 +209,10 @@ def measure(size: str, tokenizer: Tokenizer, device: str, rounds: int) -> Result
             seconds[name].append(peer.step())
         began = time.perf_counter()
 
-    first = trained(config, tokenizer, device, WARM + rounds, a_round)
+    first = trained(config, tokenizer, device, WARM + rounds + 1, a_round)
     for peer in peers.values():
         peer.end()
-    counted = {name: times[WARM:] for name, times in seconds.items()}
+    counted = {name: times[WARM:-1] for name, times in seconds.items()}
     ours = counted.pop("tokgolf")
     rate = config.batch_tokens
     return {
