@@ -1,6 +1,7 @@
 """The GPU suite in its small sizes: on the CPU, and on a GPU where there is one."""
 
 import importlib.util
+import itertools
 import json
 import math
 import sys
@@ -153,6 +154,26 @@ def test_a_group_that_is_out_of_time_is_in_the_report(suite: ModuleType, tmp_pat
     setting = suite.Setting(device=torch.device("cpu"), quick=True)
     about, entry = suite.run_apart("matmul", setting, "", 0.01)
     assert about == {} and not entry["ok"] and entry["error"].startswith("stopped after")
+
+
+def test_what_importing_took_is_part_of_the_time_limit(
+    suite: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[float] = []
+
+    def run_apart(group: str, s: Any, part: str, seconds: float) -> tuple[Any, Any]:
+        given.append(seconds)
+        return {}, {"ok": True, "error": None}
+
+    monkeypatch.setattr(suite, "BEGAN", time.monotonic() - 30)
+    monkeypatch.setattr(suite, "run_apart", run_apart)
+    path = tmp_path / "x.json"
+    result = CliRunner().invoke(suite.main, ["-o", str(path), "--device", "cpu"])
+    assert result.exit_code == 0, result.output
+    dues = list(itertools.accumulate(suite.SECONDS.values()))
+    assert dues[-1] <= 520 and list(suite.SECONDS) == list(suite.GROUPS)
+    assert given == pytest.approx([due - 30 for due in dues], abs=10)
+    assert json.loads(path.read_text())["seconds"] == pytest.approx(30, abs=10)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
