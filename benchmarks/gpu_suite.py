@@ -13,6 +13,8 @@ share the whole time, and `--part` picks parts by what their names contain.
                loop of the same model
     loss       time and memory of a head's loss, forward and backward, against torch's own
     agreement  the same numbers on CPU and device: scores, losses, hashes, masks
+    options    `train` with all that begins on the way or is exported in place of the weights, a
+               resumed run, what several processes exchange, and that no step waits for the device
     heads      every head and every add-on: three steps, everything moves
 """
 
@@ -21,34 +23,41 @@ import gc
 import json
 import math
 import platform
+import signal
 import statistics
 import subprocess
 import sys
 import sysconfig
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-# A script's folder is searched first, and the benchmark tokenizers.py would pass for a library.
-sys.path = [p for p in sys.path if Path(p or ".").resolve() != Path(__file__).resolve().parent]
+# The repository's root is searched first, so that a checkout runs uninstalled; a script's folder
+# last, or the benchmark tokenizers.py would pass for a library.
+HERE = Path(__file__).resolve().parent
+sys.path = [p for p in sys.path if Path(p or ".").resolve() != HERE]
+sys.path = [str(HERE.parent), *sys.path, str(HERE)]
 
 BEGAN = time.monotonic()  # before torch is imported, which can take long
 
 import click  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+import torch.distributed as dist  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from tokgolf.config import TrunkConfig  # noqa: E402
+from tokgolf.artifact.checkpoint import Checkpoint, read_checkpoint  # noqa: E402
+from tokgolf.config import TrunkConfig, merged  # noqa: E402
 from tokgolf.corpora.corpus import Corpus, Document  # noqa: E402
 from tokgolf.cost import flops_of_token  # noqa: E402
 from tokgolf.device import resolve_device  # noqa: E402
-from tokgolf.errors import ConfigError  # noqa: E402
+from tokgolf.errors import ConfigError, Interrupted  # noqa: E402
 from tokgolf.eval.scorer import document_nats  # noqa: E402
 from tokgolf.files import write_text  # noqa: E402
 from tokgolf.hashing import BigramBuckets  # noqa: E402
@@ -57,18 +66,22 @@ from tokgolf.heads import loss as head_loss  # noqa: E402
 from tokgolf.heads.base import allowed  # noqa: E402
 from tokgolf.model import LanguageModel, build_model, head_shape  # noqa: E402
 from tokgolf.tokenizers import Tokenizer, build_tokenizer  # noqa: E402
-from tokgolf.training import RunConfig, run_config, train  # noqa: E402
+from tokgolf.training import RunConfig, StepReport, run_config, train  # noqa: E402
 from tokgolf.training.attention import speed_up  # noqa: E402
+from tokgolf.training.distributed import Ranks, in_order  # noqa: E402
 from tokgolf.training.guards import check_moved  # noqa: E402
 from tokgolf.training.optimizers import OptimizerConfig, Optimizers  # noqa: E402
-from tokgolf.training.session import uses_bf16  # noqa: E402
+from tokgolf.training.session import Session, uses_bf16  # noqa: E402
+from tokgolf.training.shares import owners  # noqa: E402
 
 GOAL_BPB = 1e-5
 """The most that a document's score may differ between two devices, in bits per byte."""
 GOAL_GRADIENT = 1e-3
 """The most that a tensor's fp32 gradient may differ, as a part of its norm."""
 
-SECONDS = {"matmul": 50, "train": 140, "loss": 135, "agreement": 60, "heads": 135}
+SECONDS = {
+    "matmul": 40, "train": 135, "loss": 115, "agreement": 45, "options": 70, "heads": 115,
+}  # fmt: skip
 """Time limit of each group, 520 s in all; what one leaves over goes to those after it."""
 RESERVE = 20  # a group starts no part in its last seconds
 
@@ -76,6 +89,18 @@ CHUNKS = [1 << bits for bits in (23, 24, 25, 26, 27, 28)]
 WHOLE = 1 << 62  # all logits in one chunk
 COMPILED_CHUNKS = [1 << 27, WHOLE, 1 << 28, 1 << 25]
 MOST_COMPILED_CHUNKS = 32  # the compiler unrolls them, and takes minutes for more
+
+SMALL: dict[str, Any] = {
+    "trunk": {
+        "layers": 2, "d_model": 64, "heads": 2, "kv_heads": 1, "mlp_hidden": 128,
+        "sequence_length": 64,
+    },
+    "batch_tokens": 1024,
+    "micro_batch_tokens": 512,
+}  # fmt: skip
+"""A run that takes no time."""
+RANKS = 8
+"""As many processes as the exchange is laid out for."""
 
 Result = dict[str, Any]
 Part = tuple[str, Callable[[], Result]]
@@ -103,6 +128,12 @@ def text(files: int) -> tuple[bytes, ...]:
 def tokenizer_of(vocab_size: int, files: int) -> Tokenizer:
     """A small BPE tokenizer of that text."""
     return build_tokenizer("bpe", text(files), vocab_size)
+
+
+def corpus_of(files: int) -> Corpus:
+    """That text, a document a file."""
+    documents = [Document(id=str(i), data=data) for i, data in enumerate(text(files))]
+    return Corpus(name="sources", split=None, source=lambda: iter(documents), provenance={})
 
 
 def files_of(s: Setting) -> int:
@@ -182,10 +213,7 @@ def matmul(s: Setting) -> Iterator[Part]:
 
 
 def baseline(s: Setting) -> RunConfig:
-    tiny = {"trunk": {"layers": 2, "d_model": 64, "heads": 2, "kv_heads": 1, "mlp_hidden": 128}}
-    tiny["trunk"]["sequence_length"] = 64
-    small: dict[str, Any] = {**tiny, "batch_tokens": 1024, "micro_batch_tokens": 512}
-    return run_config("baseline", small if s.quick else {})
+    return run_config("baseline", SMALL if s.quick else {})
 
 
 def rates(
@@ -280,8 +308,6 @@ def trainer(s: Setting) -> Result:
     """`train` itself, with its data path, checks and reports; its time between two reports."""
     files = files_of(s)
     tokenizer = tokenizer_of(1024, files)
-    documents = [Document(id=str(i), data=data) for i, data in enumerate(text(files))]
-    corpus = Corpus(name="sources", split=None, source=lambda: iter(documents), provenance={})
     steps = 5 if s.quick else 10
     config = baseline(s)
     values = {**vars(config), "steps": steps, "minutes": None, "compile": "on"}
@@ -293,7 +319,7 @@ def trainer(s: Setting) -> Result:
         result = train(
             RunConfig(**values),
             tokenizer,
-            corpus,
+            corpus_of(files),
             run,
             device=str(s.device),
             on_step=lambda report: times.append(time.perf_counter()),
@@ -540,6 +566,205 @@ def agreement(s: Setting) -> Iterator[Part]:
         yield name, partial(same_score, s, head)
 
 
+# --- options
+
+
+def small_run(
+    s: Setting,
+    run: Path,
+    changes: dict[str, Any],
+    *,
+    resume: bool = False,
+    on_step: Callable[[StepReport], None] = lambda report: None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Checkpoint:
+    """`train` itself for 12 steps; the checkpoint at its end."""
+    fixed = {"steps": 12, "warmdown_steps": 4, "compile": "off"}
+    train(
+        run_config("baseline", merged({**SMALL, **fixed}, changes)),
+        tokenizer_of(512, 12),
+        corpus_of(12),
+        run,
+        device=str(s.device),
+        resume=resume,
+        on_step=on_step,
+        say=say,
+    )
+    return read_checkpoint(run)
+
+
+def with_option(s: Setting, changes: dict[str, Any]) -> Result:
+    """A run, and what has begun in it; what never did is an error."""
+    said: list[str] = []
+    losses: list[float] = []
+    with tempfile.TemporaryDirectory() as folder:
+        reset_peak(s.device)
+        _, state = small_run(
+            s,
+            Path(folder) / "run",
+            changes,
+            on_step=lambda report: losses.append(report.loss),
+            say=said.append,
+        )
+    begun = "untied", "quantized_from", "quantizings", "looped_from", "length", "averaged"
+    return {
+        "ok": not any(line.startswith("late ") for line in said),
+        "losses": losses,
+        "peak_mb": peak_mb(s.device),
+        "compile_seconds": state["compile_seconds"],
+        **{name: state[name] for name in begun},
+    }
+
+
+def resumed(s: Setting) -> Result:
+    """A run that is interrupted and resumed, beside two that are not.
+
+    It may differ from them as they do from each other: not at all where sums have one order.
+    """
+
+    def interrupt(report: StepReport) -> None:
+        if report.step == 6:
+            signal.raise_signal(signal.SIGINT)
+
+    changes = {"average": {"ema": 0.9}}
+    with tempfile.TemporaryDirectory() as folder:
+        one, again, halves = (Path(folder) / name for name in ("one", "again", "halves"))
+        whole, _ = small_run(s, one, changes)
+        repeated, _ = small_run(s, again, changes)
+        with contextlib.suppress(Interrupted):
+            small_run(s, halves, changes, on_step=interrupt)
+        after = read_checkpoint(halves)[1]["step"]
+        found, state = small_run(s, halves, changes, resume=True)
+    between = largest_difference(whole, repeated)
+    difference = largest_difference(whole, found)
+    return {
+        "ok": difference <= 10 * between and after < state["step"] == 12,
+        "resumed_after": after,
+        "max_difference": difference,
+        "max_difference_without": between,
+    }
+
+
+def largest_difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    """Over all numbers of two checkpoints, the optimizers' too."""
+    if one.keys() != other.keys():
+        raise ValueError(f"not in both: {', '.join(sorted(one.keys() ^ other.keys()))}")
+    return max(float((one[name].double() - other[name].double()).abs().max()) for name in one)
+
+
+def exchange(s: Setting) -> Result:
+    """What `Ranks` and `Shares` make of torch's collectives, in a group of this process alone.
+
+    Gradients have the rows that `Shares` lays out for 8 processes of the `baseline` recipe, all of
+    which stay here; what there is to find is whether the device's backend has each of them.
+    """
+    config = baseline(s)
+    model = model_of(config.head, config.trunk, tokenizer_of(512, 12), torch.device("cpu"))
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    owner = owners(sizes, RANKS)
+    row = max(sum(sizes[n] for n in sizes if owner[n] == rank) for rank in range(RANKS))
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    ranks = Ranks(str(s.device), size=1, store=store)
+    ranks.join()
+    try:
+        parts = torch.randn(RANKS, row, device=s.device)
+        want = in_order(parts.clone())
+        room = torch.empty_like(parts)
+        summed = ranks.scattered(parts, room)
+        gathered = torch.empty(1, row, device=s.device)
+        ranks.gathered(summed, gathered)
+        norms = torch.randn(1 + len(sizes), device=s.device).double()  # with the loss, in fp64
+        all_norms = norms.new_empty(1, len(norms))
+        ranks.gathered(norms, all_norms)
+        lent = summed.clone()
+        dist.broadcast(lent, 0)
+        numbers = torch.tensor([12.0, 0.0, 1.0], dtype=torch.float64)  # stay on the CPU
+        told = numbers.clone()
+        dist.broadcast(told, 0, group=ranks._cpu)
+        pairs = {
+            "all_to_all_single": (summed, want),
+            "all_gather": (gathered[0], want),
+            "all_gather, fp64": (all_norms[0], norms),
+            "broadcast": (lent, want),
+            "broadcast on the CPU": (told, numbers),
+        }
+        wrong = [name for name, (found, meant) in pairs.items() if not torch.equal(found, meant)]
+        ms = {
+            "all_to_all_ms": seconds_of(lambda: ranks.scattered(parts, room), s.device, 3),
+            "all_gather_ms": seconds_of(lambda: ranks.gathered(want, gathered), s.device, 3),
+        }
+        backend = dist.get_backend()
+    finally:
+        dist.destroy_process_group()
+    return {
+        "ok": not wrong,
+        "wrong": wrong,
+        "backend": backend,
+        "rows": RANKS,
+        "row": row,
+        **{name: 1e3 * seconds for name, seconds in ms.items()},
+    }
+
+
+def waits(s: Setting) -> Result:
+    """That a step is started, and the weights changed by it, without waiting for the device."""
+    if s.device.type != "cuda":
+        return {"skipped": "a CPU is never waited for"}
+    tokenizer = tokenizer_of(512, 12)
+    counts = np.ones(tokenizer.vocab_size, dtype=np.int64)
+    fixed = {"steps": 12, "compile": "off", "average": {"ema": 0.9}}
+    config = run_config("baseline", merged(SMALL, fixed))
+    session = Session(config, tokenizer, counts, str(s.device))
+    shape = -1, config.trunk.sequence_length
+    ids = torch.randint(tokenizer.vocab_size, (2, config.batch_tokens))
+    tokens, targets = (part.reshape(shape).pin_memory() for part in ids)
+
+    def step() -> None:
+        session.update(session.start(session.remaining_steps(), tokens, targets))
+
+    step()  # makes what is made once
+    step()
+    synchronize(s.device)
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is a prototype, as torch says
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            step()
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+    return {}
+
+
+def options(s: Setting) -> Iterator[Part]:
+    runs: dict[str, dict[str, Any]] = {
+        "untying": {"head": {"name": "untied", "untie_at": 0.33}},
+        "qat": {
+            "qat": {"start": 0.5, "every": 2, "method": "nearest" if s.quick else "trellis"},
+        },
+        "loops": {
+            "trunk": {"loop_blocks": 1, "loops": 2, "loop_rank": 4},
+            "loops_from": 0.33,
+        },
+        "value embeddings, smear and document mask": {
+            "trunk": {"value_embeddings": 1, "smear": True, "document_mask": True},
+            "precision": "bf16",
+        },
+        "ema": {"average": {"ema": 0.9}},
+        "swa": {"average": {"swa_from": 0.5, "swa_every": 2}},
+        "short sequences, compiled": {
+            "short_length": 16,
+            "short_until": 0.5,
+            "compile": "on",
+        },
+    }
+    yield "waits", lambda: waits(s)
+    yield "resume", lambda: resumed(s)
+    for name, changes in runs.items():
+        yield name, partial(with_option, s, changes)
+    yield "exchange", lambda: exchange(s)  # last: a group that does not answer is waited for
+
+
 # --- heads
 
 
@@ -603,6 +828,7 @@ GROUPS: dict[str, Callable[[Setting], Iterator[Part]]] = {
     "train": training,
     "loss": losses,
     "agreement": agreement,
+    "options": options,
     "heads": heads,
 }
 
@@ -612,7 +838,17 @@ VERDICTS = {True: "ok", False: "FAILED", None: "not all done"}
 
 def one_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0][:300]}"
+    line = f"{type(error).__name__}: {lines[0][:300]}"
+    return f"{line} (from {one_line(error.__cause__)})" if error.__cause__ else line
+
+
+def as_json(value: Any) -> Any:
+    """The value with what JSON has no number for as text: nan, inf."""
+    if isinstance(value, dict):
+        return {name: as_json(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_json(part) for part in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def run_part(name: str, part: Callable[[], Result]) -> Result:
@@ -622,6 +858,9 @@ def run_part(name: str, part: Callable[[], Result]) -> Result:
         result = {"ok": True, **part()}
     except Exception as error:  # whatever one part does, the rest goes on
         result = {"ok": False, "error": one_line(error)}
+    written = {name: as_json(value) for name, value in result.items()}
+    if bad := [name for name in result if written[name] != result[name]]:
+        result = {**written, "ok": False, "error": f"not finite: {', '.join(bad)}"}
     result["seconds"] = time.perf_counter() - began
     torch._dynamo.reset()
     gc.collect()
@@ -645,9 +884,8 @@ def run_group(name: str, s: Setting, until: float, wanted: Callable[[str], bool]
 def describe(s: Setting) -> Result:
     """The device and the versions that the numbers belong to."""
     cuda = s.device.type == "cuda"
-    here = Path(__file__).resolve().parent
     try:
-        git = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40"]
+        git = ["git", "-C", str(HERE), "describe", "--always", "--dirty", "--abbrev=40"]
         commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or None
     except OSError:
         commit = None
@@ -674,7 +912,7 @@ def run_child(group: str, s: Setting, part: str, seconds: float, path: Path) -> 
         note = result.get("error", result.get("skipped", ""))
         verdict, took = VERDICTS[result["ok"]], result.get("seconds", 0)
         click.echo(f"{group}: {name}: {verdict} {took:.1f} s {note}", err=True)
-        write_text(path, json.dumps({"about": describe(s), "parts": parts}))
+        write_text(path, json.dumps({"about": describe(s), "parts": parts}, allow_nan=False))
 
 
 def run_apart(group: str, s: Setting, part: str, seconds: float) -> tuple[Result, Result]:
@@ -728,18 +966,17 @@ def main(
     if child is not None:
         run_child(child, s, part, seconds, output)
         return
-    began = time.perf_counter()
     groups = [group for group in GROUPS if group in only or not only]
     share = seconds / sum(SECONDS[group] for group in groups)
     due = 0.0
     report: Result = {"about": {}, "groups": {}}
     for group in groups:
         due += share * SECONDS[group]
-        about, entry = run_apart(group, s, part, due - (time.perf_counter() - began))
+        about, entry = run_apart(group, s, part, due - (time.monotonic() - BEGAN))
         report["about"].update(about)
         report["groups"][group] = entry
-        report["seconds"] = time.perf_counter() - began
-        write_text(output, json.dumps(report, indent=1) + "\n")
+        report["seconds"] = time.monotonic() - BEGAN
+        write_text(output, json.dumps(report, indent=1, allow_nan=False) + "\n")
         click.echo(f"{group}: {VERDICTS[entry['ok']]} {entry['error'] or ''}", err=True)
 
 

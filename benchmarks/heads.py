@@ -16,6 +16,7 @@ on a CPU the growth of a fresh process' largest resident size (Linux only).
 
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -23,14 +24,20 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import click
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+# The repository's root is searched first, so that a checkout runs uninstalled; a script's folder
+# last, or the benchmark tokenizers.py would pass for a library.
+HERE = Path(__file__).resolve().parent
+sys.path = [p for p in sys.path if Path(p or ".").resolve() != HERE]
+sys.path = [str(HERE.parent), *sys.path, str(HERE)]
 
-from tokgolf.device import resolve_device
-from tokgolf.heads import ADDONS, HEADS, Head, HeadShape, head_config
-from tokgolf.training.session import uses_bf16
+import click  # noqa: E402
+import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+
+from tokgolf.device import resolve_device  # noqa: E402
+from tokgolf.heads import ADDONS, HEADS, Head, HeadShape, head_config  # noqa: E402
+from tokgolf.training.session import uses_bf16  # noqa: E402
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # hidden, targets, prev -> sum of nats
 PLAIN, CAPPED, FUSED = "F.cross_entropy", "with a softcap", "F.linear_cross_entropy"

@@ -17,9 +17,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-# A script's folder is searched last, or the benchmark tokenizers.py would pass for a library.
+# The repository's root is searched first, so that a checkout runs uninstalled; a script's folder
+# last, or the benchmark tokenizers.py would pass for a library.
 HERE = Path(__file__).resolve().parent
-sys.path = [p for p in sys.path if Path(p or ".").resolve() != HERE] + [str(HERE)]
+sys.path = [p for p in sys.path if Path(p or ".").resolve() != HERE]
+sys.path = [str(HERE.parent), *sys.path, str(HERE)]
 
 import click  # noqa: E402
 import numpy as np  # noqa: E402

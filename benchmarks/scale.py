@@ -17,8 +17,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-# A script's folder is searched first, and the benchmark tokenizers.py would pass for a library.
-sys.path = [p for p in sys.path if Path(p or ".").resolve() != Path(__file__).resolve().parent]
+# The repository's root is searched first, so that a checkout runs uninstalled; a script's folder
+# last, or the benchmark tokenizers.py would pass for a library.
+HERE = Path(__file__).resolve().parent
+sys.path = [p for p in sys.path if Path(p or ".").resolve() != HERE]
+sys.path = [str(HERE.parent), *sys.path, str(HERE)]
 
 import click  # noqa: E402
 
@@ -34,7 +37,8 @@ def rate(processes: int, tokenizer: Path, text: Path, run: Path, steps: int) -> 
         *(part for value in SETTINGS for part in ("--set", value)),
         *("--tokenizer", str(tokenizer), "--corpus", str(text), "-o", str(run)),
     ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    places = os.pathsep.join(sys.path)  # torchrun's children find this checkout too
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": places}
     subprocess.run(command, check=True, capture_output=True, env=environment, timeout=600)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     half = next(line for line in lines if line["step"] >= steps // 2)

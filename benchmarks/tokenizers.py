@@ -26,8 +26,11 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-# A script's folder is searched first, and this file would pass for the `tokenizers` library.
-sys.path = [p for p in sys.path if Path(p or ".").resolve() != Path(__file__).resolve().parent]
+# The repository's root is searched first, so that a checkout runs uninstalled; a script's folder
+# last, or the benchmark tokenizers.py would pass for a library.
+HERE = Path(__file__).resolve().parent
+sys.path = [p for p in sys.path if Path(p or ".").resolve() != HERE]
+sys.path = [str(HERE.parent), *sys.path, str(HERE)]
 os.environ.setdefault("RAYON_NUM_THREADS", "1")  # before any library starts its threads
 
 import click  # noqa: E402

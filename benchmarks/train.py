@@ -8,8 +8,10 @@ checks, its reports) and one of each peer, in turn, so that whatever else the ma
 alike; a ratio is the median of the rounds' ratios. The peers are loops as one writes them: eager,
 all logits and `F.cross_entropy`, `torch.optim.AdamW` and, for the matrices, `torch.optim.Muon`, in
 fp32 and under bf16 autocast; their batches are in memory already. Each peer has a process of its
-own, which what tokgolf sets in its own (memory, order of sums) does not reach. Compiling is timed
-apart, with nothing cached and with what that left.
+own, which what tokgolf sets in its own (memory, order of sums) does not reach. On CUDA it gives its
+memory back between its turns, and makes it anew in a step that is not timed; one whose memory does
+not suffice all the same has its error in the place of its numbers. Compiling is timed apart, with
+nothing cached and with what that left.
 
 Memory is the most that three steps hold beyond what was there before: on CUDA as the allocator
 counts, on a CPU the resident size of a fresh process (Linux only; tokgolf's holds its tokenizing,
@@ -17,6 +19,7 @@ checkpoints and the compiler's cache as well).
 """
 
 import json
+import math
 import os
 import platform
 import statistics
@@ -31,8 +34,11 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-# A script's folder is searched first, and the benchmark tokenizers.py would pass for a library.
-sys.path = [p for p in sys.path if Path(p or ".").resolve() != Path(__file__).resolve().parent]
+# The repository's root is searched first, so that a checkout runs uninstalled; a script's folder
+# last, or the benchmark tokenizers.py would pass for a library.
+HERE = Path(__file__).resolve().parent
+sys.path = [p for p in sys.path if Path(p or ".").resolve() != HERE]
+sys.path = [str(HERE.parent), *sys.path, str(HERE)]
 
 import click  # noqa: E402
 import torch  # noqa: E402
@@ -47,11 +53,13 @@ from tokgolf.heads import head_config  # noqa: E402
 from tokgolf.model import build_model, head_shape  # noqa: E402
 from tokgolf.tokenizers import Tokenizer, build_tokenizer  # noqa: E402
 from tokgolf.training import RunConfig, StepReport, run_config, train  # noqa: E402
+from tokgolf.training.guards import STEPS_TO_MOVE  # noqa: E402
 
 Result = dict[str, Any]
 VOCAB = 1024
-WARM = 4
-"""Rounds before those that count: on a GPU the trainer reads late from then on."""
+WARM = STEPS_TO_MOVE + 2
+"""Rounds before those that count. On a GPU the trainer reads late after its first steps: a round is
+the step after the one that it reports, the first such round has two, and the last report none."""
 
 
 def config_of(size: str) -> RunConfig:
@@ -133,27 +141,47 @@ class PeerProcess:
         self.process.start()
         theirs.close()  # or a peer that dies would be waited for
         self.parameters: int = self.connection.recv()
+        self.error: str | None = None  # with which the process has ended
 
     def step(self) -> float:
-        """Seconds of a step, as it has them."""
-        self.connection.send(True)
-        seconds: float = self.connection.recv()
-        return seconds
+        """Seconds of a step, as it has them; not a number once it has ended by itself."""
+        if self.error is None:
+            self.connection.send(True)
+            found: float | str = self.connection.recv()
+            if isinstance(found, float):
+                return found
+            self.error = found
+            self.process.join()  # its memory is free then
+        return math.nan
 
     def end(self) -> None:
         """End the process."""
-        self.connection.send(False)
-        self.process.join()
+        if self.error is None:
+            self.connection.send(False)
+            self.process.join()
 
 
 def serve(
     connection: Connection, config: RunConfig, tokenizer: Tokenizer, device: str, bf16: bool
 ) -> None:
-    """A peer's process: its number of parameters, then a step whenever it is told to."""
-    peer = Plain(config, tokenizer, torch.device(device), bf16)
+    """A peer's process: its number of parameters, then a step whenever it is told to.
+
+    If its memory does not suffice it says so in a line, and ends.
+    """
+    place = torch.device(device)
+    peer = Plain(config, tokenizer, place, bf16)
     connection.send(sum(p.numel() for p in peer.model.parameters()))
     while connection.recv():
-        connection.send(peer.step())
+        try:
+            if place.type == "cuda":
+                peer.step()  # takes the memory that the others had meanwhile
+            seconds = peer.step()
+        except torch.OutOfMemoryError as error:
+            connection.send(str(error).splitlines()[0])
+            return
+        if place.type == "cuda":
+            torch.cuda.empty_cache()
+        connection.send(seconds)
 
 
 def synchronize(device: torch.device) -> None:
@@ -167,7 +195,8 @@ def trained(
     """Run the trainer, calling `each` after every step; returns the seconds before the first."""
     documents = [Document(id=str(i), data=data) for i, data in enumerate(sources())]
     corpus = Corpus(name="sources", split=None, source=lambda: iter(documents))
-    config = replace(config, steps=steps, minutes=None)
+    # A checkpoint on the way would be in one round, and its report in another.
+    config = replace(config, steps=steps, minutes=None, checkpoint_minutes=1e6)
     first: list[float] = []
 
     def on_step(report: StepReport) -> None:
@@ -203,10 +232,11 @@ def measure(size: str, tokenizer: Tokenizer, device: str, rounds: int) -> Result
             seconds[name].append(peer.step())
         began = time.perf_counter()
 
-    first = trained(config, tokenizer, device, WARM + rounds, a_round)
+    first = trained(config, tokenizer, device, WARM + rounds + 1, a_round)
     for peer in peers.values():
         peer.end()
-    counted = {name: times[WARM:] for name, times in seconds.items()}
+    errors = {name: peer.error for name, peer in peers.items() if peer.error is not None}
+    counted = {name: [] if name in errors else times[WARM:-1] for name, times in seconds.items()}
     ours = counted.pop("tokgolf")
     rate = config.batch_tokens
     return {
@@ -216,16 +246,20 @@ def measure(size: str, tokenizer: Tokenizer, device: str, rounds: int) -> Result
         "rounds": rounds,
         "until_first_step": first,
         "tokens_per_second": {
-            name: rate / statistics.median(times)
+            name: rate / statistics.median(times) if times else None
             for name, times in {"tokgolf": ours, **counted}.items()
         },
         "best_tokens_per_second": {
-            name: rate / min(times) for name, times in {"tokgolf": ours, **counted}.items()
+            name: rate / min(times) if times else None
+            for name, times in {"tokgolf": ours, **counted}.items()
         },
         "ratio": {
             name: statistics.median(t / o for t, o in zip(times, ours, strict=True))
+            if times
+            else None
             for name, times in counted.items()
         },
+        "error": errors,
     }
 
 
@@ -297,11 +331,14 @@ def main(
             compiling = {"first": first, "cached": result.pop("until_first_step")}
             result["first_step_seconds"] = compiling
             result["peak_mb"] = {
-                who: apart(memory, size, tokenizer, device, who)
+                who: None if who in result["error"] else apart(memory, size, tokenizer, device, who)
                 for who in ("tokgolf", *result["ratio"])
             }
         results.append(result)
         for who, rate in result["tokens_per_second"].items():
+            if rate is None:
+                click.echo(f"{size:>8}  {who:<22} {result['error'][who]}")
+                continue
             ratio = result["ratio"].get(who, 1.0)
             click.echo(
                 f"{size:>8}  {who:<22} {rate:>12,.0f} tokens/s  tokgolf is {ratio:.2f} of it  "

@@ -1,10 +1,12 @@
 """The GPU suite in its small sizes: on the CPU, and on a GPU where there is one."""
 
 import importlib.util
+import itertools
 import json
 import math
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,6 +16,7 @@ import torch
 from click.testing import CliRunner
 
 from tokgolf.heads import ADDONS, HEADS
+from tokgolf.training.session import Session, Step
 
 PATH = Path(__file__).resolve().parents[1] / "benchmarks" / "gpu_suite.py"
 DEVICES = [
@@ -23,20 +26,22 @@ DEVICES = [
 
 
 @pytest.fixture(scope="module")
-def suite() -> ModuleType:
+def suite() -> Iterator[ModuleType]:
+    path = list(sys.path)
     spec = importlib.util.spec_from_file_location("gpu_suite", PATH)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules["gpu_suite"] = module  # its dataclass looks itself up there
     spec.loader.exec_module(module)
-    return module
+    yield module
+    sys.path[:] = path
 
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(
     "group",
     [
-        *("matmul", "train", "loss"),
+        *("matmul", "train", "loss", "options"),
         *(pytest.param(group, marks=pytest.mark.slow) for group in ("agreement", "heads")),
     ],
 )
@@ -50,7 +55,7 @@ def test_every_part_runs(
     assert results
     failed = {name: result for name, result in results.items() if not result["ok"]}
     assert not failed
-    json.dumps(results)  # all of it can be written
+    json.dumps(results, allow_nan=False)  # all of it can be written
 
 
 def test_every_head_and_add_on_of_the_registries_is_checked(suite: ModuleType) -> None:
@@ -86,10 +91,89 @@ def test_a_part_that_fails_leaves_one_line_and_the_rest_goes_on(
     assert [part["ok"] for part in late.values()] == [None, None]
 
 
+def test_a_number_that_json_has_not_is_written_as_text_and_fails_the_part(
+    suite: ModuleType,
+) -> None:
+    found = suite.run_part("bad", lambda: {"loss": math.nan, "ms": [1.0, math.inf], "mfu": 0.5})
+    assert not found["ok"] and found["error"] == "not finite: loss, ms"
+    assert (found["loss"], found["ms"], found["mfu"]) == ("nan", [1.0, "inf"], 0.5)
+    json.dumps(found, allow_nan=False)
+
+
+def test_an_error_says_what_it_came_from(suite: ModuleType) -> None:
+    def lost() -> dict[str, Any]:
+        try:
+            raise RuntimeError("NCCL error: no such collective")
+        except RuntimeError as error:
+            raise ValueError("a rank has ended") from error
+
+    found = suite.run_part("bad", lost)
+    assert found["error"] == (
+        "ValueError: a rank has ended (from RuntimeError: NCCL error: no such collective)"
+    )
+
+
+def test_an_option_that_never_begins_fails_its_part(suite: ModuleType) -> None:
+    setting = suite.Setting(device=torch.device("cpu"), quick=True)
+    found = suite.with_option(setting, {"short_length": 16, "short_until": 0.95})
+    assert not found["ok"] and found["length"] == 16
+
+
+class Pretended:
+    """A CPU that passes for a GPU."""
+
+    type = "cuda"
+
+    def __str__(self) -> str:
+        return "cpu"
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_step_that_waits_for_the_device_fails_and_the_mode_is_put_back(
+    suite: ModuleType, waits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mode: list[Any] = [1]
+    update = Session.update
+
+    def waiting(session: Session, step: Step) -> None:
+        if waits and mode[-1] == "error":
+            raise RuntimeError("called a synchronizing CUDA operation")
+        update(session, step)
+
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: mode[-1])
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", mode.append)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
+    monkeypatch.setattr(suite, "synchronize", lambda device: None)
+    monkeypatch.setattr(Session, "update", waiting)
+    setting = suite.Setting(device=Pretended(), quick=True)
+    found = suite.run_part("waits", lambda: suite.waits(setting))
+    assert found["ok"] is not waits and mode == [1, "error", 1]
+
+
 def test_a_group_that_is_out_of_time_is_in_the_report(suite: ModuleType, tmp_path: Path) -> None:
     setting = suite.Setting(device=torch.device("cpu"), quick=True)
     about, entry = suite.run_apart("matmul", setting, "", 0.01)
     assert about == {} and not entry["ok"] and entry["error"].startswith("stopped after")
+
+
+def test_what_importing_took_is_part_of_the_time_limit(
+    suite: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[float] = []
+
+    def run_apart(group: str, s: Any, part: str, seconds: float) -> tuple[Any, Any]:
+        given.append(seconds)
+        return {}, {"ok": True, "error": None}
+
+    monkeypatch.setattr(suite, "BEGAN", time.monotonic() - 30)
+    monkeypatch.setattr(suite, "run_apart", run_apart)
+    path = tmp_path / "x.json"
+    result = CliRunner().invoke(suite.main, ["-o", str(path), "--device", "cpu"])
+    assert result.exit_code == 0, result.output
+    dues = list(itertools.accumulate(suite.SECONDS.values()))
+    assert dues[-1] <= 520 and list(suite.SECONDS) == list(suite.GROUPS)
+    assert given == pytest.approx([due - 30 for due in dues], abs=10)
+    assert json.loads(path.read_text())["seconds"] == pytest.approx(30, abs=10)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
