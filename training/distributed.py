@@ -6,6 +6,7 @@ MASTER_PORT. Whatever depends on the clock, on signals or on files is decided by
 
 import contextlib
 import json
+import math
 import os
 import signal
 import socket
@@ -64,7 +65,12 @@ class Ranks:
         self._said += 1
         with self._reached():
             self._store.set(f"{self._said}/{self.rank}", json.dumps(value))
-            return [json.loads(self._store.get(f"{self._said}/{r}")) for r in range(self.size)]
+        keys = [f"{self._said}/{rank}" for rank in range(self.size)]
+        until = time.monotonic() + TIMEOUT.total_seconds()
+        for rank, key in enumerate(keys):
+            self._wait_for(key, rank, until)
+        with self._reached():
+            return [json.loads(self._store.get(key)) for key in keys]
 
     @contextlib.contextmanager
     def lead_first(self) -> Iterator[None]:
@@ -74,14 +80,27 @@ class Ranks:
             return
         self._said += 1
         key = f"{self._said}/led"
-        while not self.leads and not self._has(key):
-            if self.ending.is_set() or self._has(_FAILED):
-                raise self._gone()
-            time.sleep(0.05)
+        if not self.leads:
+            self._wait_for(key, 0, math.inf)
         yield
         if self.leads:
             with self._reached():
                 self._store.set(key, "")
+
+    def _wait_for(self, key: str, rank: int, until: float) -> None:
+        """Until a rank has set a key. Raises if it has ended before, or any has failed."""
+        while True:
+            ended = self._ended(rank)  # first: it may end when it has set the key
+            if self._has(key):
+                return
+            if ended or self._has(_FAILED) or time.monotonic() > until:
+                raise self._gone()
+            time.sleep(0.02)
+
+    def _ended(self, rank: int) -> bool:
+        """Whether a process of this machine has ended."""
+        host, process = self.where[rank] if self.where else ("", 0)
+        return host == socket.gethostname() and not _runs(process)
 
     def _has(self, key: str) -> bool:
         assert self._store is not None
@@ -194,13 +213,9 @@ class Ranks:
 
     def lost(self) -> str:
         """Which ranks have ended, as far as this machine's processes show."""
-        host, until = socket.gethostname(), time.monotonic() + 1
+        until = time.monotonic() + 1
         while True:
-            gone = [
-                str(rank)
-                for rank, (where, process) in enumerate(self.where)
-                if where == host and not _runs(process)
-            ]
+            gone = [str(rank) for rank in range(len(self.where)) if self._ended(rank)]
             if gone or time.monotonic() > until:
                 break
             time.sleep(0.02)  # it has closed its connections, and is about to be collected

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -189,11 +190,29 @@ def test_a_rank_that_waits_for_a_lead_that_was_killed_names_it() -> None:
     ended.wait()
     ranks = Ranks(rank=1, size=2, store=HashStore())
     ranks.where = [(socket.gethostname(), ended.pid), (socket.gethostname(), os.getpid())]
-    ranks.ending.set()  # torchrun tells it to end
     with pytest.raises(TrainingError, match="rank 0 of 2 has ended"), ranks.lead_first():
         pass
-    with pytest.raises(OtherRankError), ranks.lead_first():  # that was said
-        pass
+    with pytest.raises(OtherRankError):  # that was said
+        ranks.every(None)
+
+
+def test_a_rank_that_is_told_to_end_waits_for_what_the_lead_still_does() -> None:
+    store = HashStore()
+    ranks, lead = Ranks(rank=1, size=2, store=store), Ranks(rank=0, size=2, store=store)
+    ranks.where = lead.where = [(socket.gethostname(), os.getpid())] * 2
+    ranks.ending.set()  # as a SIGTERM to all does, after which the lead writes a checkpoint
+
+    def write() -> None:
+        time.sleep(0.1)
+        with lead.lead_first():
+            done.append("written")
+
+    done: list[str] = []
+    writer = threading.Thread(target=write)
+    writer.start()
+    with ranks.lead_first():
+        assert done == ["written"]
+    writer.join()
 
 
 def test_a_process_that_does_not_come_back_ends_after_a_sigterm_with_a_line(
