@@ -15,20 +15,31 @@ from tokgolf.model import LanguageModel
 from tokgolf.tokenizers import Tokenizer
 
 FIRST_LOSS_ABOVE, FIRST_LOSS_BELOW = 0.02, 0.1
-"""How far the first loss may be from what the head declares. Below it by more: at the start a table
-of both ends prefers the token itself, the wider the more, and text repeats tokens (tied at d 512
-starts 5 % lower on source code)."""
+"""How far the first loss may be from what the head declares, beside what `of_itself` adds. Below it
+by more: related tokens follow each other, and may have rows in common."""
 STEPS_TO_MOVE = 3
 MOST_NAMED = 3
 
 Pair = tuple[int, int]
 
 
-def check_loss(loss: float, step: int, saved: int) -> None:
-    """Raise `TrainingError` for a loss that is not finite. `saved` is the step of the latest
-    checkpoint, 0 without one."""
-    if not math.isfinite(loss):
-        raise TrainingError(f"the loss is {loss} at step {step}; {way_on(saved)}")
+def loss_error(
+    loss: float, step: int, saved: int, weights: Mapping[str, Tensor], rates: Mapping[str, str]
+) -> TrainingError:
+    """For a loss that is not finite: names the tensors of `weights` that are not finite either, or
+    the one with the largest weight.
+
+    `saved` is the step of the latest checkpoint, 0 without one; `rates` are the names of the
+    options that are each tensor's learning rate.
+    """
+    largest = {name: float(w.detach().abs().max()) for name, w in weights.items() if w.numel()}
+    bad = [name for name, most in largest.items() if not math.isfinite(most)]
+    worst = bad[0] if bad else max(largest, key=largest.__getitem__)
+    found = f"not all numbers are finite of {listed(bad)}"
+    if not bad:
+        found = f"the largest weight is {largest[worst]:.3g}, in {worst}"
+    way = way_on(saved, rates[worst])
+    return TrainingError(f"the loss is {loss} at step {step}; {found}; {way}")
 
 
 def check_gradients(norms: dict[str, float], step: int, limit: float, saved: int) -> None:
@@ -61,25 +72,41 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(names[:MOST_NAMED]) + more
 
 
-def way_on(saved: int) -> str:
+def way_on(saved: int, rate: str = "optimizer.lr_matrix") -> str:
     """What is left of a run that must not go on, and what to do."""
     kept = "there is no checkpoint yet"
     if saved:
         kept = f"the checkpoint of step {saved} is sound, and can be exported"
-    return (
-        f"{kept}. Start again in another -o with lower learning rates, e.g. "
-        "--set optimizer.lr_matrix=0.01"
-    )
+    return f"{kept}. Start again in another -o with lower learning rates, e.g. --set {rate}=0.01"
 
 
-def check_first_loss(loss: float, declared: float) -> None:
-    """Raise `TrainingError` unless the first loss is what the head declares."""
-    off = loss / declared - 1
-    if not -FIRST_LOSS_BELOW <= off <= FIRST_LOSS_ABOVE:
+def of_itself(declared: float, score: float, repeats: float) -> tuple[float, float]:
+    """The least and the most that the first loss may differ from `declared`, in nats, as a table of
+    both ends scores the token before itself: at 0 to `score`.
+
+    `repeats` is the part of targets that are the token before. Of V tokens one has e^score of the
+    weight, which costs ln(1 + (e^score - 1) / V), and gains `score` where it is the target.
+    """
+    vocab = math.exp(declared)
+
+    def nats(score: float) -> float:
+        return math.log1p(math.expm1(score) / vocab) - repeats * score
+
+    # Convex in the score: the most at an end, the least where its probability is `repeats`.
+    odds = repeats * max(vocab - 1, 0.0) / (1 - repeats) if repeats < 1 else math.inf
+    best = min(max(math.log(odds) if odds > 0 else 0.0, 0.0), score)
+    return min(nats(best), 0.0), max(nats(score), 0.0)
+
+
+def check_first_loss(loss: float, declared: float, score: float, repeats: float) -> None:
+    """Raise `TrainingError` unless the first loss is what the head declares. As in `of_itself`."""
+    below, above = of_itself(declared, score, repeats)
+    least = (1 - FIRST_LOSS_BELOW) * declared + below
+    most = (1 + FIRST_LOSS_ABOVE) * declared + above
+    if not least <= loss <= most:
         raise TrainingError(
-            f"the first loss is {loss:.4f} nats, the head declares {declared:.4f} (at most "
-            f"{FIRST_LOSS_ABOVE:.0%} above or {FIRST_LOSS_BELOW:.0%} below): its "
-            "initialisation is not what it says"
+            f"the first loss is {loss:.4f} nats, the head declares {declared:.4f} (here "
+            f"{least:.4f} to {most:.4f}): its initialisation is not what it says"
         )
 
 
@@ -123,6 +150,6 @@ def check_moved(initial: dict[str, Tensor], model: LanguageModel) -> None:
     ]
     if still:
         raise TrainingError(
-            f"after {STEPS_TO_MOVE} steps these tensors have not moved: {', '.join(still)}; "
+            f"after {STEPS_TO_MOVE} steps these tensors have not moved: {listed(still)}; "
             "they are not being trained, so the run would not measure what it claims"
         )

@@ -7,6 +7,7 @@ after three steps every tensor must have moved. A violation stops the run and na
 
 import contextlib
 import json
+import math
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from typing import Any
 import tomli_w
 from torch import Tensor
 
-from tokgolf.artifact.checkpoint import Checkpoint, read_sound_checkpoint
+from tokgolf.artifact.checkpoint import Checkpoint, holds_checkpoint, read_sound_checkpoint
 from tokgolf.config import flat, to_dict
 from tokgolf.corpora import Corpus, check_disjoint, document_digests, write_digests
 from tokgolf.device import in_one_order
@@ -25,6 +26,7 @@ from tokgolf.errors import ConfigError, Interrupted, TrainingError
 from tokgolf.files import write_bytes, write_text
 from tokgolf.heads import head_config, head_to_dict
 from tokgolf.heap import freed_memory_kept
+from tokgolf.locks import locked
 from tokgolf.tokenizers import Tokenizer
 from tokgolf.training.config import RunConfig
 from tokgolf.training.data import Ahead, Batches, tokenize, tokenized
@@ -34,7 +36,10 @@ from tokgolf.training.retok import VALUES, trunk_of, with_digests_of
 from tokgolf.training.session import Session, Step
 
 LOG_EVERY = 10
-BUDGET = ("steps", "minutes", "checkpoint_minutes")  # may grow when a run is resumed
+LOCK_FILE = ".training"
+BUDGET = ("steps", "minutes", "checkpoint_minutes")  # may be another when a run is resumed
+SLOW_SECONDS, SLOW_TIMES = 10.0, 20.0
+"""A step of more than so many seconds and so many times the mean is one that something stopped."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,12 +57,13 @@ class StepReport:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """How a run ended."""
+    """How a run ended; `compile_seconds`, and what else is paid once, are some of its `seconds`."""
 
     run: Path
     steps: int
     tokens: int
     seconds: float
+    compile_seconds: float
     loss: float
     params: int
 
@@ -104,29 +110,32 @@ def train(
     started = _checkpoint(run, resume, ranks, say)
     fresh = started is None and config.trunk_from and ranks.leads
     trunk = trunk_of(Path(config.trunk_from), config.trunk, tokenizer) if fresh else None
-    state = ranks.led(lambda: _prepare(config, tokenizer, corpus, run, held_out, started, trunk))
-    folder, sha256 = run / "tokens", state["corpus"]["sha256"]
-    with ranks.lead_first():
-        if ranks.leads:
-            data = tokenize(corpus, tokenizer, folder, "train", sha256)
-        else:
-            data = tokenized(tokenizer, folder, "train")
-    counts = data.stream.counts(tokenizer.vocab_size)
-    session = Session(config, tokenizer, counts, device, say, trunk, ranks, state["afresh"])
-    batches = Batches(
-        data.stream,
-        rows=rows,
-        length=config.trunk.sequence_length,
-        seed=config.seed,
-        part=ranks.rank,
-        parts=ranks.size,
-    )
-    if started is not None:
-        with _damage_named(run):
-            session.load(*started)
-    place = session.device
-    with Ahead(batches, place) as ahead, in_one_order(place), freed_memory_kept(place):
-        return _run(session, ahead, run, state, on_step)
+    with contextlib.ExitStack() as held:
+        state = ranks.led(
+            lambda: _prepare(config, tokenizer, corpus, run, held_out, started, trunk, held, say)
+        )
+        folder, sha256 = run / "tokens", state["corpus"]["sha256"]
+        with ranks.lead_first():
+            if ranks.leads:
+                data = tokenize(corpus, tokenizer, folder, "train", sha256)
+            else:
+                data = tokenized(tokenizer, folder, "train")
+        counts = data.stream.counts(tokenizer.vocab_size)
+        session = Session(config, tokenizer, counts, device, say, trunk, ranks, state["afresh"])
+        batches = Batches(
+            data.stream,
+            rows=rows,
+            length=config.trunk.sequence_length,
+            seed=config.seed,
+            part=ranks.rank,
+            parts=ranks.size,
+        )
+        if started is not None:
+            with _damage_named(run):
+                session.load(*started)
+        place = session.device
+        with Ahead(batches, place) as ahead, in_one_order(place), freed_memory_kept(place):
+            return _run(session, ahead, run, state, on_step)
 
 
 def _unseen(value: Any) -> None:
@@ -137,7 +146,7 @@ def _checkpoint(
     run: Path, resume: bool, ranks: Ranks, say: Callable[[str], None]
 ) -> Checkpoint | None:
     """The checkpoint to go on from, if any."""
-    exists = (run / "checkpoints" / "latest.json").exists()
+    exists = holds_checkpoint(run)
     if exists and not resume:
         raise TrainingError(f"{run} already holds a run; use --resume, or another -o")
     begun = ranks.restartable or (run / "config.toml").exists()
@@ -155,10 +164,12 @@ def _prepare(
     held_out: Corpus | None,
     started: Checkpoint | None,
     trunk: dict[str, Tensor] | None,
+    held: contextlib.ExitStack,
+    say: Callable[[str], None],
 ) -> dict[str, Any]:
     """Check and write all that a run needs before its first step; what checkpoints say of it.
 
-    `trunk` are the weights that it starts from.
+    `trunk` are the weights that it starts from. Until `held` ends, no other process trains there.
     """
     summary = corpus.summary()
     digests = document_digests(corpus)
@@ -176,9 +187,12 @@ def _prepare(
     }
     if started is not None:
         with _damage_named(run):
-            _check_same_run(run, started[1], state)
+            _check_same_run(run, started[1], state, say)
             state["afresh"] = [*started[1].get("afresh", [])]
-    run.mkdir(parents=True, exist_ok=True)
+    if not held.enter_context(locked(run / LOCK_FILE, wait=False)):
+        raise TrainingError(
+            f"another process is training {run}; wait until it has ended, or choose another -o"
+        )
     write_bytes(run / "tokenizer.tok", tokenizer.asset())
     write_digests(run / "train_documents.npy", digests)
     # A recipe that repeats this run; the corpus is no part of a recipe, hence the comment.
@@ -241,7 +255,8 @@ def _run(
             if session.errors_due(remaining):
                 settle()  # or a step that went wrong would be met here first, without its name
                 session.find_errors(run)
-            late = session.reads_late()
+            late, began = session.reads_late(), time.perf_counter()
+            usual = session.pace().per_step if session.step else math.inf
             step = session.start(remaining, tokens, targets)
             if not late:
                 session.judge(step)
@@ -251,7 +266,13 @@ def _run(
                 behind = step
             else:
                 finish(step)
-            session.seconds = time.perf_counter() - offset
+            now = time.perf_counter()
+            session.seconds = now - offset
+            if now - began > max(SLOW_SECONDS, SLOW_TIMES * usual):
+                session.say(
+                    f"clock     step {step.number:,} took {now - began:.1f} s, where {usual:.3g} "
+                    "are usual: something stopped this process, and it counts as training time"
+                )
             remaining, stop, due = decide()
             if stop or due:
                 settle()
@@ -271,6 +292,12 @@ def _run(
             f"ended     its {config.minutes:g} minutes had time for {session.step:,} of "
             f"{config.steps:,} steps"
         )
+    guess = math.log(session.tokenizer.vocab_size)
+    if session.loss > guess:
+        session.say(
+            f"diverged  the loss is {session.loss:.4f} nats at the end, where a guess among all "
+            f"tokens has {guess:.4f}; train with lower learning rates"
+        )
     for line in session.never_begun():
         session.say(line)
     return TrainResult(
@@ -278,6 +305,7 @@ def _run(
         steps=session.step,
         tokens=session.step * config.batch_tokens,
         seconds=session.seconds,
+        compile_seconds=session.compile_seconds,
         loss=session.loss,
         params=sum(p.numel() for p in session.model.parameters()),
     )
@@ -292,13 +320,15 @@ def _report(session: Session, step: Step) -> StepReport:
         tokens=tokens,
         seconds=session.seconds,
         learning_rate_scale=step.scale,
-        tokens_per_second=tokens / session.seconds,
+        tokens_per_second=session.config.batch_tokens / session.pace().per_step,
         seconds_left=max(0.0, session.pace().seconds_for(session.remaining_steps())),
     )
 
 
-def _check_same_run(run: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """A resumed run must be the same run; only its budget may have grown."""
+def _check_same_run(
+    run: Path, before: dict[str, Any], now: dict[str, Any], say: Callable[[str], None]
+) -> None:
+    """A resumed run must be the same run; its budget may be another, which is said."""
     if before["tokenizer"] != now["tokenizer"]:
         raise TrainingError(
             f"{run} was trained with tokenizer {before['tokenizer'][:16]}, this one is "
@@ -311,16 +341,24 @@ def _check_same_run(run: Path, before: dict[str, Any], now: dict[str, Any]) -> N
             f"({now['corpus']['sha256'][:16]}); resume with the same corpus"
         )
     theirs, ours = flat(before["config"]), flat(now["config"])
-    changed = [
-        f"{key} {theirs.get(key, 'unset')} (now {ours.get(key, 'unset')})"
+    differ = {
+        key: f"{key} {theirs.get(key, 'unset')} (now {ours.get(key, 'unset')})"
         for key in sorted(theirs.keys() | ours.keys())
-        if key not in BUDGET and theirs.get(key) != ours.get(key)
-    ]
+        if theirs.get(key) != ours.get(key)
+    }
+    changed = [line for key, line in differ.items() if key not in BUDGET]
     if changed:
         raise TrainingError(
             f"{run} was started with {listed(changed)}; resume with the run's own config.toml as "
             "--recipe, or start another -o"
         )
+    if ours["steps"] < before["step"]:
+        raise TrainingError(
+            f"{run} has done {before['step']:,} steps, and is to end after {ours['steps']:,}; "
+            "resume with as many --steps or more, or export it as it is"
+        )
+    if differ:
+        say(f"resume    with another budget than the run had: {', '.join(differ.values())}")
 
 
 @contextlib.contextmanager

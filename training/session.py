@@ -21,6 +21,7 @@ from tokgolf.device import resolve_device
 from tokgolf.errors import TrainingError
 from tokgolf.heads import head_config, head_to_dict
 from tokgolf.heads.base import Unties
+from tokgolf.heads.tied import TABLE_STD
 from tokgolf.model import build_model, head_shape
 from tokgolf.tokenizers import Tokenizer
 from tokgolf.training.attention import speed_up
@@ -32,10 +33,10 @@ from tokgolf.training.guards import (
     check_finite,
     check_first_loss,
     check_gradients,
-    check_loss,
     check_moved,
     check_pairs,
     forbidden_pair,
+    loss_error,
 )
 from tokgolf.training.optimizers import Optimizers
 from tokgolf.training.pace import Pace
@@ -448,13 +449,24 @@ class Session:
             check_pairs(
                 self.ranks.every(forbidden_pair(head, tokens, targets)), self.tokenizer, step.number
             )
-        check_loss(loss, step.number, self.saved)
+            rates = {
+                name: f"optimizer.lr_{role}"
+                for role, parameters in self.model.param_groups()
+                for name in parameters
+            }
+            weights = dict(self.model.named_parameters())
+            raise loss_error(loss, step.number, self.saved, weights, rates)
         named = dict(zip(step.names, norms, strict=True))
         check_gradients(named, step.number, self.config.max_gradient, self.saved)
         if step.number == 0:
-            flat = (t.flatten().to(self.device) for t in (step.targets, step.tokens))
-            declared = self.ranks.every(head.initial_loss(*flat))
-            check_first_loss(loss, sum(declared) / len(declared))
+            targets, tokens = (t.flatten().to(self.device) for t in (step.targets, step.tokens))
+            repeats = float((targets == tokens).double().mean())
+            told = self.ranks.every([head.initial_loss(targets, tokens), repeats])
+            declared, repeats = (sum(of_all) / len(told) for of_all in zip(*told, strict=True))
+            own = TABLE_STD * self.config.trunk.d_model
+            if head.softcap:
+                own = head.softcap * math.tanh(own / head.softcap)
+            check_first_loss(loss, declared, own, repeats)
         self.loss = loss
 
     def reads_late(self) -> bool:

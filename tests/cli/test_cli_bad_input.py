@@ -3,14 +3,18 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from torch import Tensor
 
 from tokgolf import build_tokenizer, cli, load_artifact, load_tokenizer, open_corpus
+from tokgolf.artifact.checkpoint import read_checkpoint
 from tokgolf.cli import options
 from tokgolf.errors import TokgolfError
 from tokgolf.model import LanguageModel
@@ -382,12 +386,40 @@ def test_a_loss_that_is_not_a_number(
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
+def test_a_terminated_run_has_a_checkpoint(
+    refused: Refused, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loss, calls = LanguageModel.loss, 0
+
+    def terminated(*batch: Any) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return loss(*batch)
+
+    monkeypatch.setattr(LanguageModel, "loss", terminated)
+    handler = signal.getsignal(signal.SIGTERM)
+    message = refused(*train_command(made, tmp_path / "run"))
+    assert message.startswith("interrupted after step 3; the checkpoint in ")
+    assert read_checkpoint(tmp_path / "run")[1]["step"] == 3
+    assert signal.getsignal(signal.SIGTERM) is handler
+
+
+def test_a_rate_that_is_too_high_to_learn_is_said(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = train_command(made, tmp_path / "run", "--set", "optimizer.lr_tied=100")
+    assert cli.run([str(part) for part in command]) == 0
+    assert re.search(r"diverged  the loss is \d+\.\d+ nats at the end", capsys.readouterr().err)
+
+
 def test_an_absurd_learning_rate_is_stopped_within_a_few_steps(
     refused: Refused, made: Path, tmp_path: Path
 ) -> None:
     settings = ["--set", "optimizer.lr_vector=1e38", "--set", "optimizer.lr_matrix=1e38"]
     message = refused(*train_command(made, tmp_path / "run", *settings, "--steps", 50))
-    assert re.match(r"the loss is (nan|inf) at step [1-9]", message)
+    assert re.match(r"the loss is (nan|inf) at step [1-9]; \S.* (in|of) (trunk|head)\.", message)
 
 
 @pytest.mark.parametrize(

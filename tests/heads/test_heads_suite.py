@@ -20,7 +20,7 @@ from heads_support import randomised
 from torch import Tensor
 
 from tokgolf.config import TrunkConfig
-from tokgolf.errors import ConfigError
+from tokgolf.errors import ConfigError, TrainingError
 from tokgolf.heads import (
     ADDONS,
     HEADS,
@@ -33,10 +33,11 @@ from tokgolf.heads import (
 )
 from tokgolf.heads.base import Role, StoredKind, StructuredHead, allowed, masked
 from tokgolf.heads.factorized import FactorizedConfig
+from tokgolf.heads.tied import TABLE_STD
 from tokgolf.heads.vq import VQConfig
 from tokgolf.model import LanguageModel, Trunk
 from tokgolf.quantize.rows import QuantConfig, Rounder
-from tokgolf.training.guards import FIRST_LOSS_ABOVE
+from tokgolf.training.guards import FIRST_LOSS_ABOVE, check_first_loss
 
 VOCAB, BOS, WIDTH = 64, 7, 64
 LETTERS = b"abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLM"  # 40 tokens of one byte, one of them BOS
@@ -677,11 +678,8 @@ STARTS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("case", STARTS)
-@pytest.mark.parametrize("width", [112, 256, 512])
-def test_the_first_loss_on_text_is_what_the_head_declares_at_every_width(
-    case: str, width: int
-) -> None:
+def start_on_text(case: str, width: int, repeats: float = 0.0) -> tuple[Head, Tensor]:
+    """A head and text of independent tokens, but for a part that repeats the one before."""
     two = [bytes(pair) for pair in itertools.product(LETTERS[:32], repeat=2)]
     shape = HeadShape(
         vocab_size=TEXT_VOCAB,
@@ -691,10 +689,45 @@ def test_the_first_loss_on_text_is_what_the_head_declares_at_every_width(
     )
     zipf = 1 / (torch.arange(TEXT_VOCAB) + 3.0)
     text = torch.multinomial(zipf, 4097, replacement=True)
-    head = head_config(STARTS[case]).build(shape, text.bincount(minlength=TEXT_VOCAB))
+    again = torch.rand(4096) < repeats
+    for place in again.nonzero().flatten().tolist():
+        text[place + 1] = text[place]
+    return head_config(STARTS[case]).build(shape, text.bincount(minlength=TEXT_VOCAB)), text
+
+
+def first_loss(head: Head, text: Tensor) -> tuple[float, float]:
+    """What an untrained trunk, which gives back its normalised input, makes of it; as declared."""
     tokens, targets = text[:-1], text[1:]
-    with torch.no_grad():  # an untrained trunk gives back its normalised input
-        hidden = F.rms_norm(head.embed(tokens[None], tokens[None])[0], (width,))
+    with torch.no_grad():
+        hidden = F.rms_norm(head.embed(tokens[None], tokens[None])[0], (head.shape.d_model,))
         nats = float(head.loss(hidden, targets, tokens)) / len(targets)
-    declared = head.initial_loss(targets, tokens)
+    return nats, head.initial_loss(targets, tokens)
+
+
+@pytest.mark.parametrize("case", STARTS)
+@pytest.mark.parametrize("width", [112, 256, 512])
+def test_the_first_loss_on_text_is_what_the_head_declares_at_every_width(
+    case: str, width: int
+) -> None:
+    nats, declared = first_loss(*start_on_text(case, width))
     assert nats == pytest.approx(declared, rel=FIRST_LOSS_ABOVE / 3)
+
+
+@pytest.mark.parametrize("case", STARTS)
+@pytest.mark.parametrize(("width", "repeats"), [(512, 0.8), (1024, 0.3), (2048, 0.0)])
+def test_a_wide_table_of_both_ends_may_start(case: str, width: int, repeats: float) -> None:
+    head, text = start_on_text(case, width, repeats)
+    score = head.softcap * math.tanh(TABLE_STD * width / head.softcap)
+    repeated = float((text[1:] == text[:-1]).double().mean())
+    check_first_loss(*first_loss(head, text), score, repeated)
+
+
+@pytest.mark.parametrize("width", [1024, 2048])
+def test_a_table_twice_as_loud_as_it_says_may_not_start(width: int) -> None:
+    head, text = start_on_text("tied", width)
+    with torch.no_grad():
+        head.get_parameter("table").mul_(2)
+    score = head.softcap * math.tanh(TABLE_STD * width / head.softcap)
+    repeated = float((text[1:] == text[:-1]).double().mean())
+    with pytest.raises(TrainingError, match="the head declares"):
+        check_first_loss(*first_loss(head, text), score, repeated)

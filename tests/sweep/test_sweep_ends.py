@@ -19,15 +19,16 @@ from test_sweep_run import Inline, numbers
 
 from tokgolf.artifact.checkpoint import read_checkpoint
 from tokgolf.errors import TrainingError
+from tokgolf.locks import locked
+from tokgolf.signals import ended_as_by_ctrl_c
 from tokgolf.sweep import job as sweep_job
 from tokgolf.sweep import ranks
-from tokgolf.sweep.attempts import locked, reopen
+from tokgolf.sweep.attempts import reopen
 from tokgolf.sweep.cells import read_cell, read_sweep
 from tokgolf.sweep.engines.local import _run
 from tokgolf.sweep.plan import plan, read_texts, write_job
 from tokgolf.sweep.ranks import LEASH_PREFIX, RANKS_FILE
 from tokgolf.sweep.run import run_sweep
-from tokgolf.sweep.signals import ended_as_by_ctrl_c
 from tokgolf.sweep.spec import SweepSpec
 from tokgolf.training import StepReport, train
 

@@ -14,7 +14,8 @@ import pytest
 from sweep_support import BAD_SEED, STEPS, crashing, dummy, quick, write_texts
 
 from tokgolf.errors import ConfigError, Interrupted
-from tokgolf.sweep.attempts import fail, locked, reopen
+from tokgolf.locks import locked
+from tokgolf.sweep.attempts import fail, reopen
 from tokgolf.sweep.cells import Cell, Sweep, read_cell, read_sweep, write_cell
 from tokgolf.sweep.driver import Progress
 from tokgolf.sweep.engines import Ended, Engine, Job

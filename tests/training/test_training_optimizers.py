@@ -1,6 +1,7 @@
 """Muon and Adam against their oracles, and the coverage check that names what is not trained."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tokgolf.config import TrunkConfig, from_dict
@@ -417,6 +420,46 @@ def test_the_first_pair_that_a_mask_forbids_is_found() -> None:
     assert guards.forbidden_pair(masked_without(b"x", b"y"), text[:, :-1], text[:, 1:]) is None
     tied = TiedHead(SHAPE, TiedConfig())
     assert guards.forbidden_pair(tied, text[:, :-1], text[:, 1:]) is None
+
+
+@pytest.mark.parametrize(
+    ("weights", "found"),
+    [
+        ({"a": [1.0, -3.5], "b": [2.0], "none": []}, "the largest weight is 3.5, in a; "),
+        ({"a": [9.0], "b": [0.0, math.nan], "c": [math.inf]}, "not all numbers are finite of b, c"),
+    ],
+)
+def test_a_loss_that_is_not_finite_is_blamed_on_a_tensor_and_its_rate(
+    weights: dict[str, list[float]], found: str
+) -> None:
+    rates = {"a": "optimizer.lr_vector", "b": "optimizer.lr_tied", "c": "optimizer.lr_matrix"}
+    tensors = {name: torch.tensor(values) for name, values in weights.items()}
+    message = str(guards.loss_error(math.nan, 7, 5, tensors, rates))
+    assert message.startswith(f"the loss is nan at step 7; {found}")
+    assert f"--set {rates['b' if 'not all' in found else 'a']}=0.01" in message
+
+
+@given(st.floats(0, 12), st.floats(0, 1), st.floats(0, 1), st.integers(2, 5000))
+def test_what_a_table_of_both_ends_may_differ_by_is_of_the_score_it_gives_itself(
+    most: float, part: float, repeats: float, vocab: int
+) -> None:
+    scores = torch.zeros(vocab, dtype=torch.float64)
+    scores[0] = part * most
+    nats = -torch.log_softmax(scores, 0)
+    differs = float(repeats * nats[0] + (1 - repeats) * nats[1]) - math.log(vocab)
+    below, above = guards.of_itself(math.log(vocab), most, repeats)
+    assert below - 1e-9 <= differs <= above + 1e-9
+
+
+def test_that_difference_is_met_at_the_ends_and_where_the_probability_is_right() -> None:
+    vocab, score = 64, 8.0
+    at_most = math.log((vocab - 1 + math.exp(score)) / vocab)
+    assert guards.of_itself(math.log(vocab), score, 0.0) == pytest.approx((0.0, at_most))
+    below, above = guards.of_itself(math.log(vocab), score, 1.0)
+    assert (below, above) == pytest.approx((at_most - score, 0.0))
+    # Of 64 tokens one has half of the probability, and half of the targets.
+    best = 0.5 * math.log(2) + 0.5 * math.log(2 * (vocab - 1)) - math.log(vocab)
+    assert guards.of_itself(math.log(vocab), score, 0.5)[0] == pytest.approx(best)
 
 
 @pytest.mark.parametrize(

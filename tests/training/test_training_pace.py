@@ -20,7 +20,7 @@ from tokgolf.training import RunConfig, StepReport
 from tokgolf.training.distributed import Ranks, Value
 from tokgolf.training.pace import Pace
 from tokgolf.training.qat import QatConfig, Quantizer
-from tokgolf.training.session import Session
+from tokgolf.training.session import Session, Step
 
 TRUNK = TrunkConfig(layers=1, d_model=16, heads=2, kv_heads=1, mlp_hidden=24, sequence_length=16)
 CONFIG = RunConfig(
@@ -143,6 +143,30 @@ def test_a_resumed_run_keeps_what_it_knows_of_its_times(at: int, tmp_path: Path)
     state = read_checkpoint(tmp_path)[1]
     assert state["compile_seconds"] == 12
     assert (state["quantize_seconds"], state["quantizings"]) == (4.0, 2)
+
+
+@pytest.mark.usefixtures("clock")
+def test_a_step_that_something_stopped_is_said_and_its_time_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    reports: list[StepReport] = []
+    ahead, stopped = time.perf_counter, 0.0
+    monkeypatch.setattr(time, "perf_counter", lambda: ahead() + stopped)
+    update = Session.update
+
+    def stops(session: Session, step: Step) -> None:
+        nonlocal stopped
+        stopped += {4: 15.0, 9: 60.0}.get(step.number, 0.0)  # at 1 s a step 20 are much
+        update(session, step)
+
+    monkeypatch.setattr(Session, "update", stops)
+    config = dataclasses.replace(CONFIG, qat=QatConfig())
+    run_it(tmp_path, config, on_step=reports.append, say=said.append)
+    clock, ended = said
+    assert clock.startswith("clock     step 9 took 61.0 s, where 2.67 are usual")
+    assert ended.endswith("had time for 10 of 10,000 steps")
+    assert [report.seconds for report in reports] == [1, 2, 3, 4, 20, 21, 22, 23, 24, 85]
 
 
 def test_waiting_for_a_rank_that_compiles_longer_is_no_steps_time(

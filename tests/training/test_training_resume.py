@@ -1,5 +1,6 @@
 """Runs that are killed, damaged or starved: what goes on is the run that nothing disturbed."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -57,9 +58,17 @@ def run_it(
     on_step: Callable[[StepReport], None] = nothing,
     say: Callable[[str], None] = nothing,
     resume: bool = False,
+    **changes: Any,
 ) -> TrainResult:
     return train(
-        CONFIG, TOKENIZER, CORPUS, run, device="cpu", resume=resume, on_step=on_step, say=say
+        dataclasses.replace(CONFIG, **changes),
+        TOKENIZER,
+        CORPUS,
+        run,
+        device="cpu",
+        resume=resume,
+        on_step=on_step,
+        say=say,
     )
 
 
@@ -164,6 +173,52 @@ def test_two_damaged_checkpoints_are_an_error(tmp_path: Path) -> None:
         path.write_bytes(b"")
     with pytest.raises(ArtifactError, match="was damaged or edited"):
         run_it(run, resume=True)
+
+
+def test_a_run_whose_latest_pointer_is_lost_goes_on_from_the_one_before(
+    whole: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    stopped_at(run, 9)
+    (run / "checkpoints" / "latest.json").unlink()
+    with pytest.raises(TrainingError, match="already holds a run; use --resume"):
+        run_it(run)
+    said: list[str] = []
+    run_it(run, resume=True, say=said.append)
+    assert len(said) == 1 and "latest.json is missing; going on from the one before" in said[0]
+    assert_same_run(run, whole)
+
+
+def test_another_budget_is_said_and_one_that_is_spent_refused(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    said: list[str] = []
+    run_it(run, steps=4)
+    with pytest.raises(TrainingError, match="has done 4 steps, and is to end after 3;"):
+        run_it(run, resume=True, steps=3)
+    assert "\nsteps = 4\n" in (run / "config.toml").read_text()
+    run_it(run, resume=True, steps=4, say=said.append)
+    assert said == []
+    run_it(run, resume=True, steps=6, minutes=5.0, say=said.append)
+    assert len(said) == 1
+    assert said[0].endswith("than the run had: minutes unset (now 5.0), steps 4 (now 6)")
+    assert read_checkpoint(run)[1]["step"] == 6
+
+
+def test_a_run_that_another_process_trains_is_left_alone(whole: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    refused: list[str] = []
+
+    def second(report: StepReport) -> None:
+        if report.step == 9:
+            with pytest.raises(TrainingError, match="another process is training") as error:
+                run_it(run, resume=True, steps=STEPS + 1)
+            refused.append(str(error.value))
+
+    run_it(run, on_step=second)
+    assert len(refused) == 1
+    assert f"\nsteps = {STEPS}\n" in (run / "config.toml").read_text()
+    assert_same_run(run, whole)
+    run_it(run, resume=True)  # it is free again
 
 
 def test_a_missing_shard_is_made_again(

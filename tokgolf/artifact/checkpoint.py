@@ -80,15 +80,23 @@ def write_checkpoint(run: Path, tensors: dict[str, Tensor], state: dict[str, Any
 Checkpoint = tuple[dict[str, Tensor], dict[str, Any]]
 
 
+def holds_checkpoint(run: Path) -> bool:
+    """Whether a run has got as far as a checkpoint."""
+    return any((run / "checkpoints" / name).is_file() for name in (_LATEST, _PREVIOUS))
+
+
 def read_sound_checkpoint(run: Path, say: Callable[[str], None]) -> Checkpoint:
-    """As `read_checkpoint`, or the one before if the latest is damaged, which `say` is told."""
+    """As `read_checkpoint`, or the one before if the latest is damaged or lost; `say` is told."""
+    folder = run / "checkpoints"
     try:
         return read_checkpoint(run)
     except ArtifactError as error:
-        if not (run / "checkpoints" / _PREVIOUS).is_file():
+        if not (folder / _PREVIOUS).is_file():
             raise
+        missing = not (folder / _LATEST).exists()
+        reason = f"{folder / _LATEST} is missing" if missing else str(error)
         checkpoint = read_checkpoint(run, _PREVIOUS)
-        say(f"resume    {error}; going on from the one before, step {checkpoint[1]['step']}")
+        say(f"resume    {reason}; going on from the one before, step {checkpoint[1]['step']}")
         return checkpoint
 
 

@@ -57,11 +57,11 @@ def train(
 ) -> None:
     """Train the trunk with a head on a corpus, into a run directory.
 
-    A corpus by name is trained on its train split, with its val split held out. Ctrl-C leaves a
-    usable checkpoint. A trunk of an earlier run (--from) with a new tokenizer and head is a cheap
-    way to try these; --freeze-trunk leaves it as it is. torchrun starts several processes on one
-    batch, one a GPU; a machine or a process that fails ends them all, and with --max-restarts and
-    --resume they go on.
+    A corpus by name is trained on its train split, with its val split held out. Ctrl-C and a
+    SIGTERM leave a usable checkpoint. A trunk of an earlier run (--from) with a new tokenizer and
+    head is a cheap way to try these; --freeze-trunk leaves it as it is. torchrun starts several
+    processes on one batch, one a GPU; a machine or a process that fails ends them all, and with
+    --max-restarts and --resume they go on.
 
     Example: tokgolf train --tokenizer bpe1024.tok --head factorized --set head.rank=32
     --add bigram-hash --set head.add.bigram-hash.dim=16 -o runs/f32
@@ -70,6 +70,7 @@ def train(
     --recipe baseline -o runs/baseline
     """
     from tokgolf.cli.progress import training_progress
+    from tokgolf.signals import ended_as_by_ctrl_c
     from tokgolf.tokenizers import load_tokenizer
     from tokgolf.training import run_config
     from tokgolf.training import train as run_training
@@ -87,7 +88,11 @@ def train(
     )
     if val is None and is_bare_name(spec):
         val = spec
-    with joined(device) as ranks, training_progress(shown=ranks.leads) as on_step:
+    with (
+        ended_as_by_ctrl_c(),
+        joined(device) as ranks,
+        training_progress(shown=ranks.leads) as on_step,
+    ):
         result = run_training(
             run_config(recipe, overrides),
             load_tokenizer(tokenizer),

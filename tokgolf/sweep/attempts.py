@@ -3,16 +3,14 @@
 Unlike the cell itself (`job`) this needs no torch, and starts at once.
 """
 
-import fcntl
-import os
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tokgolf.errors import Interrupted, TokgolfError
+from tokgolf.locks import locked
 from tokgolf.sweep.cells import Cell, read_cell, write_cell
 
 LOCK_FILE = ".lock"
@@ -21,26 +19,6 @@ BUSY = "busy"
 
 Beat = Callable[[int], None]
 Measure = Callable[[Path, str, Beat], Mapping[str, Any]]
-
-
-@contextmanager
-def locked(path: Path, *, wait: bool) -> Iterator[bool]:
-    """Hold the lock file `path`, which stays; yields whether it is ours. `wait` until it is.
-
-    A killed process' lock is free at once. (On a network file system between machines as far as
-    that system passes `flock` on, as NFS does.)
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
-    finally:
-        os.close(descriptor)
 
 
 def attempt(store: Path, cell_id: str, measure: Measure) -> str:

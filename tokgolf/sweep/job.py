@@ -10,7 +10,7 @@ from typing import Any
 
 import tomli_w
 
-from tokgolf.artifact.checkpoint import exported
+from tokgolf.artifact.checkpoint import exported, holds_checkpoint
 from tokgolf.artifact.export import export_run
 from tokgolf.artifact.load import load_artifact
 from tokgolf.config import to_dict
@@ -97,7 +97,7 @@ def _trained(job: Job, ready: Prepared, run: Path, device: str, beat: Beat) -> T
     def on_step(report: StepReport) -> None:
         beat(report.step)
 
-    resume = (run / "checkpoints" / "latest.json").is_file()
+    resume = holds_checkpoint(run)
     if not resume:
         forget(run)
     return train(
@@ -124,7 +124,7 @@ def trained_by_torchrun(job: Job, ready: Prepared, run: Path, beat: Beat) -> Tra
         *("--tokenizer", str(run / "tokenizer.tok"), "--recipe", str(run / RECIPE_FILE)),
         *("-o", str(run)),
     ]
-    if (run / "checkpoints" / "latest.json").is_file():
+    if holds_checkpoint(run):
         command.append("--resume")
     else:
         forget(run)

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tokgolf.errors import Interrupted, TrainingError
-from tokgolf.sweep.attempts import locked
+from tokgolf.locks import locked
 
 RANKS_FILE, LEASH_PREFIX, LOG_FILE = ".ranks", ".leash-", "ranks.log"
 LOOK_SECONDS = 0.5

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tokgolf.config import nearest
 from tokgolf.errors import ConfigError, Interrupted
+from tokgolf.signals import ended_as_by_ctrl_c
 from tokgolf.sweep.attempts import reopen
 from tokgolf.sweep.cells import CELL_FILE, RESULTS_FILE, Cell, Sweep, read_cell, read_sweep
 from tokgolf.sweep.driver import DEATHS, Board, Watch, nobody, open_sweep, run_cells, summary
@@ -23,7 +24,6 @@ from tokgolf.sweep.plan import (
     write_job,
 )
 from tokgolf.sweep.search import Search
-from tokgolf.sweep.signals import ended_as_by_ctrl_c
 from tokgolf.sweep.spec import EngineConfig, Settings, SweepSpec
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from tokgolf.corpora import Corpus
 from tokgolf.errors import TokgolfError
 from tokgolf.hashing import BigramBuckets
-from tokgolf.sweep.attempts import locked
+from tokgolf.locks import locked
 from tokgolf.tokenizers import Tokenizer, build_tokenizer, load_tokenizer, save_tokenizer
 from tokgolf.training.data import TokenizedCorpus, tokenize
 

@@ -18,8 +18,8 @@ from joblib.externals.loky import ProcessPoolExecutor
 from joblib.externals.loky.process_executor import BrokenProcessPool
 
 from tokgolf.errors import ConfigError
+from tokgolf.signals import ended_as_by_ctrl_c
 from tokgolf.sweep.engines import Ended, Engine, Job
-from tokgolf.sweep.signals import ended_as_by_ctrl_c
 from tokgolf.sweep.spec import EngineConfig
 from tokgolf.threads import short_spin
 

@@ -1,4 +1,4 @@
-"""A SIGTERM or a hang-up ends a sweep, or a cell, as Ctrl-C does: with what it has saved."""
+"""A SIGTERM or a hang-up ends a run, a sweep or a cell as Ctrl-C does: with what it has saved."""
 
 import contextlib
 import signal
