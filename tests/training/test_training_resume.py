@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from tokgolf.artifact.checkpoint import (
+    holds_checkpoint,
     read_checkpoint,
     read_sound_checkpoint,
     write_checkpoint,
@@ -30,6 +31,8 @@ from tokgolf.errors import ArtifactError, TrainingError
 from tokgolf.quantize.rows import QuantConfig
 from tokgolf.tokenizers import build_tokenizer
 from tokgolf.training import RunConfig, StepReport, TrainResult, data, train
+from tokgolf.training.averages import AverageConfig
+from tokgolf.training.qat import QatConfig
 from tokgolf.training.session import Session
 
 TRUNK = TrunkConfig(layers=1, d_model=16, heads=2, kv_heads=1, mlp_hidden=24, sequence_length=16)
@@ -43,6 +46,16 @@ CONFIG = RunConfig(
     compile="off",
     checkpoint_minutes=1e-9,  # after every step
 )
+BEGUN = {
+    "trunk": dataclasses.replace(TRUNK, loop_blocks=1, loops=2, loop_rank=2, smear=True),
+    "head": {"name": "untied", "untie_at": 0.3},
+    "loops_from": 0.2,
+    "short_length": 8,
+    "short_until": 0.5,
+    "average": AverageConfig(ema=0.9),
+    "qat": QatConfig(start=0.6, bits=3.0, every=3, method="nearest"),
+}
+"""What changes a run on its way, all of it."""
 DOCUMENTS = [Document(str(i), f"a killed run goes on, {i} times. ".encode()) for i in range(30)]
 CORPUS = Corpus(name="tiny", split=None, source=lambda: iter(DOCUMENTS))
 TOKENIZER = build_tokenizer("byte", [], None)
@@ -101,13 +114,17 @@ def assert_same_run(one: Path, two: Path) -> None:
     assert losses_of(one) == losses_of(two)
 
 
-def killed(run: Path, delay: float) -> bool:
+def killed(run: Path, delay: float, changes: dict[str, Any]) -> bool:
     """Train in a child that is killed after `delay` seconds; whether it had ended before."""
     child = os.fork()
     if child == 0:
         try:
-            resume = (run / "checkpoints" / "latest.json").exists()
-            run_it(run, resume=resume, on_step=lambda report: time.sleep(0.002))
+            run_it(
+                run,
+                resume=holds_checkpoint(run),
+                on_step=lambda report: time.sleep(0.002),
+                **changes,
+            )
             os._exit(0)
         finally:
             os._exit(1)
@@ -118,18 +135,20 @@ def killed(run: Path, delay: float) -> bool:
     return not os.WIFSIGNALED(status)
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("changes", [{}, BEGUN], ids=["plain", "begun on the way"])
 def test_a_run_killed_at_random_moments_ends_as_the_one_that_was_not(
-    kills: int, whole: Path, tmp_path: Path
+    changes: dict[str, Any], tmp_path: Path
 ) -> None:
-    run, rng = tmp_path / "run", random.Random(kills)
+    whole = tmp_path / "whole"
+    run_it(whole, **changes)
+    run, rng = tmp_path / "run", random.Random(20)
     hits = 0
-    while hits < kills:
-        ended = killed(run, rng.uniform(0.02, 0.3))
+    while hits < 20:
+        ended = killed(run, rng.uniform(0.02, 0.3), changes)
         hits += not ended
         if ended:
             shutil.rmtree(run)  # and from the start again, until it has been hit often enough
-    run_it(run, resume=(run / "checkpoints" / "latest.json").exists())
+    run_it(run, resume=holds_checkpoint(run), **changes)
     assert_same_run(run, whole)
     assert artifact_of(run) == artifact_of(whole)
 
