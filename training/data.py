@@ -7,7 +7,7 @@ seed and s alone: a resumed run goes on exactly where it was.
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,13 +73,18 @@ class TokenizedCorpus:
 
 
 def tokenize(
-    corpus: Corpus, tokenizer: Tokenizer, folder: Path, prefix: str, corpus_sha256: str
+    corpus: Corpus,
+    tokenizer: Tokenizer,
+    folder: Path,
+    prefix: str,
+    corpus_sha256: str,
+    say: Callable[[str], None] = lambda line: None,
 ) -> TokenizedCorpus:
     """Write the corpus as token shards `folder/prefix_*.bin`, or reuse those already there.
 
     Shards are reused only if their sidecars name this tokenizer and this corpus and none is
-    missing; others of ours are replaced. Raises `TrainingError` rather than replace shards without
-    sidecars.
+    missing; others of ours are replaced, as `say` is told. Raises `TrainingError` rather than
+    replace shards without sidecars.
     """
     paths = shard_files(folder, prefix) if folder.is_dir() else []
     sidecars = [read_sidecar(path) for path in paths]
@@ -92,6 +97,10 @@ def tokenize(
     complete = folder / f"{prefix}.complete"  # holds the number of shards: one may be missing
     whole = complete.is_file() and complete.read_bytes() == str(len(paths)).encode()
     if not (paths and same and whole):
+        if complete.is_file():
+            had = complete.read_bytes().decode("ascii", "replace")
+            found = f"{len(paths)} of {had:.20} token shards" if same else "another text's tokens"
+            say(f"tokens    {folder} holds {found}: the corpus is tokenized again")
         complete.unlink(missing_ok=True)  # first, so that it never stands beside half a corpus
         for path in paths:
             path.unlink()

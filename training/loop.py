@@ -117,7 +117,7 @@ def train(
         folder, sha256 = run / "tokens", state["corpus"]["sha256"]
         with ranks.lead_first():
             if ranks.leads:
-                data = tokenize(corpus, tokenizer, folder, "train", sha256)
+                data = tokenize(corpus, tokenizer, folder, "train", sha256, say)
             else:
                 data = tokenized(tokenizer, folder, "train")
         counts = data.stream.counts(tokenizer.vocab_size)

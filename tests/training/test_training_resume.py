@@ -250,7 +250,10 @@ def test_a_missing_shard_is_made_again(
     assert len(others) > 1  # without the last one they would still make a corpus
     before = last.read_bytes()
     last.unlink()
-    run_it(run, resume=True)
+    said: list[str] = []
+    run_it(run, resume=True, say=said.append)
+    shards = f"{len(others)} of {len(others) + 1} token shards"
+    assert said == [f"tokens    {run / 'tokens'} holds {shards}: the corpus is tokenized again"]
     assert last.read_bytes() == before
     assert_same_run(run, whole)
 
