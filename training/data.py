@@ -90,7 +90,8 @@ def tokenize(
     sidecars = [read_sidecar(path) for path in paths]
     if None in sidecars:
         raise TrainingError(
-            f"{folder} holds {prefix} shards that tokgolf did not write; choose another folder"
+            f"{folder} holds {sidecars.count(None)} {prefix} shards without the .json beside "
+            "them; remove them to have the corpus tokenized again, or choose another folder"
         )
     wanted = (tokenizer.fingerprint, corpus_sha256)
     same = all(s is not None and (s.tokenizer, s.corpus) == wanted for s in sidecars)
