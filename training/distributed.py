@@ -13,6 +13,7 @@ import socket
 import sys
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
 from typing import TypeVar
@@ -166,11 +167,15 @@ class Ranks:
             dist.all_gather([*parts.unbind()], own)
 
     def merged(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The fp32 tensors of all ranks, on the lead; others get their own back."""
+        """The fp32 tensors of all ranks, on the lead; others get their own back.
+
+        Of one that several have each has rows, in the order of the ranks; a single number is the
+        same for all.
+        """
         if self.size == 1:
             return tensors
         shapes = self.every([(name, [*tensor.shape]) for name, tensor in tensors.items()])
-        found = dict(tensors)
+        found: dict[str, list[Tensor]] = defaultdict(list)
         for rank, listed in enumerate(shapes):
             for name, shape in listed:
                 other = rank != self.rank
@@ -178,8 +183,10 @@ class Ranks:
                 with self._reached():
                     dist.broadcast(tensor, rank)
                 if self.leads:
-                    found[name] = tensor
-        return found
+                    found[name].append(tensor)
+        if not self.leads:
+            return tensors
+        return {n: torch.cat(ts) if ts[0].dim() else ts[0] for n, ts in found.items()}
 
     # --- from the beginning to the end of a group
 

@@ -196,7 +196,7 @@ class Optimizers:
     """Both optimizers over all of a model's trainable tensors, each in exactly one group.
 
     `frozen` are the tensors that stay as they are, by name; none is but these. Of several ranks
-    each has the optimizers of its own tensors only.
+    each has the optimizers of its own parts only.
     """
 
     def __init__(
@@ -210,11 +210,13 @@ class Optimizers:
         roles = {name: role for name, role in found if name not in frozen}
         self.model = model
         self.ranks = ranks
-        self.shares = Shares({n: p for n, p in model.named_parameters() if n in roles}, ranks)
+        matrices = {name for name, role in roles.items() if role == "matrix"}
+        trained = {n: p for n, p in model.named_parameters() if n in roles}
+        self.shares = Shares(trained, ranks, matrices)
         own = self.shares.own
-        self.muon = Muon({n: p for n, p in own.items() if roles[n] == "matrix"}, config)
-        others = {n: p for n, p in own.items() if roles[n] != "matrix"}
-        rates = {name: config.rate(role) for name, role in roles.items() if role != "matrix"}
+        self.muon = Muon({n: p for n, p in own.items() if n in matrices}, config)
+        others = {n: p for n, p in own.items() if n not in matrices}
+        rates = {name: config.rate(role) for name, role in roles.items() if name not in matrices}
         self.adam = Adam(others, rates, config)
 
     @property
@@ -224,7 +226,7 @@ class Optimizers:
 
     @torch.no_grad()
     def gradient_norms(self) -> Tensor:
-        """Norm of the gradient of each of `names`; of another rank's tensor 0.  # (names,)"""
+        """Norm of the gradient of this rank's part of each of `names`, or 0.  # (names,)"""
         gradients = [gradient_of(name, p) for name, p in self.shares.own.items()]
         return self.shares.spread(torch.stack(torch._foreach_norm(gradients)))
 
@@ -235,9 +237,9 @@ class Optimizers:
         """
         named = dict(self.model.named_parameters())
         for name, source in copies.items():
-            if source in self.shares.own:
-                self.adam.copy(name, named[name], source)
             self.shares.adopt(name, named[name], source)
+            if source in self.shares.own:
+                self.adam.copy(name, self.shares.own[name], source)
 
     def step(self, step: int, scale: float) -> None:
         """Update every tensor, then clear the gradients."""
@@ -260,8 +262,9 @@ class Optimizers:
             for name, buffer in self.muon.state().items():
                 buffer.copy_(tensors[f"muon.{name}"])
             for name, parameter in self.adam.parameters.items():
+                part = self.shares.mine[name]
                 self.adam.adam.state[parameter] = {
-                    key: tensors[f"adam.{key}.{name}"].to(parameter.device)
+                    key: part.of(tensors[f"adam.{key}.{name}"]).to(parameter.device)
                     for key in ("step", "exp_avg", "exp_avg_sq")
                 }
         except KeyError as error:

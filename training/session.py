@@ -391,8 +391,10 @@ class Session:
         for parameter in self.waiting:
             parameter.grad = torch.zeros_like(parameter)
         self.optimizers.shares.reduce()
-        norms = self.optimizers.gradient_norms().double()
-        return self.ranks.total(torch.cat([loss[None], norms]))
+        squares = self.optimizers.gradient_norms().double().square()  # exact, as is the root
+        found = self.ranks.total(torch.cat([loss[None], squares]))
+        found[1:].sqrt_()
+        return found
 
     def accumulate(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """Accumulate the gradients of what these rows add to the mean loss, and return that.

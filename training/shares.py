@@ -1,12 +1,18 @@
-"""Which of several processes trains which tensor, and the exchange of gradients and weights.
+"""Which of several processes trains what, and the exchange of gradients and weights.
 
 Unlike DistributedDataParallel, which sums whole gradients on every rank and lets each do all of
-the optimizers' work: here every tensor has one rank that trains it. A rank gets all gradients of
-its own tensors (one all-to-all), sums and uses them, and all get all weights (one all-gather). That
+the optimizers' work: here every number has one rank that trains it. A rank gets all gradients of
+its own parts (one all-to-all), sums and uses them, and all get all weights (one all-gather). That
 is as much traffic, and an optimizer's work and memory are divided by the number of ranks. Sums are
 fp32, in the order of the ranks, which is that of one process's micro-batches: if each rank has one
 micro-batch, several processes compute what one does, to the bit.
 """
+
+import math
+from bisect import bisect_right
+from collections.abc import Collection
+from itertools import accumulate, groupby, pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,63 +20,82 @@ from torch import Tensor, nn
 from tokgolf.errors import ConfigError, TrainingError
 from tokgolf.training.distributed import Ranks
 
+LANES = 16
+"""Tables are cut at multiples of so many numbers, as vector instructions take them: the numbers
+that these leave over at an end are rounded otherwise, on a CPU."""
+
+
+class Part(NamedTuple):
+    """What one rank trains of a tensor: all of it, or some rows of a table."""
+
+    name: str
+    rank: int
+    rows: slice | None = None  # all
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """This part of the tensor, or of what is like it; a single number is not divided."""
+        return tensor if self.rows is None or not tensor.dim() else tensor[self.rows]
+
 
 class Shares:
-    """Which rank trains which tensor, and the exchange of their gradients and weights.
+    """Which rank trains what, as `divided`, and the exchange of gradients and weights.
 
-    A rank's tensors are as many numbers as the next one's, as nearly as whole tensors can be. That
-    divides Muon's work too, as most matrices of a trunk are equally narrow.
+    `own` is what this rank trains: tensors of the model, or leaves on the memory of their rows.
     """
 
-    def __init__(self, parameters: dict[str, nn.Parameter], ranks: Ranks) -> None:
+    def __init__(
+        self, parameters: dict[str, nn.Parameter], ranks: Ranks, matrices: Collection[str] = ()
+    ) -> None:
         self.ranks = ranks
         self.parameters = parameters
-        sizes = {name: parameter.numel() for name, parameter in parameters.items()}
-        self.owner = owners(sizes, ranks.size)
+        self.parts = divided({n: p.shape for n, p in parameters.items()}, matrices, ranks.size)
+        self.own: dict[str, nn.Parameter] = {}
         self._lay_out()
-
-    @property
-    def own(self) -> dict[str, nn.Parameter]:
-        """The tensors that this rank trains."""
-        return {n: p for n, p in self.parameters.items() if self.owner[n] == self.ranks.rank}
 
     def adopt(self, name: str, parameter: nn.Parameter, source: str) -> None:
         """Train a new tensor where an old one is trained."""
-        self.parameters[name], self.owner[name] = parameter, self.owner[source]
+        self.parameters[name] = parameter
+        self.parts += [part._replace(name=name) for part in self.parts if part.name == source]
         self._lay_out()
 
     def _lay_out(self) -> None:
-        """Make room for all tensors, a row for each rank."""
-        ranks = self.ranks
+        """Make room for all parts, a row for each rank."""
+        ranks, parameters = self.ranks, self.parameters
+        self.mine = {part.name: part for part in self.parts if part.rank == ranks.rank}
+        for name, part in self.mine.items():
+            if name not in self.own:
+                p = parameters[name]
+                self.own[name] = p if part.rows is None else nn.Parameter(part.of(p.detach()))
         if ranks.size == 1:
             return
+        self._weights = [part.of(parameters[part.name].detach()) for part in self.parts]
         used = [0] * ranks.size
-        at = {}
-        for name, parameter in self.parameters.items():
-            at[name] = used[self.owner[name]]
-            used[self.owner[name]] += parameter.numel()
-        device = next(iter(self.parameters.values())).device
+        spans = []
+        for part, weights in zip(self.parts, self._weights, strict=True):
+            spans.append(slice(used[part.rank], used[part.rank] + weights.numel()))
+            used[part.rank] += weights.numel()
+        device = self._weights[0].device
         self._all = torch.zeros(ranks.size, max(used), device=device)
         self._room = torch.zeros_like(self._all)
-        self._in_all, self._in_row = {}, {}
-        for name, p in self.parameters.items():
-            part = slice(at[name], at[name] + p.numel())
-            self._in_all[name] = self._all[self.owner[name], part].view_as(p)
-            if self.owner[name] == ranks.rank:
-                self._in_row[name] = self._room[0, part].view_as(p)
-        own = [i for i, owner in enumerate(self.owner.values()) if owner == ranks.rank]
+        self._in_all, self._in_row = [], {}
+        for part, span, weights in zip(self.parts, spans, self._weights, strict=True):
+            self._in_all.append(self._all[part.rank, span].view_as(weights))
+            if part.rank == ranks.rank:
+                self._in_row[part.name] = self._room[0, span].view_as(weights)
+        own = [i for i, name in enumerate(parameters) if name in self.own]
         self._places = torch.tensor(own, device=device)  # a list would be waited for
 
     @torch.no_grad()
     def reduce(self) -> None:
-        """Sum the gradients over all ranks: each tensor's on the rank that trains it."""
+        """Sum the gradients over all ranks: each part's on the rank that trains it."""
         if self.ranks.size == 1:
             return
-        gradients = [gradient_of(name, p) for name, p in self.parameters.items()]
-        torch._foreach_copy_([*self._in_all.values()], gradients)
+        gradients = {name: gradient_of(name, p) for name, p in self.parameters.items()}
+        parts = [part.of(gradients[part.name]) for part in self.parts]
+        torch._foreach_copy_(self._in_all, parts)
         self.ranks.scattered(self._all, self._room)
         for name, place in self._in_row.items():
-            self.parameters[name].grad = place
+            self.own[name].grad = place
 
     @torch.no_grad()
     def gather(self) -> None:
@@ -79,34 +104,59 @@ class Shares:
             return
         torch._foreach_copy_([*self._in_row.values()], [*self.own.values()])
         self.ranks.gathered(self._room[0], self._all)
-        torch._foreach_copy_([*self.parameters.values()], [*self._in_all.values()])
+        torch._foreach_copy_(self._weights, self._in_all)
 
     def spread(self, values: Tensor) -> Tensor:
-        """A number for each own tensor in its place among all, beside zeros.
+        """A number for each own part in the place of its tensor among all, beside zeros.
 
         (own,) -> (tensors,)
         """
         if self.ranks.size == 1:
             return values
-        return values.new_zeros(len(self.owner)).index_copy_(0, self._places, values)
+        return values.new_zeros(len(self.parameters)).index_copy_(0, self._places, values)
 
 
-def owners(sizes: dict[str, int], ranks: int) -> dict[str, int]:
-    """The rank of each tensor: the largest first, each to the rank that has the least.
+def divided(shapes: dict[str, torch.Size], matrices: Collection[str], ranks: int) -> list[Part]:
+    """Who trains what: tables, which are Adam's, by rows, and all else whole.
 
-    {"a": 5, "b": 3, "c": 3}, 2 -> {"a": 0, "b": 1, "c": 1}
+    What is whole goes first, the largest first, each to the rank that has the least. The rows of
+    all tables, one table after the other, then fill the ranks in order: `ranks` - 1 cuts at most,
+    and no rank has more than the mean and the largest of what is not cut.
+
+    {"table": (4, 16), "matrix": (2, 16)}, {"matrix"}, 2 ->
+        table's row 0 and matrix to rank 0, table's rows 1 to 3 to rank 1
     """
-    if len(sizes) < ranks:
+    tables = [n for n, shape in shapes.items() if len(shape) > 1 and n not in matrices]
+    whole = sorted(shapes.keys() - tables, key=lambda n: (-shapes[n].numel(), n))
+    strips = []  # of tables, as narrow as they may be cut
+    for name in tables:
+        rows = range(shapes[name][0])
+        step = LANES // math.gcd(LANES, shapes[name][1:].numel())
+        strips += [(name, rows[first : first + step]) for first in rows[::step]]
+    if (most := len(whole) + len(strips)) < ranks:
         raise ConfigError(
-            f"{ranks} processes for a model of {len(sizes)} trainable tensors; use at most "
-            f"--nproc-per-node {len(sizes)}"
+            f"{ranks} processes for a model of {most} parts that can be trained apart; use at most "
+            f"--nproc-per-node {most}"
         )
     load = [0] * ranks
-    found = {}
-    for name in sorted(sizes, key=lambda name: -sizes[name]):
-        found[name] = load.index(min(load))
-        load[found[name]] += sizes[name]
-    return {name: found[name] for name in sizes}
+    parts = []
+    for name in whole:
+        parts.append(Part(name, load.index(min(load))))
+        load[parts[-1].rank] += shapes[name].numel()
+    ends = [0, *accumulate(len(rows) * shapes[name][1:].numel() for name, rows in strips)]
+    wanted = [max(0, sum(load) + ends[-1] - ranks * each) for each in load]  # times `ranks`
+    cuts = [0]
+    for rank, upto in enumerate(accumulate(wanted)):
+        cut = bisect_right(ends, ends[-1] * upto // max(sum(wanted), 1)) - 1
+        left = load[rank + 1 :].count(0)  # each of these, and this one, must get something
+        cuts.append(min(max(cut, cuts[-1] + (not load[rank])), len(strips) - left))
+    for rank, (first, last) in enumerate(pairwise(cuts)):
+        for name, group in groupby(strips[first:last], key=lambda strip: strip[0]):
+            lines = [row for _, rows in group for row in rows]
+            own = slice(lines[0], lines[-1] + 1)
+            parts.append(Part(name, rank, None if len(lines) == shapes[name][0] else own))
+    order = [*shapes]
+    return sorted(parts, key=lambda part: order.index(part.name))
 
 
 def gradient_of(name: str, parameter: nn.Parameter) -> Tensor:

@@ -84,6 +84,7 @@ def same_runs(plain: Path) -> dict[str, tuple[int, RunConfig]]:
             2,
             {"trunk_from": str(plain), "freeze_trunk": True, "head": {"name": "untied"}},
         ),
+        "one tensor": (2, {"trunk_from": str(plain), "freeze_trunk": True}),
     }
     return {name: (n, dataclasses.replace(CONFIG, **more)) for name, (n, more) in changes.items()}
 
@@ -143,8 +144,8 @@ def goes_on(first: str, stop: int, ranks: Ranks, out: Path) -> None:
     )
 
 
-def in_doubles(micro_batch_tokens: int, ranks: Ranks, out: Path) -> list[float]:
-    """Train in fp64; the losses."""
+def in_doubles(micro_batch_tokens: int, ranks: Ranks, out: Path) -> tuple[list[float], list[float]]:
+    """Train in fp64; the losses, and the norms of the last step's gradients."""
     config = dataclasses.replace(CONFIG, micro_batch_tokens=micro_batch_tokens)
     generator = torch.Generator().manual_seed(1)
     losses = []
@@ -159,7 +160,7 @@ def in_doubles(micro_batch_tokens: int, ranks: Ranks, out: Path) -> list[float]:
             losses.append(session.loss)
     finally:
         torch.set_default_dtype(torch.float32)
-    return losses
+    return losses, started.found[1:].tolist()
 
 
 def leads(ranks: Ranks, out: Path) -> list[int]:
@@ -180,6 +181,7 @@ def in_the_way(ranks: Ranks, out: Path) -> None:
 def says(ranks: Ranks, out: Path) -> list[Any]:
     """Exchange what there is to exchange."""
     own = {f"t{ranks.rank}": torch.full((2, 3), 1.0 + ranks.rank)}
+    shared = {"rows": torch.full((1, 2), float(ranks.rank)), "number": torch.tensor(7.0)}
     return [
         ranks.every(["said by", ranks.rank]),
         ranks.led(lambda: ranks.rank),
@@ -187,6 +189,7 @@ def says(ranks: Ranks, out: Path) -> list[Any]:
         ranks.total(torch.tensor([1.0, ranks.rank])).tolist(),
         {name: tensor.tolist()[1] for name, tensor in ranks.merged(own).items()},
         {name: tensor.tolist()[1] for name, tensor in ranks.lent(own).items()},
+        {name: tensor.tolist() for name, tensor in ranks.merged(shared).items()},
     ]
 
 

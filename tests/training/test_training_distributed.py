@@ -1,6 +1,8 @@
 """Several processes train one model: what they compute, who decides, and how they end."""
 
+import itertools
 import json
+import math
 import os
 import signal
 import socket
@@ -8,23 +10,29 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from ranks_support import SECONDS, TOKENIZER, cases, in_doubles, run_it, same_runs
+from ranks_support import CONFIG, SECONDS, TOKENIZER, cases, in_doubles, run_it, same_runs
 from torch import nn
 from torch.distributed import HashStore, TCPStore  # type: ignore[attr-defined]
 
 from tokgolf.artifact.checkpoint import read_checkpoint
 from tokgolf.errors import ConfigError, OtherRankError, TrainingError
-from tokgolf.training import distributed, run_config
+from tokgolf.heads import HeadShape, head_config
+from tokgolf.model import build_model
+from tokgolf.training import RunConfig, distributed, run_config
 from tokgolf.training.distributed import ALONE, Ranks, in_order, joined, own_device
-from tokgolf.training.shares import Shares, owners
+from tokgolf.training.optimizers import Adam, OptimizerConfig, check_coverage
+from tokgolf.training.session import Session
+from tokgolf.training.shares import LANES, Part, Shares, divided
 
 SPAWNED = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}
 Ends = dict[str, list[tuple[str, Any]]]
@@ -125,11 +133,19 @@ def test_other_micro_batches_change_the_losses_by_rounding_alone(
 
 def test_in_fp64_other_micro_batches_compute_the_same_losses(ends: Ends, tmp_path: Path) -> None:
     """The order of the sums is all that differs: their last bits are too small for bf16 here."""
-    expected = in_doubles(96, ALONE, tmp_path)
+    expected, expected_norms = in_doubles(96, ALONE, tmp_path)
     assert lines_of(ends, "doubles") == ["ended"] * 2
-    for _, found in ends["doubles"]:
-        assert found == pytest.approx(expected, rel=0, abs=1e-12)
+    for _, (losses, norms) in ends["doubles"]:
+        assert losses == pytest.approx(expected, rel=0, abs=1e-12)
+        assert norms == pytest.approx(expected_norms, rel=1e-9)
     assert expected[-1] < expected[0] - 0.1
+
+
+def test_one_process_reports_the_norms_of_its_gradients_to_the_bit() -> None:
+    session = Session(CONFIG, TOKENIZER, np.ones(257, np.int64), "cpu")
+    rows = torch.arange(6 * 17).view(6, 17)
+    found = session.gradients(rows[:, :-1], rows[:, 1:])
+    assert torch.equal(found[1:], session.optimizers.gradient_norms().double())
 
 
 def assert_one_says(line: str, ends: Ends, case: str) -> None:
@@ -230,8 +246,10 @@ def test_what_is_said_to_all_arrives_by_rank(ends: Ends) -> None:
     said = [[["said by", rank] for rank in range(3)], 0, [0.0, 7.0], [3.0, 3.0]]
     lent = {"t0": [1.0] * 3}
     whole = {f"t{rank}": [1.0 + rank] * 3 for rank in range(3)}
-    assert ends["says"][0][1] == [*said, whole, lent]
-    assert ends["says"][1][1] == [*said, {"t1": [2.0] * 3}, lent]
+    both = {"rows": [[0.0, 0.0], [1.0, 1.0], [2.0, 2.0]], "number": 7.0}
+    assert ends["says"][0][1] == [*said, whole, lent, both]
+    one = {"rows": [[1.0, 1.0]], "number": 7.0}
+    assert ends["says"][1][1] == [*said, {"t1": [2.0] * 3}, lent, one]
 
 
 def test_sums_are_in_the_order_of_the_ranks() -> None:
@@ -239,36 +257,104 @@ def test_sums_are_in_the_order_of_the_ranks() -> None:
     assert in_order(parts.clone()).tolist() == [1.0]  # 1e8 + 1 is 1e8 in fp32
 
 
-sizes = st.dictionaries(st.text(max_size=3), st.integers(1, 1000), min_size=1, max_size=30)
+Shapes = dict[str, torch.Size]
 
 
-@given(sizes=sizes, ranks=st.integers(1, 8))
-def test_every_tensor_has_one_owner_and_no_rank_much_more_than_another(
-    sizes: dict[str, int], ranks: int
-) -> None:
-    if len(sizes) < ranks:
-        with pytest.raises(ConfigError, match=f"{ranks} processes for a model of {len(sizes)}"):
-            owners(sizes, ranks)
-        return
-    found = owners(sizes, ranks)
-    assert [*found] == [*sizes]
-    load = [sum(sizes[n] for n in sizes if found[n] == rank) for rank in range(ranks)]
-    assert max(load) - min(load) <= max(sizes.values())
+def loads(parts: list[Part], shapes: Shapes, ranks: int) -> list[int]:
+    """How many numbers each rank trains."""
+    load = [0] * ranks
+    for part in parts:
+        load[part.rank] += part.of(torch.empty(shapes[part.name], device="meta")).numel()
+    return load
 
 
-def test_eight_ranks_share_the_baseline_almost_evenly() -> None:
-    from tokgolf.heads import head_config
-    from tokgolf.model import build_model, head_shape
-
-    config = run_config("baseline", {})
+def parts_of(config: RunConfig, vocab_size: int, ranks: int) -> tuple[list[Part], Shapes]:
+    """How a run's tensors are divided, and their shapes."""
+    tokens = (b"a",) * vocab_size
     with torch.device("meta"):
         model = build_model(
-            config.trunk, head_config(config.head), head_shape(TOKENIZER, config.trunk)
+            config.trunk,
+            head_config(config.head),
+            HeadShape(
+                vocab_size=vocab_size, d_model=config.trunk.d_model, bos_id=0, token_bytes=tokens
+            ),
         )
-    sizes = {name: p.numel() for name, p in model.named_parameters()}
-    found = owners(sizes, 8)
-    load = [sum(sizes[n] for n in sizes if found[n] == rank) for rank in range(8)]
-    assert max(load) < 1.05 * sum(load) / 8
+    roles = check_coverage(model, config.optimizer)
+    shapes = {
+        name: p.shape
+        for name, p in model.named_parameters()
+        if name in roles and not (config.freeze_trunk and name.startswith("trunk."))
+    }
+    return divided(shapes, {n for n in shapes if roles[n] == "matrix"}, ranks), shapes
+
+
+tensors = st.tuples(st.lists(st.integers(1, 12), max_size=3).map(torch.Size), st.booleans())
+
+
+@given(given=st.dictionaries(st.text(max_size=3), tensors, min_size=1), ranks=st.integers(1, 8))
+def test_every_number_has_one_owner_and_no_rank_much_more_than_the_mean(
+    given: dict[str, tuple[torch.Size, bool]], ranks: int
+) -> None:
+    shapes = {name: shape for name, (shape, _) in given.items()}
+    matrices = {name for name, (shape, hidden) in given.items() if hidden and len(shape) == 2}
+    uncut, count = [], 0  # the largest of each tensor that is never cut, and how many in all
+    for name, shape in shapes.items():
+        whole = len(shape) < 2 or name in matrices
+        width = 1 if whole else shape[1:].numel()
+        rows = shape.numel() if whole else min(shape[0], LANES // math.gcd(LANES, width))
+        uncut.append(rows * width)
+        count += 1 if whole else -(-shape[0] // rows)
+    if count < ranks:
+        with pytest.raises(ConfigError, match=f"{ranks} processes for a model of {count} parts"):
+            divided(shapes, matrices, ranks)
+        return
+    found = divided(shapes, matrices, ranks)
+    assert len(found) < len(shapes) + ranks
+    assert [*dict.fromkeys(part.name for part in found)] == [*shapes]
+    for name, shape in shapes.items():
+        numbers = torch.arange(shape.numel()).view(shape)
+        own = [part for part in found if part.name == name]
+        pieces = [part.of(numbers).flatten() for part in own]
+        assert torch.equal(torch.cat(pieces), numbers.flatten())
+        assert all(a.rank < b.rank for a, b in itertools.pairwise(own))
+        assert all(len(piece) % LANES == 0 for piece in pieces[:-1])
+        if name in matrices or len(shape) < 2:
+            assert [part.rows for part in own] == [None]
+    load = loads(found, shapes, ranks)
+    assert 0 < min(load)
+    assert max(load) <= sum(load) / ranks + max(uncut)
+
+
+@pytest.mark.parametrize("vocab_size", [257, 1024, 8192, 32768])
+def test_eight_ranks_share_the_baseline_evenly(vocab_size: int) -> None:
+    parts, shapes = parts_of(run_config("baseline", {}), vocab_size, 8)
+    load = loads(parts, shapes, 8)
+    assert max(load) <= (1.001 if vocab_size > 257 else 1.01) * sum(load) / 8
+
+
+@pytest.mark.parametrize("case", [c for c in same_runs(Path()) if c != "frozen"])
+def test_ranks_of_the_runs_here_share_a_table(case: str) -> None:
+    ranks, config = same_runs(Path())[case]
+    parts, _ = parts_of(config, TOKENIZER.vocab_size, ranks)
+    assert max(Counter(part.name for part in parts).values()) == ranks
+
+
+@pytest.mark.parametrize("shape", [(40, 5), (37, 12), (20, 2, 3), (20, 16)], ids=str)
+def test_adam_of_parts_computes_to_the_bit_what_it_does_of_the_whole(
+    shape: tuple[int, ...],
+) -> None:
+    torch.manual_seed(0)
+    whole, table = (nn.Parameter(torch.ones(shape)) for _ in range(2))
+    shares = [Shares({"p": table}, Ranks(rank=rank, size=3)) for rank in range(3)]
+    own = [share.own for share in shares]
+    adams = [Adam(each, {"p": 0.05}, OptimizerConfig()) for each in ({"p": whole}, *own)]
+    for _ in range(20):
+        whole.grad = torch.randn(shape)
+        for share in shares:
+            share.own["p"].grad = share.mine["p"].of(whole.grad)
+        for adam in adams:
+            adam.step(1.0)
+    assert torch.equal(whole, table)
 
 
 def test_shares_of_a_process_alone_touch_nothing() -> None:
@@ -276,7 +362,7 @@ def test_shares_of_a_process_alone_touch_nothing() -> None:
     shares = Shares({"p": p}, Ranks())
     shares.reduce()
     shares.gather()
-    assert shares.own == {"p": p}
+    assert shares.own["p"] is p
     assert p.grad is None
 
 
