@@ -72,7 +72,7 @@ from tokgolf.training.distributed import Ranks, in_order  # noqa: E402
 from tokgolf.training.guards import check_moved  # noqa: E402
 from tokgolf.training.optimizers import OptimizerConfig, Optimizers  # noqa: E402
 from tokgolf.training.session import Session, uses_bf16  # noqa: E402
-from tokgolf.training.shares import owners  # noqa: E402
+from tokgolf.training.shares import divided  # noqa: E402
 
 GOAL_BPB = 1e-5
 """The most that a document's score may differ between two devices, in bits per byte."""
@@ -660,9 +660,13 @@ def exchange(s: Setting) -> Result:
     """
     config = baseline(s)
     model = model_of(config.head, config.trunk, tokenizer_of(512, 12), torch.device("cpu"))
-    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
-    owner = owners(sizes, RANKS)
-    row = max(sum(sizes[n] for n in sizes if owner[n] == rank) for rank in range(RANKS))
+    trained = dict(model.named_parameters())
+    roles = {name: role for role, named in model.param_groups() for name in named}
+    matrices = {name for name, role in roles.items() if role == "matrix"}
+    held = [0] * RANKS
+    for part in divided({name: p.shape for name, p in trained.items()}, matrices, RANKS):
+        held[part.rank] += part.of(trained[part.name]).numel()
+    row = max(held)
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     ranks = Ranks(str(s.device), size=1, store=store)
     ranks.join()
@@ -673,7 +677,7 @@ def exchange(s: Setting) -> Result:
         summed = ranks.scattered(parts, room)
         gathered = torch.empty(1, row, device=s.device)
         ranks.gathered(summed, gathered)
-        norms = torch.randn(1 + len(sizes), device=s.device).double()  # with the loss, in fp64
+        norms = torch.randn(1 + len(trained), device=s.device).double()  # with the loss, in fp64
         all_norms = norms.new_empty(1, len(norms))
         ranks.gathered(norms, all_norms)
         lent = summed.clone()
