@@ -2,15 +2,18 @@
 
     python benchmarks/gpu_suite.py -o gpu.json
     python benchmarks/gpu_suite.py -o cpu.json --device cpu --quick    # tries the suite itself
+    python benchmarks/gpu_suite.py -o gpu.json --challenge parameter-golf/train_gpt.py
 
 A check is a group of parts. Each group runs in a process of its own, with a time limit: a part
 that fails leaves one line in the file, a group that crashes, hangs or ruins the CUDA context
 loses only its own rest. The file is replaced after every group. With `--only` the chosen groups
-share the whole time, and `--part` picks parts by what their names contain.
+share the whole time, and `--part` picks parts by what their names contain. `--challenge` is the
+`train_gpt.py` of openai/parameter-golf, which is run beside the trainer (`--part trainer`: just
+the two); it needs a CUDA device, and `train` takes the time for it from the other groups.
 
     matmul     the bf16 rate that the device reaches: the denominator of `mfu`
-    train      tokens/s of the `baseline` recipe: the step, the whole trainer, and a plain PyTorch
-               loop of the same model
+    train      tokens/s of the `baseline` recipe: the step, the whole trainer, a plain PyTorch
+               loop of the same model, and the challenge's script if it is given
     loss       time and memory of a head's loss, forward and backward, against torch's own
     agreement  the same numbers on CPU and device: scores, losses, hashes, masks
     options    `train` with all that begins on the way or is exported in place of the weights, a
@@ -22,7 +25,9 @@ import contextlib
 import gc
 import json
 import math
+import os
 import platform
+import re
 import signal
 import statistics
 import subprocess
@@ -34,6 +39,8 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
+from hashlib import sha256
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +62,7 @@ from torch import Tensor  # noqa: E402
 from tokgolf.artifact.checkpoint import Checkpoint, read_checkpoint  # noqa: E402
 from tokgolf.config import TrunkConfig, merged  # noqa: E402
 from tokgolf.corpora.corpus import Corpus, Document  # noqa: E402
+from tokgolf.corpora.shards import ShardWriter  # noqa: E402
 from tokgolf.cost import flops_of_token  # noqa: E402
 from tokgolf.device import resolve_device  # noqa: E402
 from tokgolf.errors import ConfigError, Interrupted  # noqa: E402
@@ -83,6 +91,8 @@ SECONDS = {
     "matmul": 40, "train": 135, "loss": 115, "agreement": 45, "options": 70, "heads": 115,
 }  # fmt: skip
 """Time limit of each group, 520 s in all; what one leaves over goes to those after it."""
+CHALLENGE_SECONDS = 150
+"""What `train` has on top for `--challenge`; all limits then shrink to the same time in all."""
 RESERVE = 20  # a group starts no part in its last seconds
 
 CHUNKS = [1 << bits for bits in (23, 24, 25, 26, 27, 28)]
@@ -108,10 +118,14 @@ Part = tuple[str, Callable[[], Result]]
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """Where to run, and whether in the small sizes that only try the suite."""
+    """Where to run, whether in the small sizes that only try the suite, with the challenge's
+    script or without, and when (monotonic) the last part must have begun.
+    """
 
     device: torch.device
     quick: bool
+    challenge: Path | None = None
+    until: float = math.inf
 
 
 # --- what the checks share
@@ -334,8 +348,102 @@ def trainer(s: Setting) -> Result:
     return rates(s, config, model, statistics.median(gaps), more)
 
 
+STEPS_OF_CHALLENGE = 30
+STEPS_A_LINE = 5
+STEP_LINE = re.compile(r"^step:(\d+)/\d+ .*\bstep_avg:([\d.]+)ms", re.MULTILINE)
+
+
+def median_ms(log: str) -> float | None:
+    """Median time of a step between two lines of the challenge's log; None without step 30.
+
+    A line's average is over all steps so far. What comes before the first line is not counted.
+
+    step:5/30 ... step_avg:20.00ms
+    step:30/30 ... step_avg:12.00ms -> (30 * 12 - 5 * 20) / (30 - 5) = 10.4
+    """
+    passed = {int(step): int(step) * float(mean) for step, mean in STEP_LINE.findall(log)}
+    passed.pop(0, None)  # the evaluation before the first step
+    if STEPS_OF_CHALLENGE not in passed or len(passed) < 2:
+        return None
+    times = sorted(passed.items())
+    return statistics.median((b - a) / (n - m) for (m, a), (n, b) in pairwise(times))
+
+
+def settings_of_challenge(s: Setting, config: RunConfig, folder: Path) -> dict[str, str]:
+    """Environment of the script: the recipe's sizes, the files in `folder`, few log lines.
+
+    Only the lines of its evaluations are asked for: for them it waits for the device, and for the
+    others not, so that a step's end is in them alone.
+    """
+    trunk = config.trunk
+    values: dict[str, object] = {
+        "DATA_PATH": folder,
+        "TOKENIZER_PATH": folder / "tokenizer.model",
+        "VOCAB_SIZE": 1024,
+        "ITERATIONS": STEPS_OF_CHALLENGE,
+        "VAL_LOSS_EVERY": STEPS_A_LINE,
+        "TRAIN_LOG_EVERY": 0,
+        "MAX_WALLCLOCK_SECONDS": 0,  # none
+        "TRAIN_BATCH_TOKENS": config.batch_tokens,
+        "VAL_BATCH_SIZE": config.batch_tokens,
+        "TRAIN_SEQ_LEN": trunk.sequence_length,
+        "NUM_LAYERS": trunk.layers,
+        "MODEL_DIM": trunk.d_model,
+        "NUM_HEADS": trunk.heads,
+        "NUM_KV_HEADS": trunk.kv_heads,
+        "MLP_MULT": trunk.mlp_hidden // trunk.d_model,
+        "LOCAL_RANK": s.device.index or 0,  # which device; alone, it is no rank of a group
+        "PYTHONUNBUFFERED": 1,  # what it said is there when it is stopped
+    }
+    return {name: str(value) for name, value in values.items()}
+
+
+def challenge_trainer(s: Setting, script: Path) -> Result:
+    """The challenge's own script in a process and folder of its own, on random tokens."""
+    if s.device.type != "cuda":
+        return {"skipped": "the challenge's script needs a CUDA device"}
+    config = baseline(s)
+    result: Result = {"sha256": sha256(script.read_bytes()).hexdigest()}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        tokenizer = build_tokenizer("sentencepiece", text(files_of(s)), 1024)
+        (folder / "tokenizer.model").write_bytes(tokenizer.original_file())
+        random = np.random.default_rng(1)
+        for split, batches in (("train", STEPS_OF_CHALLENGE), ("val", 1)):
+            known = {"fingerprint": tokenizer.fingerprint, "corpus_sha256": "random tokens"}
+            with ShardWriter(folder, f"fineweb_{split}", **known) as shards:
+                ids = random.integers(1024, size=batches * config.batch_tokens + 1)
+                shards.add(ids, byte_count=0)
+        environment = {**os.environ, **settings_of_challenge(s, config, folder)}
+        left = s.until - time.monotonic()
+        with open(folder / "output", "wb") as output:
+            try:
+                status = subprocess.run(
+                    [sys.executable, str(script)],
+                    cwd=folder,
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    timeout=left,
+                ).returncode
+                error = f"ended with status {status}" if status else None
+            except subprocess.TimeoutExpired:
+                error = f"was stopped after {left:.0f} s, all that its group had left"
+        log = (folder / "output").read_text(errors="replace")
+    ms = median_ms(log)
+    if error is None and ms is not None:
+        per_second = 1e3 * config.batch_tokens / ms
+        return {"step_ms": ms, "tokens_per_second": per_second, **result}
+    error = error or f"printed no step_avg of step {STEPS_OF_CHALLENGE}"
+    last = [line[:300] for line in log.splitlines() if line.strip()][-10:]
+    said = f": {last[-1]}" if last else ""
+    return {"ok": False, "error": f"{script.name} {error}{said}", "log": last, **result}
+
+
 def training(s: Setting) -> Iterator[Part]:
     plain: Result = {}
+    own: Result = {}
 
     def beside(result: Result) -> Result:
         if plain:
@@ -346,9 +454,21 @@ def training(s: Setting) -> Iterator[Part]:
         plain.update(plain_step(s, False))
         return dict(plain)
 
+    def whole() -> Result:
+        own.update(trainer(s))
+        return beside(dict(own))
+
+    def challenged(script: Path) -> Result:
+        result = challenge_trainer(s, script)
+        if own and "tokens_per_second" in result:
+            result["tokgolf_ratio"] = own["tokens_per_second"] / result["tokens_per_second"]
+        return result
+
     yield "plain eager", reference
     yield "tokgolf compiled", lambda: beside(own_step(s, True))
-    yield "tokgolf trainer", lambda: beside(trainer(s))
+    yield "tokgolf trainer", whole
+    if s.challenge is not None:
+        yield "challenge trainer", partial(challenged, s.challenge)
     yield "tokgolf eager", lambda: beside(own_step(s, False))
     if not s.quick:
         yield "tokgolf compiled, as scored", lambda: beside(own_step(s, True, fast=False))
@@ -874,12 +994,12 @@ def run_part(name: str, part: Callable[[], Result]) -> Result:
     return result
 
 
-def run_group(name: str, s: Setting, until: float, wanted: Callable[[str], bool]) -> Iterator[Any]:
-    """(part, result) of each part that `wanted` picks; after `until` (monotonic) they are left."""
+def run_group(name: str, s: Setting, wanted: Callable[[str], bool]) -> Iterator[Any]:
+    """(part, result) of each part that `wanted` picks; after `s.until` they are left."""
     for part, run in GROUPS[name](s):
         if not wanted(part):
             continue
-        if time.monotonic() > until:
+        if time.monotonic() > s.until:
             yield part, {"ok": None, "skipped": "out of time"}
             continue
         yield part, run_part(part, run)
@@ -907,11 +1027,10 @@ def describe(s: Setting) -> Result:
     }
 
 
-def run_child(group: str, s: Setting, part: str, seconds: float, path: Path) -> None:
+def run_child(group: str, s: Setting, part: str, path: Path) -> None:
     """One group, its file replaced after every part."""
-    until = BEGAN + seconds - RESERVE
     parts: dict[str, Any] = {}
-    for name, result in run_group(group, s, until, lambda name: part in name):
+    for name, result in run_group(group, s, lambda name: part in name):
         parts[name] = result
         note = result.get("error", result.get("skipped", ""))
         verdict, took = VERDICTS[result["ok"]], result.get("seconds", 0)
@@ -927,6 +1046,7 @@ def run_apart(group: str, s: Setting, part: str, seconds: float) -> tuple[Result
         command = [sys.executable, __file__, "-o", str(path), "--device", str(s.device)]
         command += ["--child", group, "--seconds", str(seconds), "--part", part]
         command += ["--quick"] if s.quick else []
+        command += ["--challenge", str(s.challenge)] if s.challenge else []
         error = None
         try:
             status = subprocess.run(command, timeout=seconds).returncode
@@ -952,6 +1072,11 @@ def run_apart(group: str, s: Setting, part: str, seconds: float) -> tuple[Result
 @click.option("--only", multiple=True, type=click.Choice(list(GROUPS)), help="Just these groups.")
 @click.option("--part", default="", help="Just the parts whose names contain this.")
 @click.option("--seconds", default=float(sum(SECONDS.values())), help="Time limit of it all.")
+@click.option(
+    "--challenge",
+    type=click.Path(exists=True, dir_okay=False, resolve_path=True, path_type=Path),
+    help="The challenge's train_gpt.py, to run beside the trainer.",
+)
 @click.option("--child", type=click.Choice(list(GROUPS)), hidden=True)
 def main(
     output: Path,
@@ -960,22 +1085,26 @@ def main(
     only: tuple[str, ...],
     part: str,
     seconds: float,
+    challenge: Path | None,
     child: str | None,
 ) -> None:
     """Run every check and write one JSON file."""
     try:
-        s = Setting(device=torch.device(resolve_device(device)), quick=quick)
+        where = torch.device(resolve_device(device))
     except ConfigError as error:
         raise click.ClickException(str(error)) from error
+    until = BEGAN + seconds - RESERVE
+    s = Setting(device=where, quick=quick, challenge=challenge, until=until)
     if child is not None:
-        run_child(child, s, part, seconds, output)
+        run_child(child, s, part, output)
         return
     groups = [group for group in GROUPS if group in only or not only]
-    share = seconds / sum(SECONDS[group] for group in groups)
+    limits = SECONDS | ({"train": SECONDS["train"] + CHALLENGE_SECONDS} if challenge else {})
+    share = seconds / sum(limits[group] for group in groups)
     due = 0.0
     report: Result = {"about": {}, "groups": {}}
     for group in groups:
-        due += share * SECONDS[group]
+        due += share * limits[group]
         about, entry = run_apart(group, s, part, due - (time.monotonic() - BEGAN))
         report["about"].update(about)
         report["groups"][group] = entry

@@ -4,9 +4,12 @@ import importlib.util
 import itertools
 import json
 import math
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -51,7 +54,7 @@ def test_every_part_runs(
     """Those that compile too, without the compiler, which would take minutes."""
     monkeypatch.setattr(torch, "compile", lambda function, **options: function)
     setting = suite.Setting(device=torch.device(device), quick=True)
-    results = dict(suite.run_group(group, setting, math.inf, lambda part: True))
+    results = dict(suite.run_group(group, setting, lambda part: True))
     assert results
     failed = {name: result for name, result in results.items() if not result["ok"]}
     assert not failed
@@ -84,10 +87,12 @@ def test_a_part_that_fails_leaves_one_line_and_the_rest_goes_on(
 
     parts = [("bad", bad), ("good", lambda: {"value": 1})]
     monkeypatch.setitem(suite.GROUPS, "matmul", lambda setting: iter(parts))
-    found = dict(suite.run_group("matmul", None, math.inf, lambda name: True))
+    setting = suite.Setting(device=torch.device("cpu"), quick=True)
+    found = dict(suite.run_group("matmul", setting, lambda name: True))
     assert found["bad"]["error"] == "RuntimeError: CUDA error: it broke"
     assert not found["bad"]["ok"] and found["good"]["ok"] and found["good"]["value"] == 1
-    late = dict(suite.run_group("matmul", None, time.monotonic() - 1, lambda name: True))
+    setting = replace(setting, until=time.monotonic() - 1)
+    late = dict(suite.run_group("matmul", setting, lambda name: True))
     assert [part["ok"] for part in late.values()] == [None, None]
 
 
@@ -123,6 +128,7 @@ class Pretended:
     """A CPU that passes for a GPU."""
 
     type = "cuda"
+    index = 3
 
     def __str__(self) -> str:
         return "cpu"
@@ -156,9 +162,129 @@ def test_a_group_that_is_out_of_time_is_in_the_report(suite: ModuleType, tmp_pat
     assert about == {} and not entry["ok"] and entry["error"].startswith("stopped after")
 
 
-def test_what_importing_took_is_part_of_the_time_limit(
+CHALLENGE = """
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+
+environ = os.environ
+names = "ITERATIONS VAL_LOSS_EVERY TRAIN_LOG_EVERY MAX_WALLCLOCK_SECONDS TRAIN_BATCH_TOKENS"
+assert [environ[name] for name in names.split()] == ["30", "5", "0", "0", "1024"]
+names = "TRAIN_SEQ_LEN VAL_BATCH_SIZE NUM_LAYERS MODEL_DIM NUM_HEADS NUM_KV_HEADS MLP_MULT"
+assert [environ[name] for name in names.split()] == ["64", "1024", "2", "64", "2", "1", "2"]
+assert environ["LOCAL_RANK"] == "3" and environ["VOCAB_SIZE"] == "1024"
+model = sentencepiece.SentencePieceProcessor(model_file=environ["TOKENIZER_PATH"])
+assert model.vocab_size() == 1024
+folder = Path(environ["DATA_PATH"])
+for split, tokens in (("train", 30 * 1024 + 1), ("val", 1024 + 1)):
+    (shard,) = folder.glob(f"fineweb_{split}_*.bin")
+    header = np.fromfile(shard, dtype="<i4", count=256)
+    assert header[:3].tolist() == [20240520, 1, tokens]
+    ids = np.fromfile(shard, dtype="<u2", offset=1024)
+    assert len(ids) == tokens and 0 < ids.max() < 1024
+assert folder.samefile(".")  # where it will write
+print("warmup_step:10/10")
+"""
+"""Stands for the challenge's script: fails unless it finds what that one needs."""
+
+TIMES = """
+for step, ms in ((0, 0), (5, 100), (10, 150), (15, 200), (20, 900), (25, 950), (30, 1000)):
+    scores = "val_loss:6.9315 val_bpb:4.1000"
+    mean = ms / max(step, 1)
+    print(f"step:{step}/30 {scores} train_time:{ms}ms step_avg:{mean:.2f}ms")
+print("final_int8_zlib_roundtrip val_loss:6.9315 val_bpb:4.1000 eval_time:3ms")
+"""
+"""Ten ms a step, after a slow start and with a pause at step 20."""
+
+
+def test_the_challenges_script_is_timed_beside_the_trainer(
     suite: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    script = tmp_path / "train_gpt.py"
+    script.write_text(CHALLENGE + TIMES)
+    monkeypatch.setattr(suite, "trainer", lambda s: {"tokens_per_second": 204_800.0})
+    setting = suite.Setting(device=Pretended(), quick=True, challenge=script)
+    found = dict(suite.run_group("train", setting, lambda part: "trainer" in part))
+    assert list(found) == ["tokgolf trainer", "challenge trainer"]
+    theirs = found["challenge trainer"]
+    assert theirs["ok"], theirs
+    assert theirs["step_ms"] == pytest.approx(10, rel=0.01)
+    assert theirs["tokens_per_second"] == pytest.approx(102_400, rel=0.01)
+    assert theirs["tokgolf_ratio"] == pytest.approx(2, rel=0.01)
+    assert theirs["sha256"] == sha256(script.read_bytes()).hexdigest()
+    assert list(tmp_path.iterdir()) == [script]
+    alone = dict(suite.run_group("train", setting, lambda part: part == "challenge trainer"))
+    assert alone["challenge trainer"]["ok"] and "tokgolf_ratio" not in alone["challenge trainer"]
+    without = suite.Setting(device=Pretended(), quick=True)
+    assert "challenge trainer" not in {name for name, _ in suite.GROUPS["train"](without)}
+
+
+@pytest.mark.parametrize(
+    ("end", "error"),
+    [
+        ("raise RuntimeError('no such kernel')", "ended with status 1: RuntimeError: no such"),
+        (TIMES + "sys.exit('no room')", "ended with status 1: no room"),
+        (TIMES.replace("(30, 1000)", ""), "printed no step_avg of step 30: final_int8"),
+    ],
+)
+def test_a_script_of_the_challenge_that_fails_is_a_failed_part(
+    suite: ModuleType, tmp_path: Path, end: str, error: str
+) -> None:
+    script = tmp_path / "train_gpt.py"
+    script.write_text(CHALLENGE + end)
+    setting = suite.Setting(device=Pretended(), quick=True, challenge=script)
+    found = suite.run_part("bad", lambda: suite.challenge_trainer(setting, script))
+    assert not found["ok"] and found["error"].startswith(f"train_gpt.py {error}")
+    assert "warmup_step:10/10" in found["log"] and "step_ms" not in found
+    assert found["sha256"] == sha256(script.read_bytes()).hexdigest()
+
+
+def test_a_script_of_the_challenge_that_hangs_is_stopped_when_its_group_must_end(
+    suite: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+    script = tmp_path / "train_gpt.py"
+    script.write_text("import time\nprint('compiles')\ntime.sleep(60)")
+    until = time.monotonic() + 3
+    setting = suite.Setting(device=Pretended(), quick=True, challenge=script, until=until)
+    found = suite.run_part("bad", lambda: suite.challenge_trainer(setting, script))
+    assert not found["ok"] and "train_gpt.py was stopped after" in found["error"]
+    assert found["log"] == ["compiles"]
+    assert 0 <= time.monotonic() - until < 30
+
+
+def test_a_group_is_told_of_the_challenges_script_and_a_cpu_does_not_run_it(
+    suite: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "train_gpt.py"
+    script.write_text("raise SystemExit('it runs')")
+    run = subprocess.run
+
+    def here(command: list[str], **options: Any) -> Any:
+        if str(PATH) not in command:
+            return run(command, **options)
+        result = CliRunner().invoke(suite.main, command[2:])
+        return subprocess.CompletedProcess(command, result.exit_code)
+
+    monkeypatch.setattr(subprocess, "run", here)
+    path = tmp_path / "x.json"
+    arguments = ["-o", str(path), "--device", "cpu", "--quick", "--seconds", "100000"]
+    arguments += ["--only", "train", "--part", "challenge", "--challenge", str(script)]
+    result = CliRunner().invoke(suite.main, arguments)
+    assert result.exit_code == 0, result.output
+    parts = json.loads(path.read_text())["groups"]["train"]["parts"]
+    assert list(parts) == ["challenge trainer"]
+    assert parts["challenge trainer"]["skipped"] == "the challenge's script needs a CUDA device"
+
+
+@pytest.mark.parametrize("challenged", [False, True])
+def test_what_importing_took_is_part_of_the_time_limit(
+    suite: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, challenged: bool
+) -> None:
+    """What `train` has on top for the challenge's script is taken from all: the sum stays."""
     given: list[float] = []
 
     def run_apart(group: str, s: Any, part: str, seconds: float) -> tuple[Any, Any]:
@@ -168,10 +294,18 @@ def test_what_importing_took_is_part_of_the_time_limit(
     monkeypatch.setattr(suite, "BEGAN", time.monotonic() - 30)
     monkeypatch.setattr(suite, "run_apart", run_apart)
     path = tmp_path / "x.json"
-    result = CliRunner().invoke(suite.main, ["-o", str(path), "--device", "cpu"])
+    (tmp_path / "train_gpt.py").touch()
+    arguments = ["-o", str(path), "--device", "cpu"]
+    arguments += ["--challenge", str(tmp_path / "train_gpt.py")] if challenged else []
+    result = CliRunner().invoke(suite.main, arguments)
     assert result.exit_code == 0, result.output
-    dues = list(itertools.accumulate(suite.SECONDS.values()))
-    assert dues[-1] <= 520 and list(suite.SECONDS) == list(suite.GROUPS)
+    limits = dict(suite.SECONDS)
+    if challenged:
+        limits["train"] += suite.CHALLENGE_SECONDS
+    whole = sum(suite.SECONDS.values())
+    share = whole / sum(limits.values())
+    assert whole <= 520 and list(suite.SECONDS) == list(suite.GROUPS)
+    dues = [share * due for due in itertools.accumulate(limits.values())]
     assert given == pytest.approx([due - 30 for due in dues], abs=10)
     assert json.loads(path.read_text())["seconds"] == pytest.approx(30, abs=10)
 
