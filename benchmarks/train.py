@@ -169,7 +169,7 @@ def serve(
     If its memory does not suffice it says so in a line, and ends.
     """
     place = torch.device(device)
-    peer = Plain(config, tokenizer, place, bf16)
+    peer = Plain(config, tokenizer, place, bf16)  # a small part of what its steps take
     connection.send(sum(p.numel() for p in peer.model.parameters()))
     while connection.recv():
         try:

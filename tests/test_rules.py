@@ -20,7 +20,7 @@ SIBLINGS = ("heads", "training", "eval", "corpora")  # at the root, but packages
 # The rule itself. A module belongs to the longest name that it starts with; it may import what
 # lies in a lower layer, and within its own layer only what `TOGETHER` says.
 LAYERS: list[set[str]] = [
-    {"errors", "config", "hashing", "files", "sealed", "threads"},
+    {"errors", "config", "hashing", "files", "locks", "sealed", "signals", "threads"},
     {"heads", "tokenizers", "corpora"},
     {"model", "lowrank", "quantize", "device", "heap"},
     {"artifact", "codesize", "ledger", "bundle"},

@@ -16,6 +16,8 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
+from functools import cache
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -54,7 +56,7 @@ class Ranks:
         self.leads = rank == 0
         self.restartable = restartable  # torchrun may start this command a second time
         self.ending = threading.Event()  # a SIGTERM has come
-        self.where: list[tuple[str, int]] = []  # host and process of every rank
+        self.where: list[tuple[str, int]] = []  # machine and process of every rank
         self._store = store
         self._said = 0
         self._cpu: dist.ProcessGroup | None = None  # the default one
@@ -100,8 +102,8 @@ class Ranks:
 
     def _ended(self, rank: int) -> bool:
         """Whether a process of this machine has ended."""
-        host, process = self.where[rank] if self.where else ("", 0)
-        return host == socket.gethostname() and not _runs(process)
+        machine, process = self.where[rank] if self.where else ("", 0)
+        return machine == this_machine() and not _runs(process)
 
     def _has(self, key: str) -> bool:
         assert self._store is not None
@@ -200,7 +202,7 @@ class Ranks:
             )
             if kind == "cuda":
                 self._cpu = dist.new_group(backend="gloo", timeout=TIMEOUT)
-        self.where = self.every((socket.gethostname(), os.getpid()))
+        self.where = self.every((this_machine(), os.getpid()))
         kinds = {*self.every(f"{kind} with torch {torch.__version__}")}
         if len(kinds) > 1:
             listed = " and ".join(sorted(kinds))
@@ -259,6 +261,17 @@ def in_order(parts: Tensor) -> Tensor:
     for part in parts[1:]:
         total += part
     return total
+
+
+@cache
+def this_machine() -> str:
+    """What only processes that see each other's numbers have in common, as far as it is known: two
+    machines may have one host name, and so may two containers."""
+    known = [socket.gethostname()]
+    with contextlib.suppress(OSError):  # of Linux alone
+        known.append(Path("/proc/sys/kernel/random/boot_id").read_text())
+        known.append(os.readlink("/proc/self/ns/pid"))
+    return " ".join(part.strip() for part in known)
 
 
 def _runs(process: int) -> bool:

@@ -18,27 +18,29 @@ FIRST_LOSS_ABOVE, FIRST_LOSS_BELOW = 0.02, 0.1
 """How far the first loss may be from what the head declares, beside what `of_itself` adds. Below it
 by more: related tokens follow each other, and may have rows in common."""
 STEPS_TO_MOVE = 3
+LARGE_WEIGHT = 100.0
+"""Gains and scales that start at 1 to 5 stay far below, and tables and matrices further."""
 MOST_NAMED = 3
 
 Pair = tuple[int, int]
 
 
 def loss_error(
-    loss: float, step: int, saved: int, weights: Mapping[str, Tensor], rates: Mapping[str, str]
+    loss: float, step: int, saved: int, largest: Mapping[str, float], rates: Mapping[str, str]
 ) -> TrainingError:
-    """For a loss that is not finite: names the tensors of `weights` that are not finite either, or
-    the one with the largest weight.
+    """For a loss that is not finite: names the tensors that were not finite before either, or the
+    one with the largest weight, if that is large.
 
-    `saved` is the step of the latest checkpoint, 0 without one; `rates` are the names of the
-    options that are each tensor's learning rate.
+    `saved` is the step of the latest checkpoint, 0 without one; `largest` are the largest weights
+    of the trained tensors by name, and `rates` the options that are their learning rates.
     """
-    largest = {name: float(w.detach().abs().max()) for name, w in weights.items() if w.numel()}
     bad = [name for name, most in largest.items() if not math.isfinite(most)]
     worst = bad[0] if bad else max(largest, key=largest.__getitem__)
-    found = f"not all numbers are finite of {listed(bad)}"
-    if not bad:
-        found = f"the largest weight is {largest[worst]:.3g}, in {worst}"
-    way = way_on(saved, rates[worst])
+    found = f"the largest weight is {largest[worst]:.3g}, in {worst}"
+    if bad:
+        found = f"not all numbers are finite of {listed(bad)}"
+    blamed = bad or largest[worst] > LARGE_WEIGHT
+    way = way_on(saved, rates[worst]) if blamed else way_on(saved)
     return TrainingError(f"the loss is {loss} at step {step}; {found}; {way}")
 
 

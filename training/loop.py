@@ -6,6 +6,8 @@ after three steps every tensor must have moved. A violation stops the run and na
 """
 
 import contextlib
+import errno
+import functools
 import json
 import math
 import signal
@@ -31,12 +33,13 @@ from tokgolf.tokenizers import Tokenizer
 from tokgolf.training.config import RunConfig
 from tokgolf.training.data import Ahead, Batches, tokenize, tokenized
 from tokgolf.training.distributed import ALONE, Ranks
-from tokgolf.training.guards import STEPS_TO_MOVE, listed
+from tokgolf.training.guards import FIRST_LOSS_ABOVE, STEPS_TO_MOVE, listed
 from tokgolf.training.retok import VALUES, trunk_of, with_digests_of
 from tokgolf.training.session import Session, Step
 
 LOG_EVERY = 10
 LOCK_FILE = ".training"
+ALREADY = "{} already holds a run; use --resume, or another -o"
 BUDGET = ("steps", "minutes", "checkpoint_minutes")  # may be another when a run is resumed
 SLOW_SECONDS, SLOW_TIMES = 10.0, 20.0
 """A step of more than so many seconds and so many times the mean is one that something stopped."""
@@ -107,12 +110,15 @@ def train(
         )
     if not ranks.leads:
         on_step, say = _unseen, _unseen
-    started = _checkpoint(run, resume, ranks, say)
-    fresh = started is None and config.trunk_from and ranks.leads
-    trunk = trunk_of(Path(config.trunk_from), config.trunk, tokenizer) if fresh else None
     with contextlib.ExitStack() as held:
+        hold = functools.cache(lambda: _hold(run, held, say))
+        if ranks.leads and run.is_dir():
+            hold()
+        started = _checkpoint(run, resume, ranks, say)
+        fresh = started is None and config.trunk_from and ranks.leads
+        trunk = trunk_of(Path(config.trunk_from), config.trunk, tokenizer) if fresh else None
         state = ranks.led(
-            lambda: _prepare(config, tokenizer, corpus, run, held_out, started, trunk, held, say)
+            lambda: _prepare(config, tokenizer, corpus, run, held_out, started, trunk, hold)
         )
         folder, sha256 = run / "tokens", state["corpus"]["sha256"]
         with ranks.lead_first():
@@ -133,6 +139,7 @@ def train(
         if started is not None:
             with _damage_named(run):
                 session.load(*started)
+            _say_budget(started[1], state, say)
         place = session.device
         with Ahead(batches, place) as ahead, in_one_order(place), freed_memory_kept(place):
             return _run(session, ahead, run, state, on_step)
@@ -148,7 +155,7 @@ def _checkpoint(
     """The checkpoint to go on from, if any."""
     exists = holds_checkpoint(run)
     if exists and not resume:
-        raise TrainingError(f"{run} already holds a run; use --resume, or another -o")
+        raise TrainingError(ALREADY.format(run))
     begun = ranks.restartable or (run / "config.toml").exists()
     if resume and not exists and begun:
         say(f"resume    {run} holds no checkpoint yet: the run starts")
@@ -164,12 +171,11 @@ def _prepare(
     held_out: Corpus | None,
     started: Checkpoint | None,
     trunk: dict[str, Tensor] | None,
-    held: contextlib.ExitStack,
-    say: Callable[[str], None],
+    hold: Callable[[], None],
 ) -> dict[str, Any]:
     """Check and write all that a run needs before its first step; what checkpoints say of it.
 
-    `trunk` are the weights that it starts from. Until `held` ends, no other process trains there.
+    `trunk` are the weights that it starts from. When `hold` was called, nobody else trains there.
     """
     summary = corpus.summary()
     digests = document_digests(corpus)
@@ -187,12 +193,11 @@ def _prepare(
     }
     if started is not None:
         with _damage_named(run):
-            _check_same_run(run, started[1], state, say)
+            _check_same_run(run, started[1], state)
             state["afresh"] = [*started[1].get("afresh", [])]
-    if not held.enter_context(locked(run / LOCK_FILE, wait=False)):
-        raise TrainingError(
-            f"another process is training {run}; wait until it has ended, or choose another -o"
-        )
+    hold()
+    if started is None and holds_checkpoint(run):  # trained by another process meanwhile
+        raise TrainingError(ALREADY.format(run))
     write_bytes(run / "tokenizer.tok", tokenizer.asset())
     write_digests(run / "train_documents.npy", digests)
     # A recipe that repeats this run; the corpus is no part of a recipe, hence the comment.
@@ -293,7 +298,7 @@ def _run(
             f"{config.steps:,} steps"
         )
     guess = math.log(session.tokenizer.vocab_size)
-    if session.loss > guess:
+    if session.loss > guess * (1 + FIRST_LOSS_ABOVE):
         session.say(
             f"diverged  the loss is {session.loss:.4f} nats at the end, where a guess among all "
             f"tokens has {guess:.4f}; train with lower learning rates"
@@ -320,15 +325,44 @@ def _report(session: Session, step: Step) -> StepReport:
         tokens=tokens,
         seconds=session.seconds,
         learning_rate_scale=step.scale,
-        tokens_per_second=session.config.batch_tokens / session.pace().per_step,
+        tokens_per_second=tokens / max(session.seconds - session.paid_apart(), 1e-9),
         seconds_left=max(0.0, session.pace().seconds_for(session.remaining_steps())),
     )
 
 
-def _check_same_run(
-    run: Path, before: dict[str, Any], now: dict[str, Any], say: Callable[[str], None]
-) -> None:
-    """A resumed run must be the same run; its budget may be another, which is said."""
+def _hold(run: Path, held: contextlib.ExitStack, say: Callable[[str], None]) -> None:
+    """Let no other process train in this folder until `held` ends."""
+    try:
+        ours = held.enter_context(locked(run / LOCK_FILE, wait=False))
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK):
+            raise
+        say(f"lock      the file system of {run} has no locks: train it by one command at a time")
+        return
+    if not ours:
+        raise TrainingError(
+            f"another process is training {run}; wait until it has ended, or choose another -o"
+        )
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
+    """What is another in a resumed run's config, by key."""
+    theirs, ours = flat(before["config"]), flat(now["config"])
+    return {
+        key: f"{key} {theirs.get(key, 'unset')} (now {ours.get(key, 'unset')})"
+        for key in sorted(theirs.keys() | ours.keys())
+        if theirs.get(key) != ours.get(key)
+    }
+
+
+def _say_budget(before: dict[str, Any], now: dict[str, Any], say: Callable[[str], None]) -> None:
+    """Only a resumed run's budget may be another, and whoever forgets an option should know."""
+    if differ := _differences(before, now):
+        say(f"resume    with another budget than the run had: {', '.join(differ.values())}")
+
+
+def _check_same_run(run: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """A resumed run must be the same run; only its budget may be another, if it is not spent."""
     if before["tokenizer"] != now["tokenizer"]:
         raise TrainingError(
             f"{run} was trained with tokenizer {before['tokenizer'][:16]}, this one is "
@@ -340,25 +374,17 @@ def _check_same_run(
             f"({before['corpus']['sha256'][:16]}), this is {now['corpus']['name']} "
             f"({now['corpus']['sha256'][:16]}); resume with the same corpus"
         )
-    theirs, ours = flat(before["config"]), flat(now["config"])
-    differ = {
-        key: f"{key} {theirs.get(key, 'unset')} (now {ours.get(key, 'unset')})"
-        for key in sorted(theirs.keys() | ours.keys())
-        if theirs.get(key) != ours.get(key)
-    }
-    changed = [line for key, line in differ.items() if key not in BUDGET]
+    changed = [line for key, line in _differences(before, now).items() if key not in BUDGET]
     if changed:
         raise TrainingError(
             f"{run} was started with {listed(changed)}; resume with the run's own config.toml as "
             "--recipe, or start another -o"
         )
-    if ours["steps"] < before["step"]:
+    if now["config"]["steps"] < before["step"]:
         raise TrainingError(
-            f"{run} has done {before['step']:,} steps, and is to end after {ours['steps']:,}; "
-            "resume with as many --steps or more, or export it as it is"
+            f"{run} has done {before['step']:,} steps, and is to end after "
+            f"{now['config']['steps']:,}; resume with as many --steps or more, or export it"
         )
-    if differ:
-        say(f"resume    with another budget than the run had: {', '.join(differ.values())}")
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ a few Newton-Schulz steps. Matrices of one shape are orthogonalised as one batch
 of this project the cost is in the number of calls, not in the arithmetic.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -229,6 +230,11 @@ class Optimizers:
         """Norm of the gradient of this rank's part of each of `names`, or 0.  # (names,)"""
         gradients = [gradient_of(name, p) for name, p in self.shares.own.items()]
         return self.shares.spread(torch.stack(torch._foreach_norm(gradients)))
+
+    @torch.no_grad()
+    def largest_weights(self) -> Tensor:
+        """The largest absolute value in each of `names`.  # (names,)"""
+        return torch.stack(torch._foreach_norm([*self.shares.parameters.values()], math.inf))
 
     def adopt(self, copies: dict[str, str]) -> None:
         """Train new tensors of the model too, each a copy of one trained by Adam.

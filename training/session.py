@@ -58,7 +58,7 @@ class Step:
     tokens: Tensor
     targets: Tensor
     names: list[str]  # of the tensors that are trained
-    found: Tensor  # on the CPU: the loss, then the norm of each one's gradient
+    found: Tensor  # on the CPU: the loss, the norm of each one's gradient, its largest weight
     there: torch.cuda.Event | None  # when `found` is; None: it is
 
 
@@ -360,15 +360,18 @@ class Session:
             left = min(left, self.pace().steps_in(self.config.minutes * 60 - self.seconds))
         return left
 
+    def paid_apart(self) -> float:
+        """Seconds that are no step's."""
+        return self.compile_seconds + self.quantize_seconds
+
     def pace(self) -> Pace:
         """The mean times so far. Compiling is paid from the budget, but is no step: counted as one,
         it would make the end look near and the learning rate fall at the start. For the time of
         finding errors, nothing is guessed before it is known: too high a guess would begin errors
         and the warmdown for good, too low a one is put right."""
-        between = self.compile_seconds + self.quantize_seconds
         every = self.config.qat.every
         return Pace(
-            per_step=max(self.seconds - between, 1e-9) / self.step,
+            per_step=max(self.seconds - self.paid_apart(), 1e-9) / self.step,
             per_quantizing=self.quantize_seconds / max(self.quantizings, 1),
             every=every,
             sooner=(self.quantized_from - self.step) % every,
@@ -418,7 +421,8 @@ class Session:
 
     def start(self, remaining: float, tokens: Tensor, targets: Tensor) -> Step:
         """The gradients of the next step; `finish` it."""
-        found = self.gradients(tokens, targets).to("cpu", non_blocking=True)
+        largest = self.optimizers.largest_weights().double()  # before an update spoils them all
+        found = torch.cat([self.gradients(tokens, targets), largest])
         on_gpu = self.device.type == "cuda"
         return Step(
             number=self.step,
@@ -427,7 +431,7 @@ class Session:
             tokens=tokens,
             targets=targets,
             names=self.optimizers.names,
-            found=found,
+            found=found.to("cpu", non_blocking=True),
             there=torch.cuda.current_stream(self.device).record_event() if on_gpu else None,
         )
 
@@ -444,7 +448,7 @@ class Session:
         """Read what a step found. Raises `TrainingError` if the run must not go on from it."""
         if step.there is not None:  # waits for this step; reading it from the GPU would, for all
             step.there.synchronize()
-        loss, *norms = step.found.tolist()
+        loss, *found = step.found.tolist()
         head = self.model.head
         if not math.isfinite(loss):
             tokens, targets = step.tokens.to(self.device), step.targets.to(self.device)
@@ -456,9 +460,9 @@ class Session:
                 for role, parameters in self.model.param_groups()
                 for name in parameters
             }
-            weights = dict(self.model.named_parameters())
-            raise loss_error(loss, step.number, self.saved, weights, rates)
-        named = dict(zip(step.names, norms, strict=True))
+            largest = dict(zip(step.names, found[len(step.names) :], strict=True))
+            raise loss_error(loss, step.number, self.saved, largest, rates)
+        named = dict(zip(step.names, found[: len(step.names)], strict=True))
         check_gradients(named, step.number, self.config.max_gradient, self.saved)
         if step.number == 0:
             targets, tokens = (t.flatten().to(self.device) for t in (step.targets, step.tokens))

@@ -29,7 +29,7 @@ from tokgolf.errors import ConfigError, OtherRankError, TrainingError
 from tokgolf.heads import HeadShape, head_config
 from tokgolf.model import build_model
 from tokgolf.training import RunConfig, distributed, run_config
-from tokgolf.training.distributed import ALONE, Ranks, in_order, joined, own_device
+from tokgolf.training.distributed import ALONE, Ranks, in_order, joined, own_device, this_machine
 from tokgolf.training.optimizers import Adam, OptimizerConfig, check_coverage
 from tokgolf.training.session import Session
 from tokgolf.training.shares import LANES, Part, Shares, divided
@@ -205,7 +205,7 @@ def test_a_rank_that_waits_for_a_lead_that_was_killed_names_it() -> None:
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     ranks = Ranks(rank=1, size=2, store=HashStore())
-    ranks.where = [(socket.gethostname(), ended.pid), (socket.gethostname(), os.getpid())]
+    ranks.where = [(this_machine(), ended.pid), (this_machine(), os.getpid())]
     with pytest.raises(TrainingError, match="rank 0 of 2 has ended"), ranks.lead_first():
         pass
     with pytest.raises(OtherRankError):  # that was said
@@ -215,7 +215,7 @@ def test_a_rank_that_waits_for_a_lead_that_was_killed_names_it() -> None:
 def test_a_rank_that_is_told_to_end_waits_for_what_the_lead_still_does() -> None:
     store = HashStore()
     ranks, lead = Ranks(rank=1, size=2, store=store), Ranks(rank=0, size=2, store=store)
-    ranks.where = lead.where = [(socket.gethostname(), os.getpid())] * 2
+    ranks.where = lead.where = [(this_machine(), os.getpid())] * 2
     ranks.ending.set()  # as a SIGTERM to all does, after which the lead writes a checkpoint
 
     def write() -> None:

@@ -23,7 +23,7 @@ from tokgolf.tokenizers import build_tokenizer
 from tokgolf.training import RunConfig, StepReport, train
 from tokgolf.training.data import Ahead, Batches, TokenStream
 from tokgolf.training.qat import QatConfig
-from tokgolf.training.session import Session
+from tokgolf.training.session import Session, Step
 
 TRUNK = TrunkConfig(layers=1, d_model=16, heads=2, kv_heads=1, mlp_hidden=24, sequence_length=16)
 CONFIG = RunConfig(
@@ -106,6 +106,24 @@ def test_a_loss_that_is_read_late_still_names_its_step_and_spoils_no_checkpoint(
     assert all(bool(tensor.isfinite().all()) for tensor in tensors.values())
     run_it(tmp_path / "run", on_step=lambda report: None, resume=True)
     assert_same(tmp_path / "run", early[0])
+
+
+@pytest.mark.usefixtures("late")
+def test_a_tensor_that_a_step_found_spoiled_is_named_when_that_is_read_late(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update = Session.update
+
+    def spoils(session: Session, step: Step) -> None:
+        update(session, step)
+        if step.number == 6:  # after which every tensor is
+            with torch.no_grad():
+                session.model.get_parameter("head.table")[5] = math.nan
+
+    monkeypatch.setattr(Session, "update", spoils)
+    match = r"the loss is nan at step 7; not all numbers are finite of head\.table; .*lr_tied=0\.01"
+    with pytest.raises(TrainingError, match=match):
+        run_it(tmp_path / "run", on_step=lambda report: None)
 
 
 @pytest.mark.usefixtures("late")

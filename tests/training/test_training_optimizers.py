@@ -423,20 +423,21 @@ def test_the_first_pair_that_a_mask_forbids_is_found() -> None:
 
 
 @pytest.mark.parametrize(
-    ("weights", "found"),
+    ("largest", "found", "rate"),
     [
-        ({"a": [1.0, -3.5], "b": [2.0], "none": []}, "the largest weight is 3.5, in a; "),
-        ({"a": [9.0], "b": [0.0, math.nan], "c": [math.inf]}, "not all numbers are finite of b, c"),
+        ([3.5, 2.0, 1.0], "the largest weight is 3.5, in a; ", "matrix"),
+        ([1e20, 2.0, 1.0], "the largest weight is 1e+20, in a; ", "vector"),
+        ([1e20, math.nan, math.inf], "not all numbers are finite of b, c; ", "tied"),
     ],
 )
 def test_a_loss_that_is_not_finite_is_blamed_on_a_tensor_and_its_rate(
-    weights: dict[str, list[float]], found: str
+    largest: list[float], found: str, rate: str
 ) -> None:
     rates = {"a": "optimizer.lr_vector", "b": "optimizer.lr_tied", "c": "optimizer.lr_matrix"}
-    tensors = {name: torch.tensor(values) for name, values in weights.items()}
-    message = str(guards.loss_error(math.nan, 7, 5, tensors, rates))
-    assert message.startswith(f"the loss is nan at step 7; {found}")
-    assert f"--set {rates['b' if 'not all' in found else 'a']}=0.01" in message
+    named = dict(zip(rates, largest, strict=True))
+    message = str(guards.loss_error(math.nan, 7, 5, named, rates))
+    assert message.startswith(f"the loss is nan at step 7; {found}the checkpoint of step 5 ")
+    assert f"--set optimizer.lr_{rate}=0.01" in message
 
 
 @given(st.floats(0, 12), st.floats(0, 1), st.floats(0, 1), st.integers(2, 5000))

@@ -8,7 +8,7 @@ import random
 import shutil
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -238,6 +238,34 @@ def test_a_run_that_another_process_trains_is_left_alone(whole: Path, tmp_path: 
     assert f"\nsteps = {STEPS}\n" in (run / "config.toml").read_text()
     assert_same_run(run, whole)
     run_it(run, resume=True)  # it is free again
+
+
+def test_a_run_that_was_trained_while_this_one_read_its_corpus_is_left_alone(
+    whole: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+
+    def documents() -> Iterator[Document]:
+        if not run.exists():
+            run_it(run)  # by another process
+        return iter(DOCUMENTS)
+
+    slow = Corpus(name="tiny", split=None, source=documents)
+    with pytest.raises(TrainingError, match="already holds a run"):
+        train(dataclasses.replace(CONFIG, seed=7), TOKENIZER, slow, run, device="cpu")
+    assert_same_run(run, whole)
+
+
+def test_a_file_system_without_locks_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(*given: int) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr("tokgolf.locks.fcntl.flock", none)
+    said: list[str] = []
+    run_it(tmp_path / "run", say=said.append, steps=2)
+    assert [line.split()[0] for line in said] == ["lock"]
 
 
 def test_a_missing_shard_is_made_again(

@@ -1,5 +1,6 @@
 """`tokgolf train`."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import click
@@ -89,8 +90,8 @@ def train(
     if val is None and is_bare_name(spec):
         val = spec
     with (
-        ended_as_by_ctrl_c(),
         joined(device) as ranks,
+        nullcontext() if ranks.size > 1 else ended_as_by_ctrl_c(),  # ranks watch for it themselves
         training_progress(shown=ranks.leads) as on_step,
     ):
         result = run_training(

@@ -97,9 +97,7 @@ def _trained(job: Job, ready: Prepared, run: Path, device: str, beat: Beat) -> T
     def on_step(report: StepReport) -> None:
         beat(report.step)
 
-    resume = holds_checkpoint(run)
-    if not resume:
-        forget(run)
+    resume = _goes_on(run)
     return train(
         ready.config,
         ready.tokenizer,
@@ -110,6 +108,13 @@ def _trained(job: Job, ready: Prepared, run: Path, device: str, beat: Beat) -> T
         resume=resume,
         on_step=on_step,
     )
+
+
+def _goes_on(run: Path) -> bool:
+    """Whether there is a checkpoint to go on from. What was made of weights that are lost goes."""
+    if not (run / "checkpoints" / "latest.json").is_file():
+        forget(run)
+    return holds_checkpoint(run)
 
 
 def trained_by_torchrun(job: Job, ready: Prepared, run: Path, beat: Beat) -> TrainResult:
@@ -124,10 +129,8 @@ def trained_by_torchrun(job: Job, ready: Prepared, run: Path, beat: Beat) -> Tra
         *("--tokenizer", str(run / "tokenizer.tok"), "--recipe", str(run / RECIPE_FILE)),
         *("-o", str(run)),
     ]
-    if holds_checkpoint(run):
+    if _goes_on(run):
         command.append("--resume")
-    else:
-        forget(run)
     done = run_ranks(command, job.processes, run, lambda: beat(_last_step(run)))
     try:
         values = json.loads(done.out.strip().splitlines()[-1])
