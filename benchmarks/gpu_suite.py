@@ -78,7 +78,7 @@ from tokgolf.training import RunConfig, StepReport, run_config, train  # noqa: E
 from tokgolf.training.attention import speed_up  # noqa: E402
 from tokgolf.training.distributed import Ranks, in_order  # noqa: E402
 from tokgolf.training.guards import check_moved  # noqa: E402
-from tokgolf.training.optimizers import OptimizerConfig, Optimizers  # noqa: E402
+from tokgolf.training.optimizers import OptimizerConfig, Optimizers, check_coverage  # noqa: E402
 from tokgolf.training.session import Session, uses_bf16  # noqa: E402
 from tokgolf.training.shares import divided  # noqa: E402
 
@@ -781,7 +781,7 @@ def exchange(s: Setting) -> Result:
     config = baseline(s)
     model = model_of(config.head, config.trunk, tokenizer_of(512, 12), torch.device("cpu"))
     trained = dict(model.named_parameters())
-    roles = {name: role for role, named in model.param_groups() for name in named}
+    roles = check_coverage(model, config.optimizer)
     matrices = {name for name, role in roles.items() if role == "matrix"}
     held = [0] * RANKS
     for part in divided({name: p.shape for name, p in trained.items()}, matrices, RANKS):

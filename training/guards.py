@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tokgolf.errors import TrainingError
 from tokgolf.heads.base import Head
+from tokgolf.heads.tied import TABLE_STD
 from tokgolf.model import LanguageModel
 from tokgolf.tokenizers import Tokenizer
 
@@ -80,6 +81,13 @@ def way_on(saved: int, rate: str = "optimizer.lr_matrix") -> str:
     if saved:
         kept = f"the checkpoint of step {saved} is sound, and can be exported"
     return f"{kept}. Start again in another -o with lower learning rates, e.g. --set {rate}=0.01"
+
+
+def score_of_itself(head: Head) -> float:
+    """What a table of both ends scores the token before, untrained, if the trunk gives back its
+    normalised row: sqrt(d) times its norm of sqrt(d) * `TABLE_STD`, after the softcap."""
+    score = TABLE_STD * head.shape.d_model
+    return head.softcap * math.tanh(score / head.softcap) if head.softcap else score
 
 
 def of_itself(declared: float, score: float, repeats: float) -> tuple[float, float]:

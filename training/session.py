@@ -21,7 +21,6 @@ from tokgolf.device import resolve_device
 from tokgolf.errors import TrainingError
 from tokgolf.heads import head_config, head_to_dict
 from tokgolf.heads.base import Unties
-from tokgolf.heads.tied import TABLE_STD
 from tokgolf.model import build_model, head_shape
 from tokgolf.tokenizers import Tokenizer
 from tokgolf.training.attention import speed_up
@@ -37,8 +36,9 @@ from tokgolf.training.guards import (
     check_pairs,
     forbidden_pair,
     loss_error,
+    score_of_itself,
 )
-from tokgolf.training.optimizers import Optimizers
+from tokgolf.training.optimizers import Optimizers, check_coverage
 from tokgolf.training.pace import Pace
 from tokgolf.training.qat import Quantizer, shifted
 
@@ -58,7 +58,7 @@ class Step:
     tokens: Tensor
     targets: Tensor
     names: list[str]  # of the tensors that are trained
-    found: Tensor  # on the CPU: the loss, the norm of each one's gradient, its largest weight
+    found: Tensor  # on the CPU: the loss, each one's norm of the gradient; late, its largest weight
     there: torch.cuda.Event | None  # when `found` is; None: it is
 
 
@@ -421,8 +421,9 @@ class Session:
 
     def start(self, remaining: float, tokens: Tensor, targets: Tensor) -> Step:
         """The gradients of the next step; `finish` it."""
-        largest = self.optimizers.largest_weights().double()  # before an update spoils them all
-        found = torch.cat([self.gradients(tokens, targets), largest])
+        found = self.gradients(tokens, targets)
+        if self.reads_late():  # when an update may have spoiled them all
+            found = torch.cat([found, self.optimizers.largest_weights().double()])
         on_gpu = self.device.type == "cuda"
         return Step(
             number=self.step,
@@ -455,12 +456,10 @@ class Session:
             check_pairs(
                 self.ranks.every(forbidden_pair(head, tokens, targets)), self.tokenizer, step.number
             )
-            rates = {
-                name: f"optimizer.lr_{role}"
-                for role, parameters in self.model.param_groups()
-                for name in parameters
-            }
-            largest = dict(zip(step.names, found[len(step.names) :], strict=True))
+            roles = check_coverage(self.model, self.config.optimizer)
+            rates = {name: f"optimizer.lr_{role}" for name, role in roles.items()}
+            weights = found[len(step.names) :] or self.optimizers.largest_weights().tolist()
+            largest = dict(zip(step.names, weights, strict=True))
             raise loss_error(loss, step.number, self.saved, largest, rates)
         named = dict(zip(step.names, found[: len(step.names)], strict=True))
         check_gradients(named, step.number, self.config.max_gradient, self.saved)
@@ -469,10 +468,7 @@ class Session:
             repeats = float((targets == tokens).double().mean())
             told = self.ranks.every([head.initial_loss(targets, tokens), repeats])
             declared, repeats = (sum(of_all) / len(told) for of_all in zip(*told, strict=True))
-            own = TABLE_STD * self.config.trunk.d_model
-            if head.softcap:
-                own = head.softcap * math.tanh(own / head.softcap)
-            check_first_loss(loss, declared, own, repeats)
+            check_first_loss(loss, declared, score_of_itself(head), repeats)
         self.loss = loss
 
     def reads_late(self) -> bool:

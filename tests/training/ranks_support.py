@@ -29,7 +29,7 @@ from tokgolf.config import TrunkConfig
 from tokgolf.corpora import Corpus, Document
 from tokgolf.errors import OtherRankError, TokgolfError
 from tokgolf.tokenizers import build_tokenizer
-from tokgolf.training import RunConfig, StepReport, train
+from tokgolf.training import RunConfig, StepReport, TrainResult, train
 from tokgolf.training import distributed as module
 from tokgolf.training.averages import AverageConfig
 from tokgolf.training.distributed import ALONE, Ranks, joined
@@ -97,16 +97,17 @@ def run_it(
     run: Path,
     config: RunConfig = CONFIG,
     *,
+    corpus: Corpus = CORPUS,
     ranks: Ranks = ALONE,
     resume: bool = False,
     on_step: Callable[[StepReport], None] = nothing,
     say: Callable[[str], None] = nothing,
-) -> None:
+) -> TrainResult:
     """Train, as one of `ranks`."""
-    train(
+    return train(
         config,
         TOKENIZER,
-        CORPUS,
+        corpus,
         run,
         device="cpu",
         resume=resume,

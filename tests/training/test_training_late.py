@@ -12,6 +12,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from ranks_support import run_it as train_it
 from torch import Tensor
 
 from tokgolf.artifact.checkpoint import read_checkpoint
@@ -20,7 +21,7 @@ from tokgolf.corpora import Corpus, Document
 from tokgolf.errors import TrainingError
 from tokgolf.model import LanguageModel
 from tokgolf.tokenizers import build_tokenizer
-from tokgolf.training import RunConfig, StepReport, train
+from tokgolf.training import RunConfig, StepReport
 from tokgolf.training.data import Ahead, Batches, TokenStream
 from tokgolf.training.qat import QatConfig
 from tokgolf.training.session import Session, Step
@@ -38,16 +39,8 @@ def run_it(run: Path, *, on_step: Callable[[StepReport], None], **changes: Any) 
     """Train; returns what was said."""
     said: list[str] = []
     resume = changes.pop("resume", False)
-    train(
-        dataclasses.replace(CONFIG, **changes),
-        TOKENIZER,
-        CORPUS,
-        run,
-        device="cpu",
-        resume=resume,
-        on_step=on_step,
-        say=said.append,
-    )
+    config = dataclasses.replace(CONFIG, **changes)
+    train_it(run, config, corpus=CORPUS, resume=resume, on_step=on_step, say=said.append)
     return said
 
 

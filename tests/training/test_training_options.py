@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from ranks_support import nothing
+from ranks_support import run_it as train_it
 from torch import Tensor, nn
 
 from tokgolf.artifact.checkpoint import load_run, read_checkpoint
@@ -17,7 +19,7 @@ from tokgolf.corpora import Corpus, Document
 from tokgolf.errors import ConfigError, TrainingError
 from tokgolf.model import LanguageModel
 from tokgolf.tokenizers import build_tokenizer
-from tokgolf.training import RunConfig, StepReport, train
+from tokgolf.training import RunConfig, StepReport
 from tokgolf.training.averages import YOUNG, AverageConfig, Averages
 from tokgolf.training.optimizers import Muon, OptimizerConfig, orthogonalize
 
@@ -37,16 +39,9 @@ def _seeded() -> Iterator[None]:
         yield
 
 
-def run_it(run: Path, *, resume: bool = False, on_step: Any = None, **changes: Any) -> None:
-    train(
-        dataclasses.replace(CONFIG, **changes),
-        TOKENIZER,
-        CORPUS,
-        run,
-        device="cpu",
-        resume=resume,
-        on_step=on_step or (lambda report: None),
-    )
+def run_it(run: Path, *, resume: bool = False, on_step: Any = nothing, **changes: Any) -> None:
+    config = dataclasses.replace(CONFIG, **changes)
+    train_it(run, config, corpus=CORPUS, resume=resume, on_step=on_step)
 
 
 # --- Muon

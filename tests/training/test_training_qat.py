@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from ranks_support import nothing
+from ranks_support import run_it as train_it
 from torch import Tensor
 
 from tokgolf.artifact.checkpoint import FloatModel, load_run, read_checkpoint
@@ -22,7 +24,7 @@ from tokgolf.quantize import Quantized
 from tokgolf.quantize.gptq import some_windows
 from tokgolf.quantize.rows import QuantConfig, Rounder
 from tokgolf.tokenizers import build_tokenizer
-from tokgolf.training import RunConfig, StepReport, train
+from tokgolf.training import RunConfig, StepReport
 from tokgolf.training.qat import TOKENS, QatConfig, Quantizer, shifted
 from tokgolf.training.session import Session
 
@@ -42,18 +44,10 @@ HEADS: dict[str, dict[str, Any]] = {
 }
 
 
-def run_it(run: Path, *, resume: bool = False, on_step: Any = None, **changes: Any) -> list[str]:
+def run_it(run: Path, *, resume: bool = False, on_step: Any = nothing, **changes: Any) -> list[str]:
     said: list[str] = []
-    train(
-        dataclasses.replace(CONFIG, **changes),
-        TOKENIZER,
-        CORPUS,
-        run,
-        device="cpu",
-        resume=resume,
-        on_step=on_step or (lambda report: None),
-        say=said.append,
-    )
+    config = dataclasses.replace(CONFIG, **changes)
+    train_it(run, config, corpus=CORPUS, resume=resume, on_step=on_step, say=said.append)
     return said
 
 

@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 import torch
+from ranks_support import nothing
+from ranks_support import run_it as train_it
 from torch import Tensor
 
 from tokgolf.artifact.checkpoint import (
@@ -61,10 +63,6 @@ CORPUS = Corpus(name="tiny", split=None, source=lambda: iter(DOCUMENTS))
 TOKENIZER = build_tokenizer("byte", [], None)
 
 
-def nothing(value: Any) -> None:
-    """Watch nothing."""
-
-
 def run_it(
     run: Path,
     *,
@@ -73,16 +71,8 @@ def run_it(
     resume: bool = False,
     **changes: Any,
 ) -> TrainResult:
-    return train(
-        dataclasses.replace(CONFIG, **changes),
-        TOKENIZER,
-        CORPUS,
-        run,
-        device="cpu",
-        resume=resume,
-        on_step=on_step,
-        say=say,
-    )
+    config = dataclasses.replace(CONFIG, **changes)
+    return train_it(run, config, corpus=CORPUS, resume=resume, on_step=on_step, say=say)
 
 
 @pytest.fixture(scope="module")
