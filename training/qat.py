@@ -63,7 +63,7 @@ class QatConfig:
 
 
 class Quantizer:
-    """What an export of a run's weights would do to them, on a copy, on the CPU.
+    """What an export of a run's weights would do to them, on a copy on the same device.
 
     `steps` of all tensors are chosen for the first weights, unless they are given.
     """
@@ -75,12 +75,13 @@ class Quantizer:
         tokenizer: Tokenizer,
         run: Path,
         config: QatConfig,
+        device: torch.device,
         steps: Mapping[str, float] | None = None,
     ) -> None:
         """`run` has the training tokens to calibrate on."""
         with torch.random.fork_rng(devices=[]):  # the weights that it begins with are not used
             model = build_model(trunk, head, head_shape(tokenizer, trunk))
-        model.eval().requires_grad_(False)
+        model.to(device).eval().requires_grad_(False)
         self.source = FloatModel(tokenizer=tokenizer, model=model, trunk=trunk, head=head, state={})
         self.config = QuantConfig(method=config.method, bits=config.bits)
         self.tokens = some_windows(calibration_tokens(run, self.source), TOKENS)
@@ -92,11 +93,11 @@ class Quantizer:
         `values` are a model's weights by name.
         """
         model = self.source.model
-        model.load_state_dict({name: value.cpu() for name, value in values.items()})
+        model.load_state_dict(dict(values))
         rounder = Rounder(model, self.config, self.tokens)
         if self.steps:
             steps = {name: max(step, rounder.finest(name)) for name, step in self.steps.items()}
-            quantized = {name: rounder.quantize(name, step) for name, step in steps.items()}
+            quantized = rounder.quantize_all(steps)
         else:
             fit = Fit(self.source, rounder)
             fit.settle(None)

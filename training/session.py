@@ -323,6 +323,7 @@ class Session:
                 self.tokenizer,
                 run,
                 self.config.qat,
+                self.device,
                 self.quantizer_steps,
             )
         return self.quantizer
