@@ -77,7 +77,7 @@ from tokgolf.tokenizers import Tokenizer, build_tokenizer  # noqa: E402
 from tokgolf.training import RunConfig, StepReport, run_config, train  # noqa: E402
 from tokgolf.training.attention import speed_up  # noqa: E402
 from tokgolf.training.distributed import Ranks, in_order  # noqa: E402
-from tokgolf.training.guards import check_moved  # noqa: E402
+from tokgolf.training.guards import check_moved, initial_loss  # noqa: E402
 from tokgolf.training.optimizers import OptimizerConfig, Optimizers, check_coverage  # noqa: E402
 from tokgolf.training.session import Session, uses_bf16  # noqa: E402
 from tokgolf.training.shares import divided  # noqa: E402
@@ -920,7 +920,7 @@ def head_steps(s: Setting, head: dict[str, Any], compiled: bool) -> Result:
         optimizers.step(len(values), 1.0)
         values.append(float(loss.detach()))
 
-    declared = model.head.initial_loss(y.flatten(), x.flatten())
+    declared = initial_loss(model.head, y.flatten(), x.flatten())
     reset_peak(s.device)
     first = seconds_of(step, s.device, 1)
     step()

@@ -46,7 +46,6 @@ Packed = np.ndarray[tuple[int, int], np.dtype[np.uint8]]
 
 
 MAX_SOFTCAP = 1_000_000  # far more than any logit; z / cap must not vanish in fp32
-INITIAL_POSITIONS = 4096
 
 
 class Stored(NamedTuple):
@@ -281,25 +280,6 @@ class Head(nn.Module, ABC):
         return F.cross_entropy(self.logits(hidden, prev), targets, reduction="none")
 
     @final
-    @torch.no_grad()
-    def initial_loss(self, targets: Tensor, prev: Tensor) -> float:
-        """Mean nats that an untrained head must show: ln V, unless add-ons know better.
-
-        What a bias and a mask know is taken from these alone, and not from the head, which starts
-        knowing nothing: a head that starts wrongly does not declare itself right.
-        """
-        vocab, nats = self.shape.vocab_size, 0.0
-        known = joined([extra._replace(features=None, matrix=None) for extra in self._extras(prev)])
-        if known.bias is None and known.successors is None:
-            return math.log(vocab)
-        for start in range(0, len(targets), INITIAL_POSITIONS):
-            part = slice(start, start + INITIAL_POSITIONS)
-            z = torch.zeros(len(targets[part]), vocab, device=targets.device)
-            z = masked(z if known.bias is None else z + known.bias, known.successors, prev[part])
-            nats += float(F.cross_entropy(z, targets[part], reduction="sum"))
-        return nats / len(targets)
-
-    @final
     def stored(self) -> Iterator[Stored]:
         """Every tensor that costs bytes. What a seed or the tokenizer regenerates is absent."""
         yield from self._stored()
@@ -320,7 +300,9 @@ class Head(nn.Module, ABC):
         """What scoring imports for the add-ons beside their own modules: it costs bytes."""
         return tuple(name for addon in self._addons().values() for name in addon.needs)
 
-    def _extras(self, prev: Tensor) -> list[Extra]:
+    @final
+    def extras(self, prev: Tensor) -> list[Extra]:
+        """What each add-on brings to the classifier.  # (n,)"""
         return [addon.extra(prev) for addon in self._addons().values()]
 
     def _addons(self) -> Mapping[str, AddOn]:
@@ -347,7 +329,7 @@ class LinearHead(Head):
         """The head's own with that of all add-ons beside it; `rows` as in `embed`."""
         matrix = self.matrix() if rows is None else rows
         own = Extra(self.features(hidden, prev), matrix, self.bias())
-        parts = joined([own, *self._extras(prev)])
+        parts = joined([own, *self.extras(prev)])
         assert parts.features is not None and parts.matrix is not None
         return Classifier(
             parts.features, parts.matrix, parts.bias, parts.rows, parts.successors, self.softcap
@@ -390,7 +372,7 @@ class StructuredHead(Head):
     def logits(self, hidden: Tensor, prev: Tensor) -> Tensor:
         """As `Head.logits`: add-ons' logits are added to ln p, which is normalised anew."""
         z = self.own_log_probs(hidden, prev)
-        parts = joined(self._extras(prev))
+        parts = joined(self.extras(prev))
         if parts.features is not None and parts.matrix is not None:
             z = z + F.linear(parts.features, parts.matrix)
         if parts.bias is not None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from tokgolf.config import TrunkConfig
 from tokgolf.heads import HeadShape, ParamGroup, Stored, head_config
 from tokgolf.heads.base import LinearHead
-from tokgolf.model import LanguageModel, Trunk
+from tokgolf.model import LanguageModel, Trunk, rms_norm
 
 Array = npt.NDArray[np.float64]
 Module = TypeVar("Module", bound=torch.nn.Module)
@@ -120,7 +120,7 @@ def random_tokens(batch: int, time: int) -> Tensor:
 
 
 def norm(x: Array) -> Array:
-    result: Array = x / math.sqrt(float(np.mean(x * x)))
+    result: Array = x / math.sqrt(float(np.mean(x * x)) + 2**-23)
     return result
 
 
@@ -233,6 +233,13 @@ def slow_trunk(
     return np.stack([norm(xt) for xt in x])
 
 
+def through(trunk: Trunk, x: torch.Tensor, starts: torch.Tensor | None = None) -> torch.Tensor:
+    """A trunk without value embeddings, by itself."""
+    starts = torch.zeros(x.shape[:2], dtype=torch.bool) if starts is None else starts
+    result: torch.Tensor = trunk(x, None, starts, torch.zeros(x.shape[:2], dtype=torch.int64))
+    return result
+
+
 @pytest.mark.parametrize("training", [True, False])
 @every_trunk
 def test_the_trunk_agrees_with_its_slow_twin(config: TrunkConfig, training: bool) -> None:
@@ -240,7 +247,7 @@ def test_the_trunk_agrees_with_its_slow_twin(config: TrunkConfig, training: bool
     embedded = torch.randn(2, 9, 16, dtype=torch.float64)
     starts = torch.zeros(2, 9, dtype=torch.bool)
     starts[:, [0, 4]] = True
-    fast = trunk(embedded, starts=starts).detach().numpy()
+    fast = through(trunk, embedded, starts).detach().numpy()
     for row in range(2):
         slow = slow_trunk(trunk, embedded[row].numpy(), starts=(0, 4))
         # The rotary tables are rounded to float32.
@@ -259,7 +266,7 @@ def test_every_option_changes_what_a_trunk_computes(name: str) -> None:
     trunks[1].load_state_dict(shared, strict=False)
     x, starts = torch.randn(1, 9, 16), torch.arange(9)[None] % 5 == 0
     assert (
-        float((trunks[0](x, starts=starts) - trunks[1](x, starts=starts)).detach().abs().max())
+        float((through(trunks[0], x, starts) - through(trunks[1], x, starts)).detach().abs().max())
         > 1e-2
     )
 
@@ -292,11 +299,11 @@ def test_what_a_later_pass_adds_is_zero_at_first_and_its_own() -> None:
         kept = [p.clone() for p in outs.parameters()]
         for parameter in adds:
             parameter.zero_()
-        assert torch.equal(trunk(x), plain(x))
-        seen = [trunk(x)]
+        assert torch.equal(through(trunk, x), through(plain, x))
+        seen = [through(trunk, x)]
         for parameter, value in zip(outs.parameters(), kept, strict=True):
             parameter.copy_(value)
-            seen.append(trunk(x))
+            seen.append(through(trunk, x))
             parameter.zero_()
     assert len(seen) == 13  # two passes, six matrices
     different = {tuple(y.flatten().tolist()) for y in seen}
@@ -314,14 +321,14 @@ def test_passes_beyond_the_trained_ones_are_as_the_last() -> None:
         values[name] = trunk.state_dict()[source]
     twin.load_state_dict(values)
     x = torch.randn(1, 9, 16)
-    assert torch.equal(trunk(x), twin(x))
+    assert torch.equal(through(trunk, x), through(twin, x))
 
 
 @pytest.mark.parametrize("layers", [4, 5, 6, 7])
 def test_skips_are_last_in_first_out(layers: int) -> None:
     trunk = randomised(Trunk(tiny(layers=layers))).double()
     embedded = torch.randn(1, 6, 16, dtype=torch.float64)
-    fast = trunk(embedded)[0].detach().numpy()
+    fast = through(trunk, embedded)[0].detach().numpy()
     right, wrong = (slow_trunk(trunk, embedded[0].numpy(), order) for order in (True, False))
     np.testing.assert_allclose(fast, right, rtol=0, atol=1e-5)
     assert np.abs(fast - wrong).max() > 1e-2
@@ -341,11 +348,19 @@ def test_the_model_agrees_with_the_slow_twin_between_two_lookups() -> None:
     np.testing.assert_allclose(nll, -expected[range(12), targets[0]], rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("scale", [1e-4, 1e-3, 1.0])
+def test_a_norm_is_the_same_in_every_precision(scale: float) -> None:
+    x = scale * torch.randn(4, 64, dtype=torch.float64)
+    expected = x / (x.square().mean(-1, keepdim=True) + 2**-23).sqrt()
+    torch.testing.assert_close(rms_norm(x), expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(rms_norm(x.float()).double(), expected, rtol=1e-6, atol=0)
+
+
 def test_a_fresh_trunk_only_normalises() -> None:
     # All output projections start at zero, and each skip adds a multiple of the same vector.
     trunk, x = Trunk(tiny(layers=5)), torch.randn(2, 12, 16)
     expected = x / x.square().mean(dim=-1, keepdim=True).sqrt()
-    torch.testing.assert_close(trunk(x), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(through(trunk, x), expected, rtol=1e-5, atol=1e-5)
 
 
 # Causality.

@@ -29,6 +29,9 @@ from tokgolf.heads.base import (
 )
 from tokgolf.tokenizers.base import Tokenizer
 
+RMS_EPS = 2.0**-23
+"""Added to a mean square: fp32's, in every precision."""
+
 if TYPE_CHECKING:
     from typing import Protocol
 
@@ -56,8 +59,11 @@ if TYPE_CHECKING:
 
 
 def rms_norm(x: Tensor) -> Tensor:
-    """Root-mean-square norm over the last axis, without weights."""
-    return F.rms_norm(x, (x.size(-1),))
+    """Root-mean-square norm over the last axis, without weights.
+
+    Embeddings may be so small that what is added to their mean square counts (`RMS_EPS`).
+    """
+    return F.rms_norm(x, (x.size(-1),), eps=RMS_EPS)
 
 
 def rotary_tables(config: TrunkConfig, length: int) -> tuple[Tensor, Tensor]:
@@ -251,14 +257,14 @@ class Trunk(nn.Module):
     def forward(
         self,
         x: Tensor,
-        cache: "Cache | None" = None,
-        starts: Tensor | None = None,
-        tokens: Tensor | None = None,
+        cache: "Cache | None",
+        starts: Tensor,
+        tokens: Tensor,
     ) -> Tensor:
         """Embedded tokens to final hidden states; `starts` are documents' first positions.
 
-        x (batch, time, d_model), starts (batch, time) bool, tokens (batch, time), which value
-        embeddings need -> (batch, time, d_model)
+        x (batch, time, d_model), starts (batch, time) bool, tokens (batch, time)
+        -> (batch, time, d_model)
         """
         time = x.size(1)
         if time > self.config.sequence_length:
@@ -272,7 +278,7 @@ class Trunk(nn.Module):
         at = slice(time) if cache is None else cache.positions
         cos, sin = self.cos[at].to(x.dtype), self.sin[at].to(x.dtype)
         mask = None if cache is None else cache.mask
-        if self.config.document_mask and starts is not None:
+        if self.config.document_mask:
             mask = within_documents(starts, cache)
         half = len(self.skips)
         outputs: list[Tensor] = []
@@ -283,7 +289,7 @@ class Trunk(nn.Module):
             if half <= index < 2 * half and not again:
                 x = x + self.skips[index - half].to(x.dtype) * outputs.pop()
             added, place = None, index - self.config.layers + self.config.value_embeddings
-            if self.values is not None and tokens is not None and place >= 0:
+            if self.values is not None and place >= 0:
                 added = self.value_scales[place] * F.embedding(tokens, self.values)
             block, given = self.blocks[index], (x, first, cos, sin, mask, cache, added)
             if again and self.config.loop_rank:
@@ -294,14 +300,13 @@ class Trunk(nn.Module):
                 outputs.append(x)
         return rms_norm(x)
 
-    def _smeared(self, x: Tensor, cache: "Cache | None", starts: Tensor | None) -> Tensor:
+    def _smeared(self, x: Tensor, cache: "Cache | None", starts: Tensor) -> Tensor:
         """What the position before adds.  # (batch, time, d_model), (batch, time) -> as x"""
         assert self.smear is not None
         before = F.pad(x[:, :-1], (0, 0, 1, 0)) if cache is None else cache.shift(x, 0)
         smear = self.smear.to(x.dtype)
         gate = smear[-1] * torch.sigmoid(x[..., :SMEAR_INPUTS] @ smear[:-1])
-        if starts is not None:
-            gate = gate.masked_fill(starts, 0)
+        gate = gate.masked_fill(starts, 0)
         return gate[..., None] * before
 
     def param_groups(self) -> Iterator[ParamGroup]:

@@ -1,16 +1,17 @@
 """What a run must not go on from: each guard raises one line that names the step and the tensor.
 
-They read numbers that the loop has anyway; none of them changes a run that is well.
+They read numbers that the loop has anyway; none of them changes a run that is well. Steps count
+from 1, as in all that a person reads.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from tokgolf.errors import TrainingError
-from tokgolf.heads.base import Head
+from tokgolf.heads.base import Head, joined, masked
 from tokgolf.heads.tied import TABLE_STD
 from tokgolf.model import LanguageModel
 from tokgolf.tokenizers import Tokenizer
@@ -23,29 +24,37 @@ LARGE_WEIGHT = 100.0
 """Gains and scales that start at 1 to 5 stay far below, and tables and matrices further."""
 MOST_NAMED = 3
 
+INITIAL_LOGITS = 1 << 20
+"""That `initial_loss` looks at in one piece: a few copies of 4 MiB."""
+
 Pair = tuple[int, int]
+Rates = Mapping[str, tuple[str, float]]
+"""Of every trained tensor, by name: the option that is its learning rate, and its value."""
 
 
 def loss_error(
-    loss: float, step: int, saved: int, largest: Mapping[str, float], rates: Mapping[str, str]
+    loss: float, step: int, saved: int, largest: Mapping[str, float], rates: Rates
 ) -> TrainingError:
     """For a loss that is not finite: names the tensors that were not finite before either, or the
     one with the largest weight, if that is large.
 
     `saved` is the step of the latest checkpoint, 0 without one; `largest` are the largest weights
-    of the trained tensors by name, and `rates` the options that are their learning rates.
+    of the trained tensors by name.
     """
     bad = [name for name, most in largest.items() if not math.isfinite(most)]
     worst = bad[0] if bad else max(largest, key=largest.__getitem__)
     found = f"the largest weight is {largest[worst]:.3g}, in {worst}"
     if bad:
         found = f"not all numbers are finite of {listed(bad)}"
-    blamed = bad or largest[worst] > LARGE_WEIGHT
-    way = way_on(saved, rates[worst]) if blamed else way_on(saved)
-    return TrainingError(f"the loss is {loss} at step {step}; {found}; {way}")
+    blamed = bad or ([worst] if largest[worst] > LARGE_WEIGHT else [])
+    return TrainingError(
+        f"the loss is {loss} at step {step}; {found}; {way_on(saved, rates, blamed)}"
+    )
 
 
-def check_gradients(norms: dict[str, float], step: int, limit: float, saved: int) -> None:
+def check_gradients(
+    norms: Mapping[str, float], step: int, limit: float, saved: int, rates: Rates
+) -> None:
     """Raise `TrainingError`, naming them, for tensors whose gradient's norm is above `limit`.
 
     norms of every trainable tensor by name; one that is not finite is above any limit
@@ -55,17 +64,18 @@ def check_gradients(norms: dict[str, float], step: int, limit: float, saved: int
         found = listed([f"{name} ({norm:.3g})" for name, norm in above.items()])
         raise TrainingError(
             f"at step {step} the gradient's norm is above max_gradient {limit:g} for {found}; "
-            f"{way_on(saved)}"
+            f"{way_on(saved, rates, above)}"
         )
 
 
-def check_finite(tensors: Mapping[str, Tensor], step: int, saved: int) -> None:
+def check_finite(tensors: Mapping[str, Tensor], step: int, saved: int, rates: Rates) -> None:
     """Raise `TrainingError`, naming them, if any tensor of a checkpoint after so many steps has
     numbers that are not finite: the last update may have made them, and its gradient was not."""
     bad = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
     if bad:
         raise TrainingError(
-            f"after step {step} not all numbers are finite of {listed(bad)}; {way_on(saved)}"
+            f"after step {step} not all numbers are finite of {listed(bad)}; "
+            f"{way_on(saved, rates, bad)}"
         )
 
 
@@ -75,12 +85,39 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(names[:MOST_NAMED]) + more
 
 
-def way_on(saved: int, rate: str = "optimizer.lr_matrix") -> str:
-    """What is left of a run that must not go on, and what to do."""
+def way_on(saved: int, rates: Rates, blamed: Collection[str]) -> str:
+    """What is left of a run that must not go on, and what to do: half the learning rate of the
+    tensors to blame (a checkpoint's names end in theirs), or of all."""
     kept = "there is no checkpoint yet"
     if saved:
         kept = f"the checkpoint of step {saved} is sound, and can be exported"
-    return f"{kept}. Start again in another -o with lower learning rates, e.g. --set {rate}=0.01"
+    at_fault = [n for n in rates if any(b == n or b.endswith(f".{n}") for b in blamed)]
+    options = dict(rates[name] for name in at_fault or rates)
+    halved = " ".join(f"--set {option}={options[option] / 2:g}" for option in sorted(options))
+    return f"{kept}. Start again in another -o with lower learning rates, e.g. {halved}"
+
+
+@torch.no_grad()
+def initial_loss(head: Head, targets: Tensor, prev: Tensor) -> float:
+    """Mean nats that an untrained head must show: ln V, unless add-ons know better.
+
+    What a bias and a mask know is taken from these alone, and not from the head, which starts
+    knowing nothing: a head that starts wrongly does not declare itself right. No pair may be one
+    that the mask forbids (`forbidden_pair`).  # (n,), (n,)
+    """
+    vocab = head.shape.vocab_size
+    known = joined([part._replace(features=None, matrix=None) for part in head.extras(prev)])
+    if known.bias is None and known.successors is None:
+        return math.log(vocab)
+    bias = torch.zeros(vocab, device=prev.device) if known.bias is None else known.bias
+    before, which = torch.unique(prev, return_inverse=True)
+    if known.successors is None:  # all positions have one distribution
+        before, which = before[:1], torch.zeros_like(which)
+    totals = [
+        masked(bias.expand(len(part), vocab), known.successors, part).double().logsumexp(1)
+        for part in before.split(max(INITIAL_LOGITS // vocab, 1))
+    ]
+    return float((torch.cat(totals)[which] - bias.double()[targets]).mean())
 
 
 def score_of_itself(head: Head) -> float:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
+import torch
 from torch import Tensor
 
 from tokgolf.artifact.checkpoint import Checkpoint, holds_checkpoint, read_sound_checkpoint
@@ -142,7 +143,8 @@ def train(
             _say_budget(started[1], state, say)
         place = session.device
         with Ahead(batches, place) as ahead, in_one_order(place), freed_memory_kept(place):
-            return _run(session, ahead, run, state, on_step)
+            with _memory_named(config):
+                return _run(session, ahead, run, state, on_step)
 
 
 def _unseen(value: Any) -> None:
@@ -215,7 +217,7 @@ def _run(
 ) -> TrainResult:
     """Train until the budget is spent."""
     config = session.config
-    if session.step < (session.looped_from or 0) + STEPS_TO_MOVE:
+    if session.step < session.check_at:
         session.watch()
     saved = session.seconds
     ranks = session.ranks
@@ -275,8 +277,9 @@ def _run(
             session.seconds = now - offset
             if now - began > max(SLOW_SECONDS, SLOW_TIMES * usual):
                 session.say(
-                    f"clock     step {step.number:,} took {now - began:.1f} s, where {usual:.3g} "
-                    "are usual: something stopped this process, and it counts as training time"
+                    f"clock     step {step.number + 1:,} took {now - began:.1f} s, where "
+                    f"{usual:.3g} are usual: something stopped this process, and it counts as "
+                    "training time"
                 )
             remaining, stop, due = decide()
             if stop or due:
@@ -396,6 +399,20 @@ def _damage_named(run: Path) -> Iterator[None]:
         reason = " ".join(f"{error!r}".split())[:200]
         raise TrainingError(
             f"the checkpoint in {run} cannot be resumed from: {reason}; start again in another -o"
+        ) from error
+
+
+@contextlib.contextmanager
+def _memory_named(config: RunConfig) -> Iterator[None]:
+    """Say what takes a GPU's memory when it has no more."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        reason = " ".join(". ".join(str(error).split(". ")[:2]).split())
+        raise TrainingError(
+            f"the device's memory does not hold a step with micro_batch_tokens "
+            f"{config.micro_batch_tokens}: {reason}; halve it (--set "
+            f"micro_batch_tokens={config.micro_batch_tokens // 2}), or train a smaller model"
         ) from error
 
 

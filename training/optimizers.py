@@ -209,6 +209,7 @@ class Optimizers:
     ) -> None:
         found = check_coverage(model, config).items()
         roles = {name: role for name, role in found if name not in frozen}
+        self.rates = {n: (f"optimizer.lr_{role}", config.rate(role)) for n, role in roles.items()}
         self.model = model
         self.ranks = ranks
         matrices = {name for name, role in roles.items() if role == "matrix"}
@@ -243,6 +244,7 @@ class Optimizers:
         """
         named = dict(self.model.named_parameters())
         for name, source in copies.items():
+            self.rates[name] = self.rates[source]
             self.shares.adopt(name, named[name], source)
             if source in self.shares.own:
                 self.adam.copy(name, self.shares.own[name], source)

@@ -13,7 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from tokgolf.artifact.checkpoint import MODEL_PREFIX, write_checkpoint
@@ -35,10 +37,11 @@ from tokgolf.training.guards import (
     check_moved,
     check_pairs,
     forbidden_pair,
+    initial_loss,
     loss_error,
     score_of_itself,
 )
-from tokgolf.training.optimizers import Optimizers, check_coverage
+from tokgolf.training.optimizers import Optimizers
 from tokgolf.training.pace import Pace
 from tokgolf.training.qat import Quantizer, shifted
 
@@ -69,7 +72,7 @@ class Session:
         self,
         config: RunConfig,
         tokenizer: Tokenizer,
-        counts: Any,
+        counts: NDArray[np.int64],
         device: str,
         say: Callable[[str], None] = lambda line: None,
         trunk: dict[str, Tensor] | None = None,
@@ -121,7 +124,7 @@ class Session:
         self.quantizer_steps: dict[str, float] = {}  # the lead's
         self.quantizer: Quantizer | None = None  # the lead's, of this process
         self.initial: dict[str, Tensor] = {}
-        self.check_at = 0
+        self.check_at = STEPS_TO_MOVE
         self.seconds = 0.0
         self.compile_seconds = 0.0  # and of all else that is paid once
         self.quantize_seconds = 0.0  # of finding errors anew, and how many times that was
@@ -153,6 +156,7 @@ class Session:
         self.quantizer_steps = {n: float(s) for n, s in state.get("quantizer_steps", {}).items()}
         self.averages.count = operator.index(state.get("averaged", 0))
         self.step = self.saved = operator.index(state["step"])
+        self.check_at = operator.index(state.get("check_at", 0))
         self.loss = float(state["loss"])
         self.seconds = float(state["seconds"])
         self.compile_seconds = float(state["compile_seconds"])
@@ -168,7 +172,7 @@ class Session:
         with self.ranks.lead_first():
             if self.ranks.leads:
                 tensors = {**self._weights(), **optimizer}
-                check_finite(tensors, self.step, self.saved)
+                check_finite(tensors, self.step, self.saved, self.optimizers.rates)
                 progress = {
                     "step": self.step,
                     "seconds": self.seconds,
@@ -178,6 +182,7 @@ class Session:
                     "loss": self.loss,
                     "untied": self.untied,
                     "length": self.length,
+                    "check_at": self.check_at,
                     "looped_from": self.looped_from,
                     "averaged": self.averages.count,
                     "quantized_from": self.quantized_from,
@@ -261,8 +266,8 @@ class Session:
         if first:
             self.quantized_from = self.step
             self.say(
-                f"qat       from step {self.step:,} on, weights have the errors of an export at "
-                f"{config.bits} bits, found anew after every {config.every} steps"
+                f"qat       from step {self.step + 1:,} on, weights have the errors of an export "
+                f"at {config.bits} bits, found anew after every {config.every} steps"
             )
         found: dict[str, Tensor] = {}
         with self.ranks.lead_first():
@@ -344,6 +349,8 @@ class Session:
         try:
             with graphs_or_an_error():
                 self.accumulate(tokens[:rows], targets[:rows])
+        except torch.OutOfMemoryError:
+            raise
         except Exception as error:  # the compiler's own errors have no common base
             reason = (str(error).strip() or repr(error)).splitlines()[0]
             if self.config.compile == "on":
@@ -421,7 +428,7 @@ class Session:
         return total
 
     def start(self, remaining: float, tokens: Tensor, targets: Tensor) -> Step:
-        """The gradients of the next step; `finish` it."""
+        """The gradients of the next step; `judge`, then `update` it, or on a GPU the other way."""
         found = self.gradients(tokens, targets)
         if self.reads_late():  # when an update may have spoiled them all
             found = torch.cat([found, self.optimizers.largest_weights().double()])
@@ -442,7 +449,7 @@ class Session:
         self.optimizers.step(step.number, step.scale)
         self.step += 1
         self.averages.update(self.step, self.step / (step.number + step.remaining))
-        if self.step == self.check_at:
+        if self.initial and self.step == self.check_at:
             check_moved(self.initial, self.model)
             self.initial = {}
 
@@ -451,23 +458,20 @@ class Session:
         if step.there is not None:  # waits for this step; reading it from the GPU would, for all
             step.there.synchronize()
         loss, *found = step.found.tolist()
-        head = self.model.head
+        head, rates, at = self.model.head, self.optimizers.rates, step.number + 1
         if not math.isfinite(loss):
             tokens, targets = step.tokens.to(self.device), step.targets.to(self.device)
-            check_pairs(
-                self.ranks.every(forbidden_pair(head, tokens, targets)), self.tokenizer, step.number
-            )
-            roles = check_coverage(self.model, self.config.optimizer)
-            rates = {name: f"optimizer.lr_{role}" for name, role in roles.items()}
+            pairs = self.ranks.every(forbidden_pair(head, tokens, targets))
+            check_pairs(pairs, self.tokenizer, at)
             weights = found[len(step.names) :] or self.optimizers.largest_weights().tolist()
             largest = dict(zip(step.names, weights, strict=True))
-            raise loss_error(loss, step.number, self.saved, largest, rates)
+            raise loss_error(loss, at, self.saved, largest, rates)
         named = dict(zip(step.names, found[: len(step.names)], strict=True))
-        check_gradients(named, step.number, self.config.max_gradient, self.saved)
+        check_gradients(named, at, self.config.max_gradient, self.saved, rates)
         if step.number == 0:
             targets, tokens = (t.flatten().to(self.device) for t in (step.targets, step.tokens))
             repeats = float((targets == tokens).double().mean())
-            told = self.ranks.every([head.initial_loss(targets, tokens), repeats])
+            told = self.ranks.every([initial_loss(head, targets, tokens), repeats])
             declared, repeats = (sum(of_all) / len(told) for of_all in zip(*told, strict=True))
             check_first_loss(loss, declared, score_of_itself(head), repeats)
         self.loss = loss

@@ -36,7 +36,13 @@ from tokgolf.heads.factorized import FactorizedConfig
 from tokgolf.heads.vq import VQConfig
 from tokgolf.model import LanguageModel, Trunk
 from tokgolf.quantize.rows import QuantConfig, Rounder
-from tokgolf.training.guards import FIRST_LOSS_ABOVE, check_first_loss, score_of_itself
+from tokgolf.training import guards
+from tokgolf.training.guards import (
+    FIRST_LOSS_ABOVE,
+    check_first_loss,
+    initial_loss,
+    score_of_itself,
+)
 
 VOCAB, BOS, WIDTH = 64, 7, 64
 LETTERS = b"abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLM"  # 40 tokens of one byte, one of them BOS
@@ -492,7 +498,7 @@ def test_the_first_loss_is_the_initial_loss(case: str) -> None:
     head = built(case)
     tokens, prev, targets = random_batch(2048, head)
     found = head_loss(head, tokens, prev, targets).item()
-    initial = head.initial_loss(targets, tokens)
+    initial = initial_loss(head, targets, tokens)
     assert found == pytest.approx(initial, rel=0.02)
     if not {"unigram-bias", "canonical-mask"} & {*head.addons}:
         assert initial == pytest.approx(math.log(VOCAB), rel=1e-5)
@@ -563,17 +569,26 @@ def test_a_head_that_starts_wrongly_does_not_declare_itself_right() -> None:
     head.softcap = 0.0
     with torch.no_grad():
         head.get_parameter("output").normal_()
-    assert head.initial_loss(targets, tokens) == math.log(VOCAB)
+    assert initial_loss(head, targets, tokens) == math.log(VOCAB)
 
 
-def test_the_initial_loss_knows_of_bias_and_mask() -> None:
-    head = config_of("tied with all").build(SHAPE, torch.arange(1, VOCAB + 1))
+@pytest.mark.parametrize("logits", [1, 3 * VOCAB, guards.INITIAL_LOGITS])
+@pytest.mark.parametrize("known", ["unigram-bias", "canonical-mask", "all"])
+def test_the_initial_loss_knows_of_bias_and_mask(
+    known: str, logits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guards, "INITIAL_LOGITS", logits)
+    head = config_of(f"tied with {known}").build(SHAPE, torch.arange(1, VOCAB + 1))
     tokens, _, targets = random_batch(50, head)
-    bias = head.get_parameter("addons.unigram-bias.values")
-    z = bias.detach().expand(50, VOCAB)
-    may = allowed(torch.from_numpy(pairs()), tokens, VOCAB)
-    expected = F.cross_entropy(z.masked_fill(~may, -math.inf), targets)
-    assert head.initial_loss(targets, tokens) == pytest.approx(float(expected), rel=1e-6)
+    z = torch.zeros(50, VOCAB)
+    if known != "canonical-mask":
+        z = z + head.get_parameter("addons.unigram-bias.values").detach()
+    if known != "unigram-bias":
+        may = allowed(torch.from_numpy(pairs()), tokens, VOCAB)
+        z = z.masked_fill(~may, -math.inf)
+    expected = F.cross_entropy(z, targets)
+    assert expected.isfinite() and abs(float(expected) - math.log(VOCAB)) > 0.01
+    assert initial_loss(head, targets, tokens) == pytest.approx(float(expected), rel=1e-6)
 
 
 # Config and state.
@@ -700,7 +715,7 @@ def first_loss(head: Head, text: Tensor) -> tuple[float, float]:
     with torch.no_grad():
         hidden = F.rms_norm(head.embed(tokens[None], tokens[None])[0], (head.shape.d_model,))
         nats = float(head.loss(hidden, targets, tokens)) / len(targets)
-    return nats, head.initial_loss(targets, tokens)
+    return nats, initial_loss(head, targets, tokens)
 
 
 @pytest.mark.parametrize("case", STARTS)

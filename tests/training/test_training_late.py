@@ -22,6 +22,7 @@ from tokgolf.errors import TrainingError
 from tokgolf.model import LanguageModel
 from tokgolf.tokenizers import build_tokenizer
 from tokgolf.training import RunConfig, StepReport
+from tokgolf.training import session as sessions
 from tokgolf.training.data import Ahead, Batches, TokenStream
 from tokgolf.training.qat import QatConfig
 from tokgolf.training.session import Session, Step
@@ -91,7 +92,7 @@ def test_a_loss_that_is_read_late_still_names_its_step_and_spoils_no_checkpoint(
         return loss(model, tokens, targets) * (math.nan if calls == 8 else 1.0)
 
     monkeypatch.setattr(LanguageModel, "loss", broken)
-    with pytest.raises(TrainingError, match="the loss is nan at step 7"):
+    with pytest.raises(TrainingError, match="the loss is nan at step 8"):
         run_it(tmp_path / "run", on_step=lambda report: None, checkpoint_minutes=1e-9)
     monkeypatch.undo()
     tensors, state = read_checkpoint(tmp_path / "run")
@@ -114,9 +115,51 @@ def test_a_tensor_that_a_step_found_spoiled_is_named_when_that_is_read_late(
                 session.model.get_parameter("head.table")[5] = math.nan
 
     monkeypatch.setattr(Session, "update", spoils)
-    match = r"the loss is nan at step 7; not all numbers are finite of head\.table; .*lr_tied=0\.01"
+    match = (
+        r"the loss is nan at step 8; not all numbers are finite of head\.table; .*lr_tied=0\.025"
+    )
     with pytest.raises(TrainingError, match=match):
         run_it(tmp_path / "run", on_step=lambda report: None)
+
+
+def test_a_run_resumed_just_after_a_head_was_untied_still_sees_that_both_tables_move(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[bool] = []
+    monkeypatch.setattr(
+        sessions, "check_moved", lambda initial, model: looked.append("head.output" in initial)
+    )
+
+    def interrupt(report: StepReport) -> None:
+        if report.step in (1, 7):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    head = {"name": "untied", "untie_at": 0.5}
+    for resume in (False, True):
+        with pytest.raises(TrainingError, match="interrupted"):
+            run_it(tmp_path, on_step=interrupt, head=head, resume=resume)
+    run_it(tmp_path, on_step=lambda report: None, head=head, resume=True)
+    assert looked == [False, True]
+
+
+@pytest.mark.parametrize("how", ["off", "auto", "on"])
+def test_a_device_without_memory_for_a_step_is_said(
+    how: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(session: Session, *batch: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 8 GiB"
+        )
+
+    monkeypatch.setattr(Session, "accumulate", full)
+    monkeypatch.setattr(torch, "compile", lambda f, **options: f)
+    with pytest.raises(TrainingError) as raised:
+        run_it(tmp_path, on_step=lambda report: None, micro_batch_tokens=32, compile=how)
+    assert str(raised.value) == (
+        "the device's memory does not hold a step with micro_batch_tokens 32: CUDA out of memory. "
+        "Tried to allocate 2.00 GiB; halve it (--set micro_batch_tokens=16), or train a smaller "
+        "model"
+    )
 
 
 @pytest.mark.usefixtures("late")
@@ -214,12 +257,17 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         yield made
 
 
-def test_every_run_of_a_process_is_compiled(graphs: list[int], tmp_path: Path) -> None:
+def test_every_run_of_a_process_is_compiled_and_as_an_eager_one(
+    graphs: list[int], early: tuple[Path, list[tuple[int, float]]], tmp_path: Path
+) -> None:
     """From the ninth model on, cells of a sweep ran as slowly as if nothing had been compiled."""
     for layers in (1, 2, 3):
         trunk = dataclasses.replace(TRUNK, layers=layers)
         run_it(tmp_path / str(layers), on_step=lambda report: None, compile="on", trunk=trunk)
     assert graphs == [13] * 3  # once to compile, then every step
+    eager, compiled = (losses_of(run) for run in (early[0], tmp_path / "1"))
+    # To compile trains nothing; bf16 in the updates makes more of the order of sums.
+    assert [loss for _, loss in compiled] == pytest.approx([loss for _, loss in eager], rel=1e-3)
 
 
 def test_a_model_that_torch_keeps_no_graph_of_is_one_that_does_not_compile(
@@ -282,5 +330,5 @@ def test_a_loss_that_is_read_late_is_judged_before_errors_are_found(
 
     monkeypatch.setattr(Session, "gradients", broken)
     qat = QatConfig(start=0.5, bits=2.5, every=2, method="nearest")
-    with pytest.raises(TrainingError, match=r"at step 7 the gradient's norm .* head\.table \(nan"):
+    with pytest.raises(TrainingError, match=r"at step 8 the gradient's norm .* head\.table \(nan"):
         run_it(tmp_path / "run", on_step=lambda report: None, qat=qat)

@@ -430,7 +430,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint_before
         return loss(model, tokens, targets) * (value if calls == 5 else 1.0)
 
     monkeypatch.setattr(LanguageModel, "loss", broken)
-    with pytest.raises(TrainingError, match=rf"the loss is {value} at step 4;.*optimizer\.lr_"):
+    with pytest.raises(TrainingError, match=rf"the loss is {value} at step 5;.*optimizer\.lr_"):
         run_it(tmp_path, checkpoint_minutes=1e-9)
     assert load_run(tmp_path).state["step"] == 4
     assert all(bool(tensor.isfinite().all()) for tensor in tensors_of(tmp_path).values())

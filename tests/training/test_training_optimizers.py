@@ -422,22 +422,62 @@ def test_the_first_pair_that_a_mask_forbids_is_found() -> None:
     assert guards.forbidden_pair(tied, text[:, :-1], text[:, 1:]) is None
 
 
+RATES = {
+    "trunk.a": ("optimizer.lr_vector", 0.04),
+    "head.b": ("optimizer.lr_tied", 0.05),
+    "trunk.c": ("optimizer.lr_matrix", 0.01),
+    "trunk.d": ("optimizer.lr_matrix", 0.01),
+}
+HALVED = {
+    "trunk.a": "--set optimizer.lr_vector=0.02",
+    "head.b": "--set optimizer.lr_tied=0.025",
+    "trunk.c": "--set optimizer.lr_matrix=0.005",
+    "all": "--set optimizer.lr_matrix=0.005 --set optimizer.lr_tied=0.025 "
+    "--set optimizer.lr_vector=0.02",
+}
+
+
 @pytest.mark.parametrize(
-    ("largest", "found", "rate"),
+    ("largest", "found", "blamed"),
     [
-        ([3.5, 2.0, 1.0], "the largest weight is 3.5, in a; ", "matrix"),
-        ([1e20, 2.0, 1.0], "the largest weight is 1e+20, in a; ", "vector"),
-        ([1e20, math.nan, math.inf], "not all numbers are finite of b, c; ", "tied"),
+        ([3.5, 2.0, 1.0, 0.5], "the largest weight is 3.5, in trunk.a; ", "all"),
+        ([1e20, 2.0, 1.0, 0.5], "the largest weight is 1e+20, in trunk.a; ", "trunk.a"),
+        ([9.0, 1.0, math.nan, math.inf], "not all numbers are finite of trunk.c, ", "trunk.c"),
     ],
 )
 def test_a_loss_that_is_not_finite_is_blamed_on_a_tensor_and_its_rate(
-    largest: list[float], found: str, rate: str
+    largest: list[float], found: str, blamed: str
 ) -> None:
-    rates = {"a": "optimizer.lr_vector", "b": "optimizer.lr_tied", "c": "optimizer.lr_matrix"}
-    named = dict(zip(rates, largest, strict=True))
-    message = str(guards.loss_error(math.nan, 7, 5, named, rates))
-    assert message.startswith(f"the loss is nan at step 7; {found}the checkpoint of step 5 ")
-    assert f"--set optimizer.lr_{rate}=0.01" in message
+    named = dict(zip(RATES, largest, strict=True))
+    message = str(guards.loss_error(math.nan, 7, 5, named, RATES))
+    assert message.startswith(f"the loss is nan at step 7; {found}")
+    assert "the checkpoint of step 5 is sound" in message
+    assert message.endswith(f"e.g. {HALVED[blamed]}")
+
+
+@pytest.mark.parametrize("blamed", [name for name in RATES if name in HALVED])
+def test_what_is_advised_is_half_the_rate_that_trains_the_tensor(blamed: str) -> None:
+    norms = dict.fromkeys(RATES, 1.0) | {blamed: 1e9}
+    with pytest.raises(TrainingError, match="above max_gradient 100 for") as raised:
+        guards.check_gradients(norms, 7, 100, 0, RATES)
+    assert str(raised.value).endswith(
+        f"there is no checkpoint yet. Start again in another -o with "
+        f"lower learning rates, e.g. {HALVED[blamed]}"
+    )
+    tensors = {f"{at}{name}": torch.ones(2) for name in RATES for at in ("model.", "live.")}
+    tensors[f"adam.exp_avg.{blamed}"] = torch.tensor([1.0, math.inf])
+    with pytest.raises(TrainingError, match="after step 7 not all numbers") as raised:
+        guards.check_finite(tensors, 7, 3, RATES)
+    assert str(raised.value).endswith(f"e.g. {HALVED[blamed]}")
+
+
+@pytest.mark.parametrize("declared", [2.0, 7.0])
+def test_the_first_loss_may_be_two_percent_above_and_ten_below(declared: float) -> None:
+    for sound in (0.901, 1.0, 1.019):
+        guards.check_first_loss(sound * declared, declared, 0.0, 0.0)
+    for odd in (0.899, 1.021):
+        with pytest.raises(TrainingError, match="its initialisation is not what it says"):
+            guards.check_first_loss(odd * declared, declared, 0.0, 0.0)
 
 
 @given(st.floats(0, 12), st.floats(0, 1), st.floats(0, 1), st.integers(2, 5000))
@@ -472,7 +512,7 @@ def test_that_difference_is_met_at_the_ends_and_where_the_probability_is_right()
         (Stuck, r"have not moved: head\.left, head\.right;"),
         (
             lambda: masked_without(b"m", b"a"),
-            r"not finite at step 0: in the text token 97 \(b'a'\) follows token 109 \(b'm'\), "
+            r"not finite at step 1: in the text token 97 \(b'a'\) follows token 109 \(b'm'\), "
             "which canonical-mask forbids",
         ),
         (Loud, r"the first loss is \d+\.\d+ nats, the head declares 5\.549"),

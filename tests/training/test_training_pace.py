@@ -164,7 +164,7 @@ def test_a_step_that_something_stopped_is_said_and_its_time_counts(
     config = dataclasses.replace(CONFIG, qat=QatConfig())
     run_it(tmp_path, config, on_step=reports.append, say=said.append)
     clock, ended = said
-    assert clock.startswith("clock     step 9 took 61.0 s, where 2.67 are usual")
+    assert clock.startswith("clock     step 10 took 61.0 s, where 2.67 are usual")
     assert ended.endswith("had time for 10 of 10,000 steps")
     assert [report.seconds for report in reports] == [1, 2, 3, 4, 20, 21, 22, 23, 24, 85]
 

@@ -238,7 +238,7 @@ def test_a_run_is_as_without_it_until_then_and_another_one_after(name: str, tmp_
         )
         assert said == (
             [
-                "qat       from step 6 on, weights have the errors of an export at 2.5 bits, "
+                "qat       from step 7 on, weights have the errors of an export at 2.5 bits, "
                 "found anew after every 2 steps"
             ]
             * (run == "aware")

@@ -336,7 +336,7 @@ def test_a_gradient_that_explodes_stops_the_run_and_is_named(
 
     monkeypatch.setattr(Session, "gradients", broken)
     match = (
-        rf"at step 6 the gradient's norm is above max_gradient 1e\+06 for {said}; the checkpoint"
+        rf"at step 7 the gradient's norm is above max_gradient 1e\+06 for {said}; the checkpoint"
     )
     with pytest.raises(TrainingError, match=match):
         run_it(tmp_path / "run")
