@@ -21,7 +21,13 @@ from tokgolf.model import LanguageModel
 from tokgolf.tokenizers import build_tokenizer
 from tokgolf.training import RunConfig, StepReport
 from tokgolf.training.averages import YOUNG, AverageConfig, Averages
-from tokgolf.training.optimizers import Muon, OptimizerConfig, orthogonalize
+from tokgolf.training.optimizers import (
+    POLAR_EXPRESS,
+    SAFETY,
+    Muon,
+    OptimizerConfig,
+    orthogonalize,
+)
 
 TRUNK = TrunkConfig(layers=1, d_model=16, heads=2, kv_heads=1, mlp_hidden=24, sequence_length=16)
 CONFIG = RunConfig(
@@ -57,6 +63,24 @@ def test_polar_express_brings_singular_values_nearer_to_one(shape: tuple[int, in
     }
     assert float(off[True][lifted].mean()) < 0.6 * float(off[False][lifted].mean())
     assert float(off[True][lifted].max()) < 0.2
+
+
+@pytest.mark.parametrize(
+    ("iterations", "off"), [(5, 0.16), (6, 7e-3), (7, 2e-5), *((n, 1e-14) for n in (8, 9, 10))]
+)
+def test_singular_values_converge_with_the_steps_of_polar_express(
+    iterations: int, off: float
+) -> None:
+    """In doubles, one by one; and as singular values of a matrix, but for the rounding to bf16."""
+    x = torch.logspace(-3, 0, 10_001, dtype=torch.float64) / SAFETY
+    for step in range(iterations):
+        a, b, c = POLAR_EXPRESS[min(step, len(POLAR_EXPRESS) - 1)]
+        x = a * x + b * x**3 + c * x**5
+    assert float((x - 1).abs().max()) < off
+    values = torch.logspace(-2.5, 0, 16, dtype=torch.float64)
+    one, two = (torch.linalg.qr(torch.randn(n, 16, dtype=torch.float64)).Q for n in (24, 16))
+    found = orthogonalize((one * values @ two.mT)[None], iterations, polar_express=True)
+    assert float((torch.linalg.svdvals(found.double()) - 1).abs().max()) < off + 2**-7
 
 
 def muon_step(config: OptimizerConfig, start: Tensor, gradient: Tensor) -> Tensor:
