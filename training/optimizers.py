@@ -26,11 +26,8 @@ MAX_RATE = 1e38  # of a learning rate: a float32 holds little more
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """Learning rate of each role, and the optimizers' constants; defaults are the baseline's.
+    """Learning rate of each role, above 0, and optimizers' constants; defaults are the baseline's.
 
-    `muon_coefficients` "polar-express" brings the singular values nearer to 1 in as many steps;
-    `muon_rows` brings all rows of the momentum to one length before that; `muon_decay` is
-    decoupled weight decay of matrices, a part of the learning rate.
     Source: openai/parameter-golf, record 2026-03-17 "NaiveBaseline".
     """
 
@@ -39,16 +36,33 @@ class OptimizerConfig:
     lr_output: float = 0.008
     lr_matrix: float = 0.04
     lr_vector: float = 0.04
+
     adam_beta1: float = 0.9
+    """From 0 to below 1, as `adam_beta2`."""
+
     adam_beta2: float = 0.95
     adam_eps: float = 1e-8
+
     muon_momentum: float = 0.95
+    """From 0 to below 1, like `muon_momentum_start`, from which it rises linearly."""
+
     muon_momentum_start: float = 0.85
+
     muon_momentum_steps: int = 500
+    """Steps of training until `muon_momentum` is reached."""
+
     muon_iterations: int = 5
+    """Steps of `orthogonalize`; at least 1."""
+
     muon_coefficients: Literal["constant", "polar-express"] = "constant"
+    """The second brings the singular values nearer to 1 in as many steps."""
+
     muon_rows: bool = False
+    """Brings all rows of the momentum to one length before it is orthogonalised."""
+
     muon_decay: float = 0.0
+    """Decoupled weight decay of matrices, a part of the learning rate; 0.1 is usual. Times
+    `lr_matrix` it is from 0 to below 1."""
 
     def __post_init__(self) -> None:
         rates = "lr_tied", "lr_input", "lr_output", "lr_matrix", "lr_vector"

@@ -20,7 +20,7 @@ from tokgolf.errors import ConfigError, TrainingError
 from tokgolf.model import LanguageModel
 from tokgolf.tokenizers import build_tokenizer
 from tokgolf.training import RunConfig, StepReport
-from tokgolf.training.averages import YOUNG, AverageConfig, Averages
+from tokgolf.training.averages import EMA_WARMUP, AverageConfig, Averages
 from tokgolf.training.optimizers import (
     POLAR_EXPRESS,
     SAFETY,
@@ -148,7 +148,7 @@ def test_an_exponential_average_equals_its_slow_twin() -> None:
         if averages is None:
             averages = Averages(layer, AverageConfig(ema=0.6))
             expected = layer.weight.detach().clone()
-        decay = min(0.6, (1 + step) / (YOUNG + step))
+        decay = min(0.6, (1 + step) / (EMA_WARMUP + step))
         expected = decay * expected + (1 - decay) * layer.weight.detach()
         averages.update(step, 0.0)
         torch.testing.assert_close(averages.exported()["weight"], expected)
