@@ -1,25 +1,22 @@
 """Options of the optimizers, averages of the weights and the learning rate's floor."""
 
 import dataclasses
-import os
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from ranks_support import nothing
-from ranks_support import run_it as train_it
 from torch import Tensor, nn
+from training_support import assert_same_checkpoint, nothing, stops_at
+from training_support import run_it as train_it
 
 from tokgolf.artifact.checkpoint import load_run, read_checkpoint
 from tokgolf.config import TrunkConfig
 from tokgolf.corpora import Corpus, Document
 from tokgolf.errors import ConfigError, TrainingError
 from tokgolf.model import LanguageModel
-from tokgolf.tokenizers import build_tokenizer
-from tokgolf.training import RunConfig, StepReport
+from tokgolf.training import RunConfig
 from tokgolf.training.averages import EMA_WARMUP, AverageConfig, Averages
 from tokgolf.training.optimizers import (
     POLAR_EXPRESS,
@@ -35,7 +32,6 @@ CONFIG = RunConfig(
 )
 DOCUMENTS = [Document(str(i), f"an average of {i} weights. ".encode()) for i in range(30)]
 CORPUS = Corpus(name="tiny", split=None, source=lambda: iter(DOCUMENTS))
-TOKENIZER = build_tokenizer("byte", [], None)
 
 
 @pytest.fixture(autouse=True)
@@ -194,17 +190,11 @@ def test_the_average_is_what_a_run_exports_and_changes_no_step(name: str, tmp_pa
 @pytest.mark.parametrize("at", [1, 7])
 @pytest.mark.parametrize("name", AVERAGES)
 def test_an_averaged_run_resumes_bit_by_bit(name: str, at: int, tmp_path: Path) -> None:
-    def interrupt(report: StepReport) -> None:
-        if report.step == at:
-            os.kill(os.getpid(), signal.SIGINT)
-
     with pytest.raises(TrainingError, match="interrupted"):
-        run_it(tmp_path / "cut", on_step=interrupt, **AVERAGES[name])
+        run_it(tmp_path / "cut", on_step=stops_at(at), **AVERAGES[name])
     run_it(tmp_path / "cut", resume=True, **AVERAGES[name])
     run_it(tmp_path / "whole", **AVERAGES[name])
-    cut, whole = (read_checkpoint(tmp_path / run)[0] for run in ("cut", "whole"))
-    assert cut.keys() == whole.keys()
-    assert all(torch.equal(cut[key], whole[key]) for key in whole)
+    assert_same_checkpoint(tmp_path / "cut", tmp_path / "whole")
 
 
 # --- short sequences first
@@ -234,16 +224,11 @@ def test_sequences_are_short_until_their_part_of_the_budget_is_over(
 
 @pytest.mark.parametrize("at", [3, 8])
 def test_a_run_of_short_sequences_resumes_bit_by_bit(at: int, tmp_path: Path) -> None:
-    def interrupt(report: StepReport) -> None:
-        if report.step == at:
-            os.kill(os.getpid(), signal.SIGINT)
-
     with pytest.raises(TrainingError, match="interrupted"):
-        run_it(tmp_path / "cut", on_step=interrupt, **SHORT)
+        run_it(tmp_path / "cut", on_step=stops_at(at), **SHORT)
     run_it(tmp_path / "cut", resume=True, **SHORT)
     run_it(tmp_path / "whole", **SHORT)
-    cut, whole = (read_checkpoint(tmp_path / run)[0] for run in ("cut", "whole"))
-    assert all(torch.equal(cut[key], whole[key]) for key in whole)
+    assert_same_checkpoint(tmp_path / "cut", tmp_path / "whole")
 
 
 # --- the floor of the rate, and what is refused
