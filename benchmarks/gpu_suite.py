@@ -32,12 +32,11 @@ import signal
 import statistics
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from hashlib import sha256
 from itertools import pairwise
@@ -57,6 +56,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
+from plain import Plain, sources, synchronize  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from tokgolf.artifact.checkpoint import Checkpoint, read_checkpoint  # noqa: E402
@@ -132,31 +132,19 @@ class Setting:
 
 
 @cache
-def text(files: int) -> tuple[bytes, ...]:
-    """Sources of the standard library, the first files by name."""
-    root = Path(sysconfig.get_paths()["stdlib"])
-    return tuple(path.read_bytes() for path in sorted(root.glob("*.py"))[:files])
-
-
-@cache
 def tokenizer_of(vocab_size: int, files: int) -> Tokenizer:
-    """A small BPE tokenizer of that text."""
-    return build_tokenizer("bpe", text(files), vocab_size)
+    """A small BPE tokenizer of so many sources of the standard library."""
+    return build_tokenizer("bpe", sources(files), vocab_size)
 
 
 def corpus_of(files: int) -> Corpus:
-    """That text, a document a file."""
-    documents = [Document(id=str(i), data=data) for i, data in enumerate(text(files))]
+    """These sources, a document a file."""
+    documents = [Document(id=str(i), data=data) for i, data in enumerate(sources(files))]
     return Corpus(name="sources", split=None, source=lambda: iter(documents), provenance={})
 
 
 def files_of(s: Setting) -> int:
     return 12 if s.quick else 100
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def seconds_of(run: Callable[[], object], device: torch.device, repeats: int) -> float:
@@ -230,9 +218,7 @@ def baseline(s: Setting) -> RunConfig:
     return run_config("baseline", SMALL if s.quick else {})
 
 
-def rates(
-    s: Setting, config: RunConfig, model: LanguageModel, seconds: float, more: Result
-) -> Result:
+def rates(s: Setting, config: RunConfig, parameters: int, seconds: float, more: Result) -> Result:
     """What is reported of a training step that takes so long."""
     per_second = config.batch_tokens / seconds
     head, tokenizer = head_config(config.head), tokenizer_of(1024, files_of(s))
@@ -241,7 +227,7 @@ def rates(
         "tokens_per_second": per_second,
         "mfu": per_second * flops / matmul_rate(s),
         "step_ms": 1e3 * seconds,
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters": parameters,
         "flops_of_token": flops,
         **more,
     }
@@ -277,7 +263,7 @@ def time_steps(
     more = {"first_step_seconds": first, "peak_mb": peak_mb(s.device)}
     gradients()
     more["update_ms"] = 1e3 * seconds_of(update, s.device, 1)
-    return rates(s, config, model, seconds, more)
+    return rates(s, config, sum(p.numel() for p in model.parameters()), seconds, more)
 
 
 def own_step(s: Setting, compiled: bool, *, fast: bool = True) -> Result:
@@ -292,30 +278,11 @@ def own_step(s: Setting, compiled: bool, *, fast: bool = True) -> Result:
 
 
 def plain_step(s: Setting, compiled: bool) -> Result:
-    """As one writes it: all logits, then F.cross_entropy; torch.optim, where it has Muon."""
+    """As one writes it. It always has Muon now; an older torch had none, and the file says so."""
     config = baseline(s)
-    model = model_of(config.head, config.trunk, tokenizer_of(1024, files_of(s)), s.device)
-
-    def loss_of(tokens: Tensor, targets: Tensor) -> Tensor:
-        hidden = model.hidden(tokens).flatten(0, 1)
-        logits = model.head.logits(hidden, tokens.flatten())
-        return F.cross_entropy(logits.float(), targets.flatten(), reduction="sum")
-
-    weights = [p for n, p in model.trunk.named_parameters() if n.endswith(".weight")]
-    kept = {id(p) for p in weights}
-    muon = getattr(torch.optim, "Muon", None)
-    others = [p for p in model.parameters() if muon is None or id(p) not in kept]
-    optimizers = [torch.optim.Adam(others, lr=0.04, betas=(0.9, 0.95))]
-    if muon is not None:
-        optimizers.append(muon(weights, lr=0.04, weight_decay=0.0, momentum=0.95))
-
-    def update() -> None:
-        for optimizer in optimizers:
-            optimizer.step()
-        model.zero_grad(set_to_none=True)
-
-    used = torch.compile(loss_of, dynamic=False) if compiled else loss_of
-    return {**time_steps(s, config, model, used, update), "muon": muon is not None}
+    plain = Plain(model_of(config.head, config.trunk, tokenizer_of(1024, files_of(s)), s.device))
+    used = torch.compile(plain.loss, dynamic=False) if compiled else plain.loss
+    return {**time_steps(s, config, plain.model, used, plain.update), "muon": True}
 
 
 def trainer(s: Setting) -> Result:
@@ -323,15 +290,14 @@ def trainer(s: Setting) -> Result:
     files = files_of(s)
     tokenizer = tokenizer_of(1024, files)
     steps = 5 if s.quick else 10
-    config = baseline(s)
-    values = {**vars(config), "steps": steps, "minutes": None, "compile": "on"}
+    config = replace(baseline(s), steps=steps, minutes=None, compile="on")
     times: list[float] = []
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         reset_peak(s.device)
         run = Path(folder) / "run"
         result = train(
-            RunConfig(**values),
+            config,
             tokenizer,
             corpus_of(files),
             run,
@@ -339,13 +305,12 @@ def trainer(s: Setting) -> Result:
             on_step=lambda report: times.append(time.perf_counter()),
         )
     gaps = [after - before for before, after in zip(times[3:], times[4:], strict=False)]
-    model = model_of(config.head, config.trunk, tokenizer, torch.device("cpu"))
     more = {
         "until_first_step_seconds": times[0] - began,
         "peak_mb": peak_mb(s.device),
         "loss": result.loss,
     }
-    return rates(s, config, model, statistics.median(gaps), more)
+    return rates(s, config, result.params, statistics.median(gaps), more)
 
 
 STEPS_OF_CHALLENGE = 30
@@ -406,7 +371,7 @@ def challenge_trainer(s: Setting, script: Path) -> Result:
     result: Result = {"sha256": sha256(script.read_bytes()).hexdigest()}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        tokenizer = build_tokenizer("sentencepiece", text(files_of(s)), 1024)
+        tokenizer = build_tokenizer("sentencepiece", sources(files_of(s)), 1024)
         (folder / "tokenizer.model").write_bytes(tokenizer.original_file())
         random = np.random.default_rng(1)
         for split, batches in (("train", STEPS_OF_CHALLENGE), ("val", 1)):
@@ -620,7 +585,7 @@ def same_score(s: Setting, head: dict[str, Any]) -> Result:
     )
     tokenizer = tokenizer_of(512, 12)
     model = perturbed(model_of(head, trunk, tokenizer, torch.device("cpu")))
-    documents = [data[:4000] for data in text(12)][: 2 if s.quick else 8]
+    documents = [data[:4000] for data in sources(12)][: 2 if s.quick else 8]
     ids = torch.from_numpy(tokenizer.encode(documents[0])[:257].astype(np.int64))[None]
     found = {}
     for device in (torch.device("cpu"), s.device):
@@ -904,7 +869,7 @@ def head_steps(s: Setting, head: dict[str, Any], compiled: bool) -> Result:
     tokenizer = tokenizer_of(512 if s.quick else 1024, files_of(s))
     model = model_of(head, trunk, tokenizer, s.device)
     optimizers = Optimizers(model, OptimizerConfig())
-    documents = tokenizer.encode_batch(list(text(files_of(s))))
+    documents = tokenizer.encode_batch(list(sources(files_of(s))))
     tokens = max(documents, key=len).astype(np.int64)  # of one document: the mask allows it
     starts = np.arange(batch) * (len(tokens) - length - 1) // batch
     rows = torch.from_numpy(np.stack([tokens[at : at + length + 1] for at in starts])).to(s.device)

@@ -24,7 +24,6 @@ import os
 import platform
 import statistics
 import sys
-import sysconfig
 import tempfile
 import time
 from collections.abc import Callable
@@ -42,8 +41,7 @@ sys.path = [str(HERE.parent), *sys.path, str(HERE)]
 
 import click  # noqa: E402
 import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
-from torch import Tensor  # noqa: E402
+from plain import Plain, sources, synchronize  # noqa: E402
 
 from tokgolf.config import TrunkConfig  # noqa: E402
 from tokgolf.corpora import Corpus, Document  # noqa: E402
@@ -79,14 +77,8 @@ def config_of(size: str) -> RunConfig:
     return replace(config, trunk=trunk)
 
 
-def sources() -> list[bytes]:
-    """Sources of the standard library, the first hundred by name."""
-    root = Path(sysconfig.get_paths()["stdlib"])
-    return [path.read_bytes() for path in sorted(root.glob("*.py"))[:100]]
-
-
-class Plain:
-    """A peer: one `step` is a whole step of its loop."""
+class Peer:
+    """A plain loop: one `step` is a whole step of it, of batches that are in memory."""
 
     def __init__(
         self, config: RunConfig, tokenizer: Tokenizer, device: torch.device, bf16: bool
@@ -95,37 +87,22 @@ class Plain:
         self.config, self.device, self.bf16 = config, device, bf16
         shape = head_shape(tokenizer, config.trunk)
         self.model = build_model(config.trunk, head_config(config.head), shape).to(device)
-        weights = [p for n, p in self.model.trunk.named_parameters() if n.endswith(".weight")]
-        kept = {id(p) for p in weights}
-        others = [p for p in self.model.parameters() if id(p) not in kept]
-        self.optimizers: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(others, lr=0.04, betas=(0.9, 0.95), weight_decay=0.0),
-            torch.optim.Muon(weights, lr=0.04, momentum=0.95, weight_decay=0.0),
-        ]
+        self.plain = Plain(self.model)
         length = config.trunk.sequence_length
         self.tokens = torch.randint(tokenizer.vocab_size, (config.batch_tokens // length, length))
-
-    def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        hidden = self.model.hidden(tokens).flatten(0, 1)
-        logits = self.model.head.logits(hidden, tokens.flatten())
-        return F.cross_entropy(logits.float(), targets.flatten())
 
     def step(self) -> float:
         """Seconds of a step."""
         synchronize(self.device)
         began = time.perf_counter()
-        parts = self.tokens.split(
-            self.config.micro_batch_tokens // self.config.trunk.sequence_length
-        )
-        for part in parts:
+        rows = self.config.micro_batch_tokens // self.config.trunk.sequence_length
+        for part in self.tokens.split(rows):
             tokens = part.to(self.device)
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
-                loss = self.loss(tokens, tokens.roll(-1, 1))
-            (loss / len(parts)).backward()
+                loss = self.plain.loss(tokens, tokens.roll(-1, 1)) / self.tokens.numel()
+            loss.backward()
         loss.item()
-        for optimizer in self.optimizers:
-            optimizer.step()
-        self.model.zero_grad(set_to_none=True)
+        self.plain.update()
         synchronize(self.device)
         return time.perf_counter() - began
 
@@ -169,7 +146,7 @@ def serve(
     If its memory does not suffice it says so in a line, and ends.
     """
     place = torch.device(device)
-    peer = Plain(config, tokenizer, place, bf16)  # a small part of what its steps take
+    peer = Peer(config, tokenizer, place, bf16)  # a small part of what its steps take
     connection.send(sum(p.numel() for p in peer.model.parameters()))
     while connection.recv():
         try:
@@ -182,11 +159,6 @@ def serve(
         if place.type == "cuda":
             torch.cuda.empty_cache()
         connection.send(seconds)
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def trained(
@@ -238,19 +210,19 @@ def measure(size: str, tokenizer: Tokenizer, device: str, rounds: int) -> Result
     errors = {name: peer.error for name, peer in peers.items() if peer.error is not None}
     counted = {name: [] if name in errors else times[WARM:-1] for name, times in seconds.items()}
     ours = counted.pop("tokgolf")
-    rate = config.batch_tokens
+    tokens = config.batch_tokens
     return {
         "size": size,
         "parameters": peers["plain, fp32"].parameters,
-        "tokens_per_step": rate,
+        "tokens_per_step": tokens,
         "rounds": rounds,
         "until_first_step": first,
         "tokens_per_second": {
-            name: rate / statistics.median(times) if times else None
+            name: tokens / statistics.median(times) if times else None
             for name, times in {"tokgolf": ours, **counted}.items()
         },
         "best_tokens_per_second": {
-            name: rate / min(times) if times else None
+            name: tokens / min(times) if times else None
             for name, times in {"tokgolf": ours, **counted}.items()
         },
         "ratio": {
@@ -266,7 +238,7 @@ def measure(size: str, tokenizer: Tokenizer, device: str, rounds: int) -> Result
 def memory(size: str, tokenizer: Tokenizer, device: str, who: str) -> float | None:
     """Most MB held by three steps; call it in a fresh process. Unknown on a CPU without Linux."""
     config, place = config_of(size), torch.device(device)
-    peer = None if who == "tokgolf" else Plain(config, tokenizer, place, "bf16" in who)
+    peer = None if who == "tokgolf" else Peer(config, tokenizer, place, "bf16" in who)
     held(place)  # what importing held is no part of it
     before = held(place)
     if peer is None:
@@ -340,9 +312,11 @@ def main(
                 click.echo(f"{size:>8}  {who:<22} {result['error'][who]}")
                 continue
             ratio = result["ratio"].get(who, 1.0)
+            peak = result["peak_mb"][who]
+            most = "unknown" if peak is None else f"{peak:,.0f} MB"
             click.echo(
                 f"{size:>8}  {who:<22} {rate:>12,.0f} tokens/s  tokgolf is {ratio:.2f} of it  "
-                f"{result['peak_mb'][who] or 0:,.0f} MB"
+                f"{most}"
             )
         click.echo(
             f"{size:>8}  first step after {compiling['first']:.1f} s, {compiling['cached']:.1f} s "

@@ -103,9 +103,9 @@ def test_a_peer_whose_memory_does_not_suffice_is_a_line_and_the_others_have_numb
 ) -> None:
     alone: list[Any] = []
 
-    def apart(function: Any, *arguments: Any) -> float:
+    def apart(function: Any, *arguments: Any) -> float | None:
         alone.append(arguments[3:])
-        return 5.0
+        return None if alone[-1] == ("tokgolf",) else 5.0  # a peak that cannot be measured
 
     monkeypatch.setattr(script, "PeerProcess", Full)
     monkeypatch.setattr(script, "apart", apart)
@@ -116,6 +116,10 @@ def test_a_peer_whose_memory_does_not_suffice_is_a_line_and_the_others_have_numb
     done = CliRunner().invoke(script.main, options)
     assert done.exit_code == 0, done.output
     assert "plain, fp32            CUDA out of memory.\n" in done.output
+    assert [line.split("of it  ")[1] for line in done.output.splitlines() if "of it" in line] == [
+        "unknown",
+        "5 MB",
+    ]
     (result,) = json.loads(path.read_text())["results"]
     assert result["error"] == {"plain, fp32": "CUDA out of memory."}
     for name in ("ratio", "tokens_per_second", "best_tokens_per_second", "peak_mb"):
@@ -157,7 +161,7 @@ def test_a_peer_gives_its_memory_back_after_a_step_and_ends_where_it_does_not_su
     loaded: ModuleType, device: str, timed: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told, emptied = Told(3), list[int]()
-    monkeypatch.setattr(loaded, "Plain", Counting)
+    monkeypatch.setattr(loaded, "Peer", Counting)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(len(told.sent)))
     loaded.serve(told, CONFIG, TOKENIZER, device, False)
     assert told.sent == [3, *timed, "CUDA out of memory. Tried 9 GiB."]

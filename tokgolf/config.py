@@ -34,19 +34,7 @@ SHAPE = (
 class TrunkConfig:
     """Shape of the shared transformer trunk; the defaults are the challenge's naive baseline.
 
-    Without `skips` there are no U-Net skips from the first half of the blocks to the second.
-    Options beyond the baseline are off at their defaults, which must stay so (`stored`):
-    `negative_slope` of the MLP's activation, leaky_relu(x, slope)^2; `rope_fraction` of a head's
-    width that is rotated; `layer_scale` divides what block i (from 0) reads by sqrt(i + 1);
-    `out_norm` normalises what the output projections read; in the last `parallel` blocks attention
-    and MLP read the same vector; in the last `xsa` blocks a head's output loses its part along the
-    position's own value; the `loop_blocks` blocks from `loop_start` on are applied `loops` times in
-    training and `loops_scored` times (0: as in training) in scoring, and with a `loop_rank` each
-    time but the first adds matrices of that rank to theirs; `smear` adds a gated part of the
-    position before to each input, but not to a document's first; with `document_mask` attention
-    does not look back across the start of a document; `orthogonal_init` of the projections that do
-    not start at zero; in the last `value_embeddings` blocks each token adds a learned vector to its
-    values, from one table with a factor for each block.
+    Options beyond the baseline are off at their defaults, which must stay so (`stored`).
 
     Source: openai/parameter-golf, record 2026-03-17 "NaiveBaseline"; the options from its records.
     """
@@ -59,22 +47,57 @@ class TrunkConfig:
     sequence_length: int = 1024
     rope_base: float = 10_000.0
     qk_gain: float = 1.5
+
     skips: bool = True
+    """U-Net skips from the first half of the blocks to the second."""
+
     negative_slope: float = 0.0
+    """Of the MLP's activation, leaky_relu(x, slope)^2; from 0 to 1."""
+
     rope_fraction: float = 1.0
+    """Of a head's width, the part that is rotated: up to 1, and no less than 2 dimensions."""
+
     layer_scale: bool = False
+    """Divides what block i (from 0) reads by sqrt(i + 1)."""
+
     out_norm: bool = False
+    """Normalises what the output projections read."""
+
     parallel: int = 0
+    """In the last so many blocks attention and MLP read the same vector; up to `layers`."""
+
     xsa: int = 0
+    """In the last so many blocks a head's output loses its part along the position's own value; up
+    to `layers`."""
+
     loop_start: int = 0
+    """The first of the blocks that are repeated, counted from 0."""
+
     loop_blocks: int = 0
+    """How many blocks from `loop_start` on are repeated; none of them beyond `layers`."""
+
     loops: int = 1
+    """How many times these blocks are applied in training; from 1 to 16."""
+
     loops_scored: int = 0
+    """How many times in scoring; up to 16, and 0 is as in training."""
+
     loop_rank: int = 0
+    """Each time but the first adds matrices of this rank to those of the blocks (0: none); below
+    the width of the MLP and that of all key/value heads."""
+
     smear: bool = False
+    """Adds a gated part of the position before to each input, but not to a document's first."""
+
     document_mask: bool = False
+    """Attention does not look back across the start of a document."""
+
     orthogonal_init: bool = False
+    """Of the projections that do not start at zero."""
+
     value_embeddings: int = 0
+    """In the last so many blocks each token adds a learned vector to its values, from one table
+    with a factor for each block; up to `layers`."""
 
     def __post_init__(self) -> None:
         check_positive(self, "layers", "d_model", "heads", "kv_heads", "mlp_hidden")
@@ -95,11 +118,11 @@ class TrunkConfig:
             raise ConfigError(f"heads {self.heads} is not a multiple of kv_heads {self.kv_heads}")
         counts = "parallel", "xsa", "value_embeddings"
         for name in (*counts, "loop_start", "loop_blocks", "loops", "loops_scored"):
+            least = 1 if name == "loops" else 0
             most = MAX_LOOPS if name.startswith("loops") else self.layers
-            if not (name == "loops") <= getattr(self, name) <= most:
+            if not least <= getattr(self, name) <= most:
                 raise ConfigError(
-                    f"{name} is {getattr(self, name)}; it must be from {int(name == 'loops')} to "
-                    f"{most}"
+                    f"{name} is {getattr(self, name)}; it must be from {least} to {most}"
                 )
         if self.loop_start + self.loop_blocks > self.layers:
             raise ConfigError(
@@ -161,7 +184,8 @@ class TrunkConfig:
         head_width = self.d_model // self.heads
         attention = 2 * self.d_model * self.d_model + 2 * self.d_model * self.kv_heads * head_width
         mlp = 2 * self.d_model * self.mlp_hidden
-        vectors = 4 * self.d_model + self.heads  # attn_scale, mlp_scale, resid_mix (2), q_gain
+        # attention_scale, mlp_scale, residual_mix (2), attention.gain
+        vectors = 4 * self.d_model + self.heads
         skips = self.skips * (self.layers // 2) * self.d_model
         smear = SMEAR_INPUTS + 1 if self.smear else 0
         values = vocab_size * self.kv_heads * head_width + self.value_embeddings

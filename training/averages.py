@@ -11,22 +11,24 @@ from torch import Tensor, nn
 from tokgolf.config import check_positive
 from tokgolf.errors import ConfigError
 
-YOUNG = 10
-"""An average of decay d weighs as if d were at most (1 + step) / (YOUNG + step): the first steps,
-where weights are still what they began as, do not stay in it."""
+EMA_WARMUP = 10
+"""An average of decay d weighs as if d were at most (1 + step) / (EMA_WARMUP + step): the first
+steps, where weights are still what they began as, do not stay in it.
+Source: tf.train.ExponentialMovingAverage with `num_updates`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AverageConfig:
-    """Which average of the weights a run exports: none, `ema`, or the plain mean (SWA).
-
-    `ema` is the decay of an exponential average over all steps (0 is off); the plain mean is of
-    every `swa_every`-th step from the fraction `swa_from` of the budget on (1 is off).
-    """
+    """Which average of the weights a run exports: none, `ema`, or the plain mean (SWA)."""
 
     ema: float = 0.0
+    """Decay of an exponential average over all steps, below 1, usually 0.99 to 0.999 (0: off)."""
+
     swa_from: float = 1.0
+    """The fraction of the budget from which on the plain mean is taken (1: off)."""
+
     swa_every: int = 10
+    """Every so many steps one goes into the plain mean."""
 
     def __post_init__(self) -> None:
         check_positive(self, "swa_every")
@@ -41,7 +43,7 @@ class AverageConfig:
 
 
 class Averages:
-    """The average of every trainable tensor of a module, beside the tensor itself."""
+    """The average of every parameter of a module, of frozen ones too, beside the tensor itself."""
 
     def __init__(self, module: nn.Module, config: AverageConfig) -> None:
         self.module, self.config = module, config
@@ -55,7 +57,7 @@ class Averages:
         """Take in the weights after `step` steps, at that part of the budget."""
         c = self.config
         if c.ema:
-            part = 1 - min(c.ema, (1 + step) / (YOUNG + step))
+            part = 1 - min(c.ema, (1 + step) / (EMA_WARMUP + step))
         elif progress < c.swa_from:  # none yet, or none any more: the budget grew
             self.count = 0
             return

@@ -23,16 +23,7 @@ MAX_SEED = (1 << 63) - 1  # torch's
 class RunConfig:
     """Everything that decides what a run computes, but for tokenizer and corpus.
 
-    The run ends after `steps` steps or `minutes` of training, whichever comes first. The learning
-    rate falls linearly to `warmdown_to` of itself over the last `warmdown_steps` steps, as the
-    baseline's does to zero, or, when that is 0, over the last `warmdown_fraction` of the budget.
-    `compile` "auto" compiles the model where that works and goes on without, saying so, where it
-    does not (on a CPU it needs a C++ compiler); `precision` "auto" is bf16 where the hardware has
-    it. A tensor whose gradient's norm is above `max_gradient` stops the run. Until the fraction
-    `short_until` of the budget every sequence is cut into sequences of `short_length` (0: none is).
-    Until the fraction `loops_from` blocks that are to be repeated are applied once. The trunk
-    starts from that of the run in the folder `trunk_from`, if one is named; with `freeze_trunk` it
-    stays so.
+    It ends after `steps` steps or `minutes` of training, whichever comes first: its budget.
     """
 
     trunk: TrunkConfig = field(default_factory=TrunkConfig)
@@ -40,23 +31,58 @@ class RunConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     average: AverageConfig = field(default_factory=AverageConfig)
     qat: QatConfig = field(default_factory=QatConfig)
+
     batch_tokens: int = 524_288
+    """Tokens of a step: a multiple of `micro_batch_tokens` and of `trunk.sequence_length`."""
+
     micro_batch_tokens: int = 131_072
+    """Tokens of a pass, of which a step has several: a multiple of `trunk.sequence_length`; more
+    than `batch_tokens` is as many."""
+
     steps: int = 20_000
     minutes: float | None = None
+
     warmdown_steps: int = 1_200
+    """The learning rate falls linearly to `warmdown_to` of itself over the last so many steps."""
+
     warmdown_fraction: float = 0.0
+    """The same, where `warmdown_steps` is 0, over the last part of the budget, from 0 to 1."""
+
     warmdown_to: float = 0.0
+    """A part of each rate, from 0 (the baseline's) to below 1."""
+
     loops_from: float = 0.0
+    """Until this fraction of the budget, below 1, blocks that are to be repeated are applied
+    once."""
+
     trunk_from: str = ""
+    """The folder of the run from whose trunk this one's starts, if one is named."""
+
     freeze_trunk: bool = False
+    """That trunk stays as it is."""
+
     short_length: int = 0
+    """Until `short_until` every sequence is cut into sequences of so many tokens, a divisor of
+    `trunk.sequence_length` (0: none is)."""
+
     short_until: float = 0.0
+    """A fraction of the budget, up to 1; 0 where `short_length` is, and only there."""
+
     seed: int = 1337
+    """From 0 to 2^63 - 1."""
+
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """With "auto" it is bf16 where the hardware has it."""
+
     compile: Literal["auto", "on", "off"] = "auto"
+    """With "auto" the model is compiled where that works, and the run goes on without, saying so,
+    where it does not (on a CPU it needs a C++ compiler)."""
+
     checkpoint_minutes: float = 5.0
+    """Minutes of training between two checkpoints."""
+
     max_gradient: float = 1e6
+    """A tensor whose gradient's norm is above this stops the run."""
 
     def __post_init__(self) -> None:
         check_positive(self, "batch_tokens", "micro_batch_tokens", "steps", "checkpoint_minutes")

@@ -218,7 +218,7 @@ def _run(
     """Train until the budget is spent."""
     config = session.config
     if session.step < session.check_at:
-        session.watch()
+        session.remember()
     saved = session.seconds
     ranks = session.ranks
     offset = time.perf_counter() - session.seconds

@@ -26,11 +26,8 @@ MAX_RATE = 1e38  # of a learning rate: a float32 holds little more
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """Learning rate of each role, and the optimizers' constants; defaults are the baseline's.
+    """Learning rate of each role, above 0, and optimizers' constants; defaults are the baseline's.
 
-    `muon_coefficients` "polar-express" brings the singular values nearer to 1 in as many steps;
-    `muon_rows` brings all rows of the momentum to one length before that; `muon_decay` is
-    decoupled weight decay of matrices, a part of the learning rate.
     Source: openai/parameter-golf, record 2026-03-17 "NaiveBaseline".
     """
 
@@ -39,16 +36,33 @@ class OptimizerConfig:
     lr_output: float = 0.008
     lr_matrix: float = 0.04
     lr_vector: float = 0.04
+
     adam_beta1: float = 0.9
+    """From 0 to below 1, as `adam_beta2`."""
+
     adam_beta2: float = 0.95
     adam_eps: float = 1e-8
+
     muon_momentum: float = 0.95
+    """From 0 to below 1, like `muon_momentum_start`, from which it rises linearly."""
+
     muon_momentum_start: float = 0.85
+
     muon_momentum_steps: int = 500
+    """Steps of training until `muon_momentum` is reached."""
+
     muon_iterations: int = 5
+    """Steps of `orthogonalize`; at least 1."""
+
     muon_coefficients: Literal["constant", "polar-express"] = "constant"
+    """The second brings the singular values nearer to 1 in as many steps."""
+
     muon_rows: bool = False
+    """Brings all rows of the momentum to one length before it is orthogonalised."""
+
     muon_decay: float = 0.0
+    """Decoupled weight decay of matrices, a part of the learning rate; 0.1 is usual. Times
+    `lr_matrix` it is from 0 to below 1."""
 
     def __post_init__(self) -> None:
         rates = "lr_tied", "lr_input", "lr_output", "lr_matrix", "lr_vector"
@@ -76,23 +90,33 @@ class OptimizerConfig:
 CONSTANT = (3.4445, -4.7750, 2.0315)
 """Source: Jordan et al., https://kellerjordan.github.io/posts/muon/."""
 
-POLAR_EXPRESS = (
-    (8.28721201814563, -23.595886519098837, 17.300387312530933),
-    (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
-    (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
-    (3.3184196573706015, -2.488488024314874, 0.51004894012372),
-    (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
-)
-"""Minimax polynomials for singular values from 0.001 to 1, one a step, the last one repeated.
-Source: Amsel et al., arXiv 2505.16932."""
 SAFETY = 1.01
-"""Theirs as well: rounding in bf16 must not take a singular value out of the polynomials' range."""
+"""Rounding in bf16 must not take a singular value out of a polynomial's range."""
+POLAR_EXPRESS = (
+    *(
+        (a / SAFETY, b / SAFETY**3, c / SAFETY**5)
+        for a, b, c in (
+            (8.28721201814563, -23.595886519098837, 17.300387312530933),
+            (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
+            (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
+            (3.3184196573706015, -2.488488024314874, 0.51004894012372),
+            (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
+            (1.891301407787398, -1.2679958271945868, 0.37680408948524835),
+            (1.8750014808534479, -1.2500016453999487, 0.3750001645474248),
+        )
+    ),
+    (1.875, -1.25, 0.375),
+)
+"""Minimax polynomials for singular values from 0.001 to 1, one a step. The last one, for all steps
+that follow, leaves a 1 as it is, so it alone has no safety factor.
+Source, of the factor too: Amsel et al., arXiv 2505.16932."""
 
 
 def orthogonalize(matrices: Tensor, iterations: int = 5, *, polar_express: bool = False) -> Tensor:
     """Approximate the nearest semi-orthogonal matrices by quintic Newton-Schulz steps, in bf16.
 
-    Singular values end near 1 (about 0.7 to 1.2, or 0.9 to 1.05), not at 1: Muon needs no more.
+    Singular values from 0.001 to 1, in norms of their matrix, are 0.47 to 1.20 after 5 steps, and
+    with `polar_express` 0.84 to 1.12 after 5 and within 0.7 % of 1 after 6, but for the rounding.
 
     (batch, rows, columns) -> (batch, rows, columns)
     """
@@ -103,8 +127,6 @@ def orthogonalize(matrices: Tensor, iterations: int = 5, *, polar_express: bool 
     x = x / (x.norm(dim=(-2, -1), keepdim=True) * (SAFETY if polar_express else 1) + 1e-7)
     for step in range(iterations):
         a, b, c = POLAR_EXPRESS[min(step, len(POLAR_EXPRESS) - 1)] if polar_express else CONSTANT
-        if polar_express:
-            a, b, c = a / SAFETY, b / SAFETY**3, c / SAFETY**5
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if tall else x

@@ -217,9 +217,13 @@ class Session:
             parameter.requires_grad_(True)
         self.waiting = []
 
-    def watch(self) -> None:
-        """Remember all weights, to see in a few steps that every tensor has moved."""
+    def remember(self) -> None:
+        """All weights, to see after step `check_at` that every tensor has moved."""
         self.initial = {n: p.detach().clone() for n, p in self.model.named_parameters()}
+
+    def watch(self) -> None:
+        """See in a few steps from here that every tensor has moved."""
+        self.remember()
         self.check_at = self.step + STEPS_TO_MOVE
 
     def untie_if_due(self, remaining: float) -> bool:

@@ -24,33 +24,18 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from training_support import CONFIG, TOKENIZER, TRUNK, run_it, stops_at
 
-from tokgolf.config import TrunkConfig
-from tokgolf.corpora import Corpus, Document
 from tokgolf.errors import OtherRankError, TokgolfError
-from tokgolf.tokenizers import build_tokenizer
-from tokgolf.training import RunConfig, StepReport, TrainResult, train
+from tokgolf.training import RunConfig, StepReport
 from tokgolf.training import distributed as module
 from tokgolf.training.averages import AverageConfig
-from tokgolf.training.distributed import ALONE, Ranks, joined
+from tokgolf.training.distributed import Ranks, joined
 from tokgolf.training.qat import QatConfig
 from tokgolf.training.session import Session
 
 SECONDS = 300.0
 """After which a process that is not done ends itself, on a machine that is very busy too."""
-TRUNK = TrunkConfig(layers=2, d_model=16, heads=2, kv_heads=1, mlp_hidden=24, sequence_length=16)
-CONFIG = RunConfig(
-    trunk=TRUNK,
-    batch_tokens=96,
-    micro_batch_tokens=48,
-    steps=12,
-    warmdown_steps=5,
-    precision="fp32",
-    compile="off",
-)
-TOKENIZER = build_tokenizer("byte", [], None)
-DOCUMENTS = [Document(str(i), f"{i} processes read one batch. ".encode()) for i in range(30)]
-CORPUS = Corpus(name="tiny", split=None, source=lambda: iter(DOCUMENTS))
 
 
 def same_runs(plain: Path) -> dict[str, tuple[int, RunConfig]]:
@@ -87,44 +72,6 @@ def same_runs(plain: Path) -> dict[str, tuple[int, RunConfig]]:
         "one tensor": (2, {"trunk_from": str(plain), "freeze_trunk": True}),
     }
     return {name: (n, dataclasses.replace(CONFIG, **more)) for name, (n, more) in changes.items()}
-
-
-def nothing(value: Any) -> None:
-    """Watch nothing."""
-
-
-def run_it(
-    run: Path,
-    config: RunConfig = CONFIG,
-    *,
-    corpus: Corpus = CORPUS,
-    ranks: Ranks = ALONE,
-    resume: bool = False,
-    on_step: Callable[[StepReport], None] = nothing,
-    say: Callable[[str], None] = nothing,
-) -> TrainResult:
-    """Train, as one of `ranks`."""
-    return train(
-        config,
-        TOKENIZER,
-        corpus,
-        run,
-        device="cpu",
-        resume=resume,
-        on_step=on_step,
-        say=say,
-        ranks=ranks,
-    )
-
-
-def stops_at(step: int) -> Callable[[StepReport], None]:
-    """Press Ctrl-C after a step."""
-
-    def on_step(report: StepReport) -> None:
-        if report.step == step:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    return on_step
 
 
 # --- the cases: each gets the ranks and its folder, and may return what it found

@@ -20,9 +20,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from ranks_support import CONFIG, SECONDS, TOKENIZER, cases, in_doubles, run_it, same_runs
+from ranks_support import SECONDS, cases, in_doubles, same_runs
 from torch import nn
 from torch.distributed import HashStore, TCPStore  # type: ignore[attr-defined]
+from training_support import CONFIG, TOKENIZER, assert_same_run, losses_of, run_it
 
 from tokgolf.artifact.checkpoint import read_checkpoint
 from tokgolf.errors import ConfigError, OtherRankError, TrainingError
@@ -95,19 +96,6 @@ def ends(folder: Path, ones: Path) -> Ends:
 
 def lines_of(ends: Ends, case: str) -> list[str]:
     return [line for line, _ in ends[case]]
-
-
-def losses_of(run: Path) -> list[tuple[int, float, float]]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [(line["step"], line["loss"], line["learning_rate_scale"]) for line in lines]
-
-
-def assert_same_run(one: Path, two: Path) -> None:
-    (first, state), (second, other) = read_checkpoint(one), read_checkpoint(two)
-    assert first.keys() == second.keys()
-    assert all(torch.equal(first[name], second[name]) for name in first)
-    assert (state["step"], state["loss"]) == (other["step"], other["loss"])
-    assert losses_of(one) == losses_of(two)
 
 
 # --- what they compute

@@ -1,10 +1,7 @@
 """What a run on a GPU does otherwise, tried on a CPU: losses read late, batches made ahead."""
 
 import dataclasses
-import json
 import math
-import os
-import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -12,15 +9,15 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from ranks_support import run_it as train_it
 from torch import Tensor
+from training_support import TOKENIZER, assert_same_run, losses_of, nothing, stops_at
+from training_support import run_it as train_it
 
 from tokgolf.artifact.checkpoint import read_checkpoint
 from tokgolf.config import TrunkConfig
 from tokgolf.corpora import Corpus, Document
 from tokgolf.errors import TrainingError
 from tokgolf.model import LanguageModel
-from tokgolf.tokenizers import build_tokenizer
 from tokgolf.training import RunConfig, StepReport
 from tokgolf.training import session as sessions
 from tokgolf.training.data import Ahead, Batches, TokenStream
@@ -33,21 +30,17 @@ CONFIG = RunConfig(
 )
 DOCUMENTS = [Document(str(i), f"late is as good as early, {i}. ".encode()) for i in range(30)]
 CORPUS = Corpus(name="tiny", split=None, source=lambda: iter(DOCUMENTS))
-TOKENIZER = build_tokenizer("byte", [], None)
 
 
-def run_it(run: Path, *, on_step: Callable[[StepReport], None], **changes: Any) -> list[str]:
+def run_it(
+    run: Path, *, on_step: Callable[[StepReport], None] = nothing, **changes: Any
+) -> list[str]:
     """Train; returns what was said."""
     said: list[str] = []
     resume = changes.pop("resume", False)
     config = dataclasses.replace(CONFIG, **changes)
     train_it(run, config, corpus=CORPUS, resume=resume, on_step=on_step, say=said.append)
     return said
-
-
-def losses_of(run: Path) -> list[tuple[int, float]]:
-    lines = (run / "metrics.jsonl").read_text().splitlines()
-    return [(value["step"], value["loss"]) for value in map(json.loads, lines)]
 
 
 @pytest.fixture
@@ -63,12 +56,6 @@ def early(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[in
     return path, reports
 
 
-def assert_same(one: Path, two: Path) -> None:
-    first, second = read_checkpoint(one)[0], read_checkpoint(two)[0]
-    assert all(torch.equal(first[name], second[name]) for name in first)
-    assert losses_of(one) == losses_of(two)
-
-
 @pytest.mark.usefixtures("late")
 def test_reading_late_reports_the_same_steps_with_the_same_losses(
     early: tuple[Path, list[tuple[int, float]]], tmp_path: Path
@@ -77,7 +64,7 @@ def test_reading_late_reports_the_same_steps_with_the_same_losses(
     reports: list[tuple[int, float]] = []
     run_it(tmp_path / "run", on_step=lambda report: reports.append((report.step, report.loss)))
     assert reports == expected
-    assert_same(tmp_path / "run", path)
+    assert_same_run(tmp_path / "run", path)
 
 
 @pytest.mark.usefixtures("late")
@@ -93,13 +80,13 @@ def test_a_loss_that_is_read_late_still_names_its_step_and_spoils_no_checkpoint(
 
     monkeypatch.setattr(LanguageModel, "loss", broken)
     with pytest.raises(TrainingError, match="the loss is nan at step 8"):
-        run_it(tmp_path / "run", on_step=lambda report: None, checkpoint_minutes=1e-9)
+        run_it(tmp_path / "run", checkpoint_minutes=1e-9)
     monkeypatch.undo()
     tensors, state = read_checkpoint(tmp_path / "run")
     assert state["step"] == 7
     assert all(bool(tensor.isfinite().all()) for tensor in tensors.values())
-    run_it(tmp_path / "run", on_step=lambda report: None, resume=True)
-    assert_same(tmp_path / "run", early[0])
+    run_it(tmp_path / "run", resume=True)
+    assert_same_run(tmp_path / "run", early[0])
 
 
 @pytest.mark.usefixtures("late")
@@ -119,7 +106,7 @@ def test_a_tensor_that_a_step_found_spoiled_is_named_when_that_is_read_late(
         r"the loss is nan at step 8; not all numbers are finite of head\.table; .*lr_tied=0\.025"
     )
     with pytest.raises(TrainingError, match=match):
-        run_it(tmp_path / "run", on_step=lambda report: None)
+        run_it(tmp_path / "run")
 
 
 def test_a_run_resumed_just_after_a_head_was_untied_still_sees_that_both_tables_move(
@@ -130,15 +117,11 @@ def test_a_run_resumed_just_after_a_head_was_untied_still_sees_that_both_tables_
         sessions, "check_moved", lambda initial, model: looked.append("head.output" in initial)
     )
 
-    def interrupt(report: StepReport) -> None:
-        if report.step in (1, 7):
-            os.kill(os.getpid(), signal.SIGINT)
-
     head = {"name": "untied", "untie_at": 0.5}
-    for resume in (False, True):
+    for step in (1, 7):
         with pytest.raises(TrainingError, match="interrupted"):
-            run_it(tmp_path, on_step=interrupt, head=head, resume=resume)
-    run_it(tmp_path, on_step=lambda report: None, head=head, resume=True)
+            run_it(tmp_path, on_step=stops_at(step), head=head, resume=step > 1)
+    run_it(tmp_path, head=head, resume=True)
     assert looked == [False, True]
 
 
@@ -154,7 +137,7 @@ def test_a_device_without_memory_for_a_step_is_said(
     monkeypatch.setattr(Session, "accumulate", full)
     monkeypatch.setattr(torch, "compile", lambda f, **options: f)
     with pytest.raises(TrainingError) as raised:
-        run_it(tmp_path, on_step=lambda report: None, micro_batch_tokens=32, compile=how)
+        run_it(tmp_path, micro_batch_tokens=32, compile=how)
     assert str(raised.value) == (
         "the device's memory does not hold a step with micro_batch_tokens 32: CUDA out of memory. "
         "Tried to allocate 2.00 GiB; halve it (--set micro_batch_tokens=16), or train a smaller "
@@ -167,11 +150,11 @@ def test_the_step_before_a_head_is_untied_may_be_read_after(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     head = {"name": "untied", "untie_at": 0.5}
-    run_it(tmp_path / "late", on_step=lambda report: None, head=head)
+    run_it(tmp_path / "late", head=head)
     monkeypatch.undo()
-    run_it(tmp_path / "early", on_step=lambda report: None, head=head)
+    run_it(tmp_path / "early", head=head)
     assert read_checkpoint(tmp_path / "late")[1]["untied"]
-    assert_same(tmp_path / "late", tmp_path / "early")
+    assert_same_run(tmp_path / "late", tmp_path / "early")
 
 
 def test_what_a_step_found_is_read_when_it_is_there() -> None:
@@ -195,15 +178,11 @@ def test_what_a_step_found_is_read_when_it_is_there() -> None:
 def test_an_interrupt_waits_for_the_step_that_is_under_way(
     early: tuple[Path, list[tuple[int, float]]], tmp_path: Path
 ) -> None:
-    def interrupt(report: StepReport) -> None:
-        if report.step == 6:
-            os.kill(os.getpid(), signal.SIGINT)
-
     with pytest.raises(TrainingError, match="interrupted after step 7"):
-        run_it(tmp_path / "run", on_step=interrupt)
+        run_it(tmp_path / "run", on_step=stops_at(6))
     assert read_checkpoint(tmp_path / "run")[1]["step"] == 7
-    run_it(tmp_path / "run", on_step=lambda report: None, resume=True)
-    assert_same(tmp_path / "run", early[0])
+    run_it(tmp_path / "run", resume=True)
+    assert_same_run(tmp_path / "run", early[0])
 
 
 def test_batches_made_ahead_are_the_batches(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,11 +207,11 @@ def test_a_model_that_does_not_compile_says_why_and_runs_all_the_same(
         return call
 
     monkeypatch.setattr(torch, "compile", fails)
-    said = run_it(tmp_path / "run", on_step=lambda report: None, compile="auto")
+    said = run_it(tmp_path / "run", compile="auto")
     assert said == ["compile   the model does not compile here and runs slower: no C++ compiler"]
-    assert_same(tmp_path / "run", early[0])
+    assert_same_run(tmp_path / "run", early[0])
     with pytest.raises(TrainingError, match=r"does not compile here: no C\+\+ compiler$"):
-        run_it(tmp_path / "other", on_step=lambda report: None, compile="on")
+        run_it(tmp_path / "other", compile="on")
 
 
 @pytest.fixture
@@ -263,19 +242,18 @@ def test_every_run_of_a_process_is_compiled_and_as_an_eager_one(
     """From the ninth model on, cells of a sweep ran as slowly as if nothing had been compiled."""
     for layers in (1, 2, 3):
         trunk = dataclasses.replace(TRUNK, layers=layers)
-        run_it(tmp_path / str(layers), on_step=lambda report: None, compile="on", trunk=trunk)
+        run_it(tmp_path / str(layers), compile="on", trunk=trunk)
     assert graphs == [13] * 3  # once to compile, then every step
-    eager, compiled = (losses_of(run) for run in (early[0], tmp_path / "1"))
+    eager, compiled = ([x[1] for x in losses_of(run)] for run in (early[0], tmp_path / "1"))
     # To compile trains nothing; bf16 in the updates makes more of the order of sums.
-    assert [loss for _, loss in compiled] == pytest.approx([loss for _, loss in eager], rel=1e-3)
+    assert compiled == pytest.approx(eager, rel=1e-3)
 
 
 def test_a_model_that_torch_keeps_no_graph_of_is_one_that_does_not_compile(
     graphs: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.compiler, "reset", lambda: None)
-    changes: dict[str, Any] = {"on_step": lambda report: None, "short_length": 4}
-    changes["short_until"] = 0.5
+    changes: dict[str, Any] = {"short_length": 4, "short_until": 0.5}
     said = run_it(tmp_path / "auto", compile="auto", **changes)
     assert graphs == [7] and len(said) == 1
     assert said[0].startswith("compile   the model does not compile here and runs slower: ")
@@ -292,10 +270,6 @@ def test_what_changes_at_one_step_is_compiled_once_and_a_resumed_run_too(
         loops = session.model.trunk.config.loops
         compiled.append((session.step, session.length, loops, session.untied))
 
-    def interrupt(report: StepReport) -> None:
-        if report.step == 8:
-            os.kill(os.getpid(), signal.SIGINT)
-
     monkeypatch.setattr(Session, "compile", counted)
     changes: dict[str, Any] = {
         "trunk": dataclasses.replace(TRUNK, loop_blocks=1, loops=2),
@@ -305,11 +279,11 @@ def test_what_changes_at_one_step_is_compiled_once_and_a_resumed_run_too(
         "head": {"name": "untied", "untie_at": 0.5},
     }
     with pytest.raises(TrainingError, match="interrupted"):
-        run_it(tmp_path, on_step=interrupt, **changes)
+        run_it(tmp_path, on_step=stops_at(8), **changes)
     assert compiled == [(0, 4, 1, False), (6, 16, 2, True)]
-    run_it(tmp_path, on_step=lambda report: None, resume=True, **changes)
+    run_it(tmp_path, resume=True, **changes)
     assert compiled[2:] == [(8, 16, 2, True)]
-    run_it(tmp_path, on_step=lambda report: None, resume=True, **changes)  # it has ended
+    run_it(tmp_path, resume=True, **changes)  # it has ended
     assert len(compiled) == 3
 
 
@@ -331,4 +305,4 @@ def test_a_loss_that_is_read_late_is_judged_before_errors_are_found(
     monkeypatch.setattr(Session, "gradients", broken)
     qat = QatConfig(start=0.5, bits=2.5, every=2, method="nearest")
     with pytest.raises(TrainingError, match=r"at step 8 the gradient's norm .* head\.table \(nan"):
-        run_it(tmp_path / "run", on_step=lambda report: None, qat=qat)
+        run_it(tmp_path / "run", qat=qat)

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import os
 import signal
 import time
 from collections.abc import Callable
@@ -15,6 +14,7 @@ import pytest
 import torch
 from heap_support import GLIBC, PAGES, new_pages
 from torch import Tensor
+from training_support import assert_same_checkpoint, nothing, stops_at
 
 from tokgolf.artifact.checkpoint import load_run, read_checkpoint
 from tokgolf.config import TrunkConfig, read_toml, to_dict
@@ -58,10 +58,6 @@ def tokenizer() -> Tokenizer:
     return build_tokenizer("bpe", (document.data for document in CORPUS), 270)
 
 
-def ignore(report: object) -> None:
-    """Watch nothing."""
-
-
 @pytest.fixture(scope="module")
 def run_it(tokenizer: Tokenizer) -> Callable[..., TrainResult]:
     """Train into a directory with `CONFIG`, changed as asked."""
@@ -73,8 +69,8 @@ def run_it(tokenizer: Tokenizer) -> Callable[..., TrainResult]:
         with_tokenizer: Tokenizer = tokenizer,
         held_out: Corpus | None = None,
         resume: bool = False,
-        on_step: Callable[[StepReport], None] = ignore,
-        say: Callable[[str], None] = ignore,
+        on_step: Callable[[StepReport], None] = nothing,
+        say: Callable[[str], None] = nothing,
         **changes: Any,
     ) -> TrainResult:
         config = dataclasses.replace(CONFIG, **changes)
@@ -105,13 +101,6 @@ def finished(run_it: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
 
 def tensors_of(run: Path) -> dict[str, Tensor]:
     return read_checkpoint(run)[0]
-
-
-def assert_same_tensors(one: Path, two: Path) -> None:
-    first, second = tensors_of(one), tensors_of(two)
-    assert first.keys() == second.keys()
-    for name in first:
-        assert torch.equal(first[name], second[name]), name
 
 
 def metrics_of(run: Path) -> list[dict[str, Any]]:
@@ -210,7 +199,7 @@ def test_the_same_run_twice_has_the_same_weights(
     finished: tuple[Path, TrainResult], run_it: Run, tmp_path: Path
 ) -> None:
     run_it(tmp_path / "again")
-    assert_same_tensors(finished[0], tmp_path / "again")
+    assert_same_checkpoint(finished[0], tmp_path / "again")
 
 
 def test_sums_are_in_one_order_while_a_run_trains(run_it: Run, tmp_path: Path) -> None:
@@ -236,16 +225,6 @@ def test_another_seed_has_other_weights(
     assert not torch.equal(one["model.head.table"], two["model.head.table"])
 
 
-def interrupt_at(step: int) -> Callable[[StepReport], None]:
-    """Send this process the signal of Ctrl-C after a step."""
-
-    def on_step(report: StepReport) -> None:
-        if report.step == step:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    return on_step
-
-
 @pytest.mark.parametrize("at", [1, 3, 5])
 @pytest.mark.parametrize("head", ["tied", "every add-on", "untied halfway"])
 def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one_bit_by_bit(
@@ -254,7 +233,7 @@ def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one_bit_by_bit(
     options = HEAD_OPTIONS[head]
     handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(TrainingError, match=f"interrupted after step {at}; .* --resume"):
-        run_it(tmp_path / "cut", head=options, on_step=interrupt_at(at))
+        run_it(tmp_path / "cut", head=options, on_step=stops_at(at))
     assert signal.getsignal(signal.SIGINT) is handler
     state = load_run(tmp_path / "cut").state
     assert (state["step"], state["finished"]) == (at, False)
@@ -264,7 +243,7 @@ def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one_bit_by_bit(
     )
     assert seen == list(range(at + 1, 7))
     run_it(tmp_path / "whole", head=options)
-    assert_same_tensors(tmp_path / "cut", tmp_path / "whole")
+    assert_same_checkpoint(tmp_path / "cut", tmp_path / "whole")
 
 
 def test_untying_copies_the_optimizer_s_state_and_both_tables_then_go_their_own_way(
@@ -298,7 +277,7 @@ def test_untying_may_come_before_and_after_the_first_check(
 
 def test_a_resumed_run_repeats_no_metrics(run_it: Run, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="interrupted"):
-        run_it(tmp_path, steps=25, on_step=interrupt_at(12))
+        run_it(tmp_path, steps=25, on_step=stops_at(12))
     with open(tmp_path / "metrics.jsonl", "a") as file:  # as a killed run would leave it
         file.write(json.dumps({"step": 20, "loss": 0.0}) + "\n")
     run_it(tmp_path, steps=25, resume=True)
@@ -359,7 +338,7 @@ def test_a_run_that_ended_before_its_first_checkpoint_starts_when_it_is_resumed(
     run_it(tmp_path / "run", resume=True, say=said.append)
     assert said == [f"resume    {tmp_path / 'run'} holds no checkpoint yet: the run starts"]
     run_it(tmp_path / "whole")
-    assert_same_tensors(tmp_path / "run", tmp_path / "whole")
+    assert_same_checkpoint(tmp_path / "run", tmp_path / "whole")
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,5 @@
 """Blocks that are repeated from some part of the budget on."""
 
-import os
-import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 from pytest import approx
+from training_support import TOKENIZER, assert_same_checkpoint, nothing, run_it, stops_at
 
 from tokgolf.artifact.checkpoint import load_run, read_checkpoint, write_checkpoint
 from tokgolf.config import TrunkConfig
 from tokgolf.corpora import Corpus, Document
 from tokgolf.errors import ConfigError, TrainingError
-from tokgolf.tokenizers import build_tokenizer
-from tokgolf.training import RunConfig, StepReport, train
+from tokgolf.training import RunConfig, StepReport
 from tokgolf.training.averages import AverageConfig
 from tokgolf.training.optimizers import OptimizerConfig
 from tokgolf.training.qat import QatConfig
@@ -38,11 +36,6 @@ CONFIG = RunConfig(
 )
 DOCUMENTS = [Document(str(i), f"round and round, {i} times. ".encode()) for i in range(30)]
 CORPUS = Corpus(name="tiny", split=None, source=lambda: iter(DOCUMENTS))
-TOKENIZER = build_tokenizer("byte", [], None)
-
-
-def nothing(value: Any) -> None:
-    """Say nothing."""
 
 
 def losses_of(
@@ -54,14 +47,14 @@ def losses_of(
     **changes: Any,
 ) -> list[float]:
     losses: list[float] = []
+    stop = stops_at(until)
 
     def on_step(report: StepReport) -> None:
         losses.append(report.loss)
-        if report.step == until:
-            os.kill(os.getpid(), signal.SIGINT)
+        stop(report)
 
     config = replace(CONFIG, **changes)
-    train(config, TOKENIZER, CORPUS, run, device="cpu", resume=resume, on_step=on_step, say=say)
+    run_it(run, config, corpus=CORPUS, resume=resume, on_step=on_step, say=say)
     return losses
 
 
@@ -84,8 +77,7 @@ def test_a_run_that_repeats_midway_resumes_bit_by_bit(at: int, rank: int, tmp_pa
     assert load_run(tmp_path / "cut").trunk == replace(until_now, loop_rank=rank if at >= 4 else 0)
     losses_of(tmp_path / "cut", resume=True, **changes)
     losses_of(tmp_path / "whole", **changes)
-    cut, whole = (read_checkpoint(tmp_path / run)[0] for run in ("cut", "whole"))
-    assert all(torch.equal(cut[key], whole[key]) for key in whole)
+    assert_same_checkpoint(tmp_path / "cut", tmp_path / "whole")
 
 
 def test_what_a_later_pass_adds_waits_for_it_and_then_moves() -> None:

@@ -1,27 +1,30 @@
 """Options of the optimizers, averages of the weights and the learning rate's floor."""
 
 import dataclasses
-import os
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from ranks_support import nothing
-from ranks_support import run_it as train_it
 from torch import Tensor, nn
+from training_support import assert_same_checkpoint, nothing, stops_at
+from training_support import run_it as train_it
 
 from tokgolf.artifact.checkpoint import load_run, read_checkpoint
 from tokgolf.config import TrunkConfig
 from tokgolf.corpora import Corpus, Document
 from tokgolf.errors import ConfigError, TrainingError
 from tokgolf.model import LanguageModel
-from tokgolf.tokenizers import build_tokenizer
-from tokgolf.training import RunConfig, StepReport
-from tokgolf.training.averages import YOUNG, AverageConfig, Averages
-from tokgolf.training.optimizers import Muon, OptimizerConfig, orthogonalize
+from tokgolf.training import RunConfig
+from tokgolf.training.averages import EMA_WARMUP, AverageConfig, Averages
+from tokgolf.training.optimizers import (
+    POLAR_EXPRESS,
+    SAFETY,
+    Muon,
+    OptimizerConfig,
+    orthogonalize,
+)
 
 TRUNK = TrunkConfig(layers=1, d_model=16, heads=2, kv_heads=1, mlp_hidden=24, sequence_length=16)
 CONFIG = RunConfig(
@@ -29,7 +32,6 @@ CONFIG = RunConfig(
 )
 DOCUMENTS = [Document(str(i), f"an average of {i} weights. ".encode()) for i in range(30)]
 CORPUS = Corpus(name="tiny", split=None, source=lambda: iter(DOCUMENTS))
-TOKENIZER = build_tokenizer("byte", [], None)
 
 
 @pytest.fixture(autouse=True)
@@ -57,6 +59,24 @@ def test_polar_express_brings_singular_values_nearer_to_one(shape: tuple[int, in
     }
     assert float(off[True][lifted].mean()) < 0.6 * float(off[False][lifted].mean())
     assert float(off[True][lifted].max()) < 0.2
+
+
+@pytest.mark.parametrize(
+    ("iterations", "off"), [(5, 0.16), (6, 7e-3), (7, 2e-5), *((n, 1e-14) for n in (8, 9, 10))]
+)
+def test_singular_values_converge_with_the_steps_of_polar_express(
+    iterations: int, off: float
+) -> None:
+    """In doubles, one by one; and as singular values of a matrix, but for the rounding to bf16."""
+    x = torch.logspace(-3, 0, 10_001, dtype=torch.float64) / SAFETY
+    for step in range(iterations):
+        a, b, c = POLAR_EXPRESS[min(step, len(POLAR_EXPRESS) - 1)]
+        x = a * x + b * x**3 + c * x**5
+    assert float((x - 1).abs().max()) < off
+    values = torch.logspace(-2.5, 0, 16, dtype=torch.float64)
+    one, two = (torch.linalg.qr(torch.randn(n, 16, dtype=torch.float64)).Q for n in (24, 16))
+    found = orthogonalize((one * values @ two.mT)[None], iterations, polar_express=True)
+    assert float((torch.linalg.svdvals(found.double()) - 1).abs().max()) < off + 2**-7
 
 
 def muon_step(config: OptimizerConfig, start: Tensor, gradient: Tensor) -> Tensor:
@@ -124,7 +144,7 @@ def test_an_exponential_average_equals_its_slow_twin() -> None:
         if averages is None:
             averages = Averages(layer, AverageConfig(ema=0.6))
             expected = layer.weight.detach().clone()
-        decay = min(0.6, (1 + step) / (YOUNG + step))
+        decay = min(0.6, (1 + step) / (EMA_WARMUP + step))
         expected = decay * expected + (1 - decay) * layer.weight.detach()
         averages.update(step, 0.0)
         torch.testing.assert_close(averages.exported()["weight"], expected)
@@ -170,17 +190,11 @@ def test_the_average_is_what_a_run_exports_and_changes_no_step(name: str, tmp_pa
 @pytest.mark.parametrize("at", [1, 7])
 @pytest.mark.parametrize("name", AVERAGES)
 def test_an_averaged_run_resumes_bit_by_bit(name: str, at: int, tmp_path: Path) -> None:
-    def interrupt(report: StepReport) -> None:
-        if report.step == at:
-            os.kill(os.getpid(), signal.SIGINT)
-
     with pytest.raises(TrainingError, match="interrupted"):
-        run_it(tmp_path / "cut", on_step=interrupt, **AVERAGES[name])
+        run_it(tmp_path / "cut", on_step=stops_at(at), **AVERAGES[name])
     run_it(tmp_path / "cut", resume=True, **AVERAGES[name])
     run_it(tmp_path / "whole", **AVERAGES[name])
-    cut, whole = (read_checkpoint(tmp_path / run)[0] for run in ("cut", "whole"))
-    assert cut.keys() == whole.keys()
-    assert all(torch.equal(cut[key], whole[key]) for key in whole)
+    assert_same_checkpoint(tmp_path / "cut", tmp_path / "whole")
 
 
 # --- short sequences first
@@ -210,16 +224,11 @@ def test_sequences_are_short_until_their_part_of_the_budget_is_over(
 
 @pytest.mark.parametrize("at", [3, 8])
 def test_a_run_of_short_sequences_resumes_bit_by_bit(at: int, tmp_path: Path) -> None:
-    def interrupt(report: StepReport) -> None:
-        if report.step == at:
-            os.kill(os.getpid(), signal.SIGINT)
-
     with pytest.raises(TrainingError, match="interrupted"):
-        run_it(tmp_path / "cut", on_step=interrupt, **SHORT)
+        run_it(tmp_path / "cut", on_step=stops_at(at), **SHORT)
     run_it(tmp_path / "cut", resume=True, **SHORT)
     run_it(tmp_path / "whole", **SHORT)
-    cut, whole = (read_checkpoint(tmp_path / run)[0] for run in ("cut", "whole"))
-    assert all(torch.equal(cut[key], whole[key]) for key in whole)
+    assert_same_checkpoint(tmp_path / "cut", tmp_path / "whole")
 
 
 # --- the floor of the rate, and what is refused

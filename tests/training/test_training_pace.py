@@ -10,8 +10,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from ranks_support import TOKENIZER, run_it
 from torch import Tensor
+from training_support import TOKENIZER, run_it
 
 from tokgolf.artifact.checkpoint import read_checkpoint
 from tokgolf.config import TrunkConfig

@@ -1,8 +1,6 @@
 """Quantization-aware training: the errors are an export's, and a compiled step really sees them."""
 
 import dataclasses
-import os
-import signal
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -11,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ranks_support import nothing
-from ranks_support import run_it as train_it
 from torch import Tensor
+from training_support import assert_same_checkpoint, nothing, stops_at
+from training_support import run_it as train_it
 
 from tokgolf.artifact.checkpoint import FloatModel, load_run, read_checkpoint
 from tokgolf.artifact.export import Fit, calibration_tokens, export_model
@@ -24,7 +22,7 @@ from tokgolf.quantize import Quantized
 from tokgolf.quantize.gptq import some_windows
 from tokgolf.quantize.rows import QuantConfig, Rounder
 from tokgolf.tokenizers import build_tokenizer
-from tokgolf.training import RunConfig, StepReport
+from tokgolf.training import RunConfig
 from tokgolf.training.qat import TOKENS, QatConfig, Quantizer, shifted
 from tokgolf.training.session import Session
 
@@ -252,17 +250,11 @@ def test_a_run_is_as_without_it_until_then_and_another_one_after(name: str, tmp_
 
 @pytest.mark.parametrize("at", [3, 8, 9])
 def test_a_run_with_errors_resumes_bit_by_bit(at: int, tmp_path: Path) -> None:
-    def interrupt(report: StepReport) -> None:
-        if report.step == at:
-            os.kill(os.getpid(), signal.SIGINT)
-
     with pytest.raises(TrainingError, match="interrupted"):
-        run_it(tmp_path / "cut", on_step=interrupt, qat=QUICK)
+        run_it(tmp_path / "cut", on_step=stops_at(at), qat=QUICK)
     run_it(tmp_path / "cut", resume=True, qat=QUICK)
     run_it(tmp_path / "whole", qat=QUICK)
-    cut, whole = (read_checkpoint(tmp_path / run)[0] for run in ("cut", "whole"))
-    assert cut.keys() == whole.keys()
-    assert all(torch.equal(cut[key], whole[key]) for key in whole)
+    assert_same_checkpoint(tmp_path / "cut", tmp_path / "whole")
 
 
 @pytest.mark.parametrize(

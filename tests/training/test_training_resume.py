@@ -2,7 +2,6 @@
 
 import dataclasses
 import errno
-import json
 import os
 import random
 import shutil
@@ -16,9 +15,9 @@ from typing import Any
 
 import pytest
 import torch
-from ranks_support import nothing
-from ranks_support import run_it as train_it
 from torch import Tensor
+from training_support import TOKENIZER, assert_same_run, nothing
+from training_support import run_it as train_it
 
 from tokgolf.artifact.checkpoint import (
     holds_checkpoint,
@@ -31,7 +30,6 @@ from tokgolf.config import TrunkConfig
 from tokgolf.corpora import Corpus, Document, ShardWriter
 from tokgolf.errors import ArtifactError, TrainingError
 from tokgolf.quantize.rows import QuantConfig
-from tokgolf.tokenizers import build_tokenizer
 from tokgolf.training import RunConfig, StepReport, TrainResult, data, train
 from tokgolf.training.averages import AverageConfig
 from tokgolf.training.qat import QatConfig
@@ -60,7 +58,6 @@ BEGUN = {
 """What changes a run on its way, all of it."""
 DOCUMENTS = [Document(str(i), f"a killed run goes on, {i} times. ".encode()) for i in range(30)]
 CORPUS = Corpus(name="tiny", split=None, source=lambda: iter(DOCUMENTS))
-TOKENIZER = build_tokenizer("byte", [], None)
 
 
 def run_it(
@@ -83,25 +80,11 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def losses_of(run: Path) -> list[tuple[int, float, float]]:
-    """What `metrics.jsonl` says, but for the clock."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [(line["step"], line["loss"], line["learning_rate_scale"]) for line in lines]
-
-
 def artifact_of(run: Path) -> str:
     """SHA-256 of what is exported."""
     config = QuantConfig(method="nearest", bits=4.0)
     export_run(run, run / "model.golf", cap=10**6, config=config)
     return sha256((run / "model.golf").read_bytes()).hexdigest()
-
-
-def assert_same_run(one: Path, two: Path) -> None:
-    (first, state), (second, other) = read_checkpoint(one), read_checkpoint(two)
-    assert first.keys() == second.keys()
-    assert all(torch.equal(first[name], second[name]) for name in first)
-    assert (state["step"], state["loss"]) == (other["step"], other["loss"])
-    assert losses_of(one) == losses_of(two)
 
 
 def killed(run: Path, delay: float, changes: dict[str, Any]) -> bool:

@@ -1,21 +1,23 @@
 """A trained trunk under another tokenizer and head: what it takes, what stays, what is said."""
 
 import dataclasses
-import os
 import shutil
-import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from training_support import TOKENIZER as BYTES
+from training_support import assert_same_checkpoint, nothing, stops_at
+from training_support import run_it as train_it
 
 from tokgolf.artifact.checkpoint import load_run, read_checkpoint
 from tokgolf.config import TrunkConfig
 from tokgolf.corpora import Corpus, Document, read_digests
 from tokgolf.errors import ConfigError, CorpusError, TrainingError
 from tokgolf.tokenizers import Tokenizer, build_tokenizer
-from tokgolf.training import RunConfig, StepReport, run_config, train
+from tokgolf.training import RunConfig, StepReport, run_config
 from tokgolf.training.averages import AverageConfig
 
 TRUNK = TrunkConfig(layers=2, d_model=16, heads=2, kv_heads=1, mlp_hidden=24, sequence_length=16)
@@ -30,7 +32,6 @@ def corpus_of(text: str) -> Corpus:
 
 
 OLD, NEW = corpus_of("a trunk is trained"), corpus_of("another head is tried")
-BYTES = build_tokenizer("byte", [], None)
 PAIRS = build_tokenizer("bpe", [document.data for document in NEW], 270)
 
 
@@ -39,20 +40,19 @@ def run_it(
     *,
     corpus: Corpus = NEW,
     resume: bool = False,
-    on_step: Any = None,
+    on_step: Callable[[StepReport], None] = nothing,
     held_out: Corpus | None = None,
     tokenizer: Tokenizer | None = None,
     **changes: Any,
 ) -> None:
-    train(
-        dataclasses.replace(CONFIG, **changes),
-        tokenizer or (BYTES if corpus is OLD else PAIRS),
-        corpus,
+    train_it(
         run,
-        device="cpu",
+        dataclasses.replace(CONFIG, **changes),
+        tokenizer=tokenizer or (BYTES if corpus is OLD else PAIRS),
+        corpus=corpus,
         held_out=held_out,
         resume=resume,
-        on_step=on_step or (lambda report: None),
+        on_step=on_step,
     )
 
 
@@ -105,16 +105,12 @@ def test_a_trunk_that_is_not_frozen_starts_as_the_other_runs_and_moves(
 def test_a_run_on_a_frozen_trunk_resumes_bit_by_bit_without_the_other_run(
     old: Path, tmp_path: Path
 ) -> None:
-    def interrupt(report: StepReport) -> None:
-        if report.step == 4:
-            os.kill(os.getpid(), signal.SIGINT)
-
     source = tmp_path / "copy"
     shutil.copytree(old, source)
     taken: dict[str, Any] = {"trunk_from": str(source), "freeze_trunk": True}
     run_it(tmp_path / "whole", **taken)
     with pytest.raises(TrainingError, match="interrupted"):
-        run_it(tmp_path / "cut", on_step=interrupt, **taken)
+        run_it(tmp_path / "cut", on_step=stops_at(4), **taken)
     shutil.rmtree(source)
     with pytest.raises(TrainingError, match=r"started with freeze_trunk True \(now False\)"):
         run_it(tmp_path / "cut", resume=True, **{**taken, "freeze_trunk": False})
@@ -123,9 +119,7 @@ def test_a_run_on_a_frozen_trunk_resumes_bit_by_bit_without_the_other_run(
         CONFIG, **taken, head={**CONFIG.head, "softcap": 30.0, "input_rank": 0}
     )
     run_it(tmp_path / "cut", resume=True, **taken)
-    cut, whole = (read_checkpoint(tmp_path / run)[0] for run in ("cut", "whole"))
-    assert cut.keys() == whole.keys()
-    assert all(torch.equal(cut[key], whole[key]) for key in whole)
+    assert_same_checkpoint(tmp_path / "cut", tmp_path / "whole")
     digests = [read_digests(tmp_path / run / "train_documents.npy") for run in ("cut", "whole")]
     assert digests[0].tolist() == digests[1].tolist()
 
@@ -143,18 +137,13 @@ def test_value_embeddings_of_another_tokenizer_start_afresh_and_are_trained(
     taken: dict[str, Any] = {"trunk_from": str(tmp_path / "old"), "freeze_trunk": True}
     taken["trunk"] = trunk
 
-    def interrupt(report: StepReport) -> None:
-        if report.step == 4:
-            os.kill(os.getpid(), signal.SIGINT)
-
     run_it(tmp_path / "whole", **taken)
     with pytest.raises(TrainingError, match="interrupted"):
-        run_it(tmp_path / "cut", on_step=interrupt, **taken)
+        run_it(tmp_path / "cut", on_step=stops_at(4), **taken)
     run_it(tmp_path / "cut", resume=True, **taken)
-    (cut, state), (whole, _) = (read_checkpoint(tmp_path / run) for run in ("cut", "whole"))
-    assert cut.keys() == whole.keys()
-    assert all(torch.equal(cut[key], whole[key]) for key in whole)
+    assert_same_checkpoint(tmp_path / "cut", tmp_path / "whole")
     own = with_tokenizer is PAIRS
+    whole, state = read_checkpoint(tmp_path / "whole")
     assert state["afresh"] == ([] if own else ["values"])
     theirs, ours = (load_run(tmp_path / run).model.trunk for run in ("old", "whole"))
     kept = {n for n, p in theirs.state_dict().items() if torch.equal(p, ours.state_dict()[n])}
