@@ -759,12 +759,12 @@ def exchange(s: Setting) -> Result:
         parts = torch.randn(RANKS, row, device=s.device)
         want = in_order(parts.clone())
         room = torch.empty_like(parts)
-        summed = ranks.scattered(parts, room)
+        summed = ranks.reduce_scatter(parts, room)
         gathered = torch.empty(1, row, device=s.device)
-        ranks.gathered(summed, gathered)
+        ranks.all_gather(summed, gathered)
         norms = torch.randn(1 + len(trained), device=s.device).double()  # with the loss, in fp64
         all_norms = norms.new_empty(1, len(norms))
-        ranks.gathered(norms, all_norms)
+        ranks.all_gather(norms, all_norms)
         lent = summed.clone()
         dist.broadcast(lent, 0)
         numbers = torch.tensor([12.0, 0.0, 1.0], dtype=torch.float64)  # stay on the CPU
@@ -779,8 +779,8 @@ def exchange(s: Setting) -> Result:
         }
         wrong = [name for name, (found, meant) in pairs.items() if not torch.equal(found, meant)]
         ms = {
-            "all_to_all_ms": seconds_of(lambda: ranks.scattered(parts, room), s.device, 3),
-            "all_gather_ms": seconds_of(lambda: ranks.gathered(want, gathered), s.device, 3),
+            "all_to_all_ms": seconds_of(lambda: ranks.reduce_scatter(parts, room), s.device, 3),
+            "all_gather_ms": seconds_of(lambda: ranks.all_gather(want, gathered), s.device, 3),
         }
         backend = dist.get_backend()
     finally:

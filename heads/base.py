@@ -5,7 +5,7 @@ generates from what it stores (`LinearHead`). Some are not (`StructuredHead`: ad
 mixture) and say ln p themselves. Add-ons go onto any of them. For all, with s = 0 columns unless
 an add-on brings some:
 
-    z = cap([features(hidden, prev); s(prev)] @ [matrix(); S].T + bias + rows[prev])
+    z = cap([features(hidden, prev); s(prev)] @ [matrix(); S].T + bias + bigrams[prev])
     p = softmax(z) over the tokens that may follow prev
 
 where a structured head puts its ln p in the place of the product, and has no cap here. Everything
@@ -174,17 +174,17 @@ class Extra(NamedTuple):
     features: Tensor | None = None  # (n, columns)
     matrix: Tensor | None = None  # (vocab, columns)
     bias: Tensor | None = None  # (vocab,)
-    rows: Tensor | None = None  # (vocab, vocab): logits of every token, by the one before
+    bigrams: Tensor | None = None  # (vocab, vocab): logits of every token, by the one before
     successors: Tensor | None = None  # (vocab, ceil(vocab / 8)) uint8
 
 
 class Classifier(NamedTuple):
-    """A softmax before it is evaluated: cap(features @ matrix.T + bias + rows[prev]), masked."""
+    """A softmax before it is evaluated: cap(features @ matrix.T + bias + bigrams[prev]), masked."""
 
     features: Tensor  # (n, features)
     matrix: Tensor  # (vocab, features)
     bias: Tensor | None  # (vocab,)
-    rows: Tensor | None  # (vocab, vocab)
+    bigrams: Tensor | None  # (vocab, vocab)
     successors: Tensor | None  # (vocab, ceil(vocab / 8)) uint8
     softcap: float
 
@@ -243,23 +243,23 @@ class Head(nn.Module, ABC):
 
     @abstractmethod
     def loss(
-        self, hidden: Tensor, targets: Tensor, prev: Tensor, rows: Tensor | None = None
+        self, hidden: Tensor, targets: Tensor, prev: Tensor, table: Tensor | None = None
     ) -> Tensor:
         """The sum of `nll`, for training: in chunks, so that memory stays small. A scalar.
 
-        `rows` as in `embed`.
+        `table` as in `embed`.
         """
 
     @final
-    def embed(self, tokens: Tensor, prev: Tensor, rows: Tensor | None = None) -> Tensor:
+    def embed(self, tokens: Tensor, prev: Tensor, table: Tensor | None = None) -> Tensor:
         """Input vectors of `tokens`; `prev` is the token before each (BOS where none is known).
 
-        `rows` is what a head that `Generates` its rows made for this pass; without it they are
+        `table` is what a head that `Generates` its rows made for this pass; without it they are
         made here.
 
-        tokens, prev (batch, time) int64, rows (vocab, d_model) -> (batch, time, d_model)
+        tokens, prev (batch, time) int64, table (vocab, d_model) -> (batch, time, d_model)
         """
-        x = self._embed(tokens, prev) if rows is None else F.embedding(tokens, rows)
+        x = self._embed(tokens, prev) if table is None else F.embedding(tokens, table)
         for addon in self._addons().values():
             more = addon.embed(tokens, prev)
             x = x if more is None else x + more
@@ -325,14 +325,14 @@ class LinearHead(Head):
         """The classifier's bias, or none.  # (vocab,)"""
 
     @final
-    def classifier(self, hidden: Tensor, prev: Tensor, rows: Tensor | None = None) -> Classifier:
-        """The head's own with that of all add-ons beside it; `rows` as in `embed`."""
-        matrix = self.matrix() if rows is None else rows
+    def classifier(self, hidden: Tensor, prev: Tensor, table: Tensor | None = None) -> Classifier:
+        """The head's own with that of all add-ons beside it; `table` as in `embed`."""
+        matrix = self.matrix() if table is None else table
         own = Extra(self.features(hidden, prev), matrix, self.bias())
         parts = joined([own, *self.extras(prev)])
         assert parts.features is not None and parts.matrix is not None
         return Classifier(
-            parts.features, parts.matrix, parts.bias, parts.rows, parts.successors, self.softcap
+            parts.features, parts.matrix, parts.bias, parts.bigrams, parts.successors, self.softcap
         )
 
     @final
@@ -342,20 +342,20 @@ class LinearHead(Head):
         z = at_least_fp32(F.linear(c.features, c.matrix.to(c.features.dtype)))
         if c.bias is not None:
             z = z + c.bias
-        if c.rows is not None:
-            z = z + F.embedding(prev, c.rows)
+        if c.bigrams is not None:
+            z = z + F.embedding(prev, c.bigrams)
         z = c.softcap * torch.tanh(z / c.softcap) if c.softcap else z
         return masked(z, c.successors, prev)
 
     @final
     def loss(
-        self, hidden: Tensor, targets: Tensor, prev: Tensor, rows: Tensor | None = None
+        self, hidden: Tensor, targets: Tensor, prev: Tensor, table: Tensor | None = None
     ) -> Tensor:
         """As `Head.loss`."""
         # Here, because scoring does without it.
         from tokgolf.heads.loss import linear_loss
 
-        return linear_loss(cast(Any, self.classifier(hidden, prev, rows)), targets, prev)
+        return linear_loss(cast(Any, self.classifier(hidden, prev, table)), targets, prev)
 
 
 class StructuredHead(Head):
@@ -377,13 +377,13 @@ class StructuredHead(Head):
             z = z + F.linear(parts.features, parts.matrix)
         if parts.bias is not None:
             z = z + parts.bias
-        if parts.rows is not None:
-            z = z + F.embedding(prev, parts.rows)
+        if parts.bigrams is not None:
+            z = z + F.embedding(prev, parts.bigrams)
         return masked(z, parts.successors, prev)
 
     @final
     def loss(
-        self, hidden: Tensor, targets: Tensor, prev: Tensor, rows: Tensor | None = None
+        self, hidden: Tensor, targets: Tensor, prev: Tensor, table: Tensor | None = None
     ) -> Tensor:
         """As `Head.loss`."""
         from tokgolf.heads.loss import chunked_loss
@@ -422,9 +422,9 @@ def joined(parts: list[Extra]) -> Extra:
     features = [part.features for part in parts if part.features is not None]
     matrices = [part.matrix for part in parts if part.matrix is not None]
     biases = [part.bias for part in parts if part.bias is not None]
-    rows = [part.rows for part in parts if part.rows is not None]
+    bigrams = [part.bigrams for part in parts if part.bigrams is not None]
     masks = [part.successors for part in parts if part.successors is not None]
-    assert len(features) == len(matrices) and len(rows) < 2 and len(masks) < 2
+    assert len(features) == len(matrices) and len(bigrams) < 2 and len(masks) < 2
     wide = len(features) > 1
     return Extra(
         features=torch.cat([f.to(features[0].dtype) for f in features], 1)
@@ -432,7 +432,7 @@ def joined(parts: list[Extra]) -> Extra:
         else next(iter(features), None),
         matrix=torch.cat(matrices, 1) if wide else next(iter(matrices), None),
         bias=sum(biases[1:], biases[0]) if biases else None,
-        rows=next(iter(rows), None),
+        bigrams=next(iter(bigrams), None),
         successors=next(iter(masks), None),
     )
 

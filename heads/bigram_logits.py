@@ -95,7 +95,7 @@ class ExactBigramLogits(AddOn):
         return None
 
     def extra(self, prev: Tensor) -> Extra:
-        return Extra(rows=self.table)
+        return Extra(bigrams=self.table)
 
     def stored(self) -> Iterator[Stored]:
         yield Stored("table", self.table, "table")

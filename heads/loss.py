@@ -54,7 +54,7 @@ def linear_loss(c: Classifier, targets: Tensor, prev: Tensor) -> Tensor:
 def _nats_and_gradients(
     c: Classifier, targets: Tensor, prev: Tensor, dtype: torch.dtype, wanted: list[bool]
 ) -> tuple[Tensor, list[Tensor | None]]:
-    """The sum, and its gradients by features, matrix, bias and rows, each None if not wanted.
+    """The sum, and its gradients by features, matrix, bias and bigrams, each None if not wanted.
 
     d nats / d z = p - onehot(target), times 1 - tanh(z / cap)^2 where there is a softcap.
 
@@ -73,7 +73,7 @@ def _nats_and_gradients(
     bias = None if c.bias is None else c.bias * scale
     nats = torch.zeros((), dtype=wide, device=c.features.device)
     d_features = torch.empty_like(c.features) if wanted[0] else None
-    d_matrix, d_bias, d_rows = (
+    d_matrix, d_bias, d_bigrams = (
         torch.zeros_like(tensor, dtype=wide) if tensor is not None and want else None
         for tensor, want in zip(c[1:4], wanted[1:], strict=True)
     )
@@ -85,8 +85,8 @@ def _nats_and_gradients(
         z = (x @ matrix.T).to(wide)
         if bias is not None:
             z += bias
-        if c.rows is not None:
-            z += c.rows[before] * scale
+        if c.bigrams is not None:
+            z += c.bigrams[before] * scale
         if c.softcap:
             u = z.sigmoid_() * span if narrow_cap else z.div_(c.softcap).tanh_() * (span / 2)
         else:
@@ -111,9 +111,9 @@ def _nats_and_gradients(
             d_matrix += narrow.T @ (x * factor).to(dtype)
         if d_bias is not None:
             d_bias += g.T @ factor[:, 0]
-        if d_rows is not None:
-            d_rows.index_add_(0, before, g * factor)
-    return nats, [d_features, d_matrix, d_bias, d_rows]
+        if d_bigrams is not None:
+            d_bigrams.index_add_(0, before, g * factor)
+    return nats, [d_features, d_matrix, d_bias, d_bigrams]
 
 
 def chunked_loss(

@@ -333,14 +333,14 @@ class LanguageModel(nn.Module):
         self.trunk = trunk
         self.head = head
 
-    def hidden(self, tokens: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Final hidden states; position t has seen tokens 0..t. `rows` as in `Head.embed`.
+    def hidden(self, tokens: Tensor, table: Tensor | None = None) -> Tensor:
+        """Final hidden states; position t has seen tokens 0..t. `table` as in `Head.embed`.
 
         tokens (batch, time) int64, time <= sequence_length -> (batch, time, d_model)
         """
         bos = self.head.shape.bos_id
         prev = F.pad(tokens[:, :-1], (1, 0), value=bos)
-        x = self.head.embed(tokens, prev, rows)
+        x = self.head.embed(tokens, prev, table)
         if x.is_cuda and torch.is_autocast_enabled("cuda"):
             # All that blocks add to. The baseline's step takes 0.69 of the time on an H100; on a
             # CPU it would take 1.07.
@@ -357,9 +357,9 @@ class LanguageModel(nn.Module):
 
     def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """The sum of `nll`, in little memory; for training.  # same shapes -> ()"""
-        rows = self.head.matrix() if isinstance(self.head, Generates) else None
-        hidden = self.hidden(tokens, rows)
-        return self.head.loss(hidden.flatten(0, 1), targets.flatten(), tokens.flatten(), rows)
+        table = self.head.matrix() if isinstance(self.head, Generates) else None
+        hidden = self.hidden(tokens, table)
+        return self.head.loss(hidden.flatten(0, 1), targets.flatten(), tokens.flatten(), table)
 
     def log_probs(self, tokens: Tensor) -> Tensor:
         """ln p of every possible next token at every position, in fp32; for scoring.

@@ -193,7 +193,7 @@ class Batches:
 Batch = tuple[Tensor, Tensor]
 
 
-class Ahead:
+class Prefetcher:
     """Batches, for a GPU made one step ahead in a thread, in memory that it can fetch by itself.
 
     On a CPU a batch takes less time than handing it over would. Use it in a `with` block.

@@ -61,8 +61,8 @@ class Ranks:
         self._said = 0
         self._cpu: dist.ProcessGroup | None = None  # the default one
 
-    def every(self, value: Value) -> list[Value]:
-        """What each rank has to say, by rank; JSON."""
+    def all_gather_object(self, value: Value) -> list[Value]:
+        """The values of all ranks, by rank; JSON, on the way of the store."""
         if self._store is None:
             return [value]
         self._said += 1
@@ -110,16 +110,16 @@ class Ranks:
         with self._reached():
             return bool(self._store.check([key]))
 
-    def led(self, work: Callable[[], Value]) -> Value:
-        """The result of `work`, JSON, which the lead alone does."""
+    def on_lead(self, work: Callable[[], Value]) -> Value:
+        """The result of `work`, JSON, which the lead alone does; every rank gets it."""
         found: list[Value] = []
         with self.lead_first():
             if self.leads:
                 found.append(work())
-        return self.every(found)[0][0]
+        return self.all_gather_object(found)[0][0]
 
-    def told(self, numbers: list[float]) -> list[float]:
-        """The lead's numbers, in place of one's own."""
+    def broadcast_numbers(self, numbers: list[float]) -> list[float]:
+        """The lead's numbers, on every rank."""
         if self.size == 1:
             return numbers
         # On a CPU, so that a GPU is not waited for.
@@ -128,32 +128,33 @@ class Ranks:
             dist.broadcast(tensor, 0, group=self._cpu)
         return tensor.tolist()
 
-    def total(self, tensor: Tensor) -> Tensor:
-        """The sum over all ranks, in their order."""
+    def all_reduce_sum(self, tensor: Tensor) -> Tensor:
+        """The sum over all ranks, in their order, on every rank."""
         if self.size == 1:
             return tensor
         parts = tensor.new_empty(self.size, *tensor.shape)
-        self.gathered(tensor, parts)
+        self.all_gather(tensor, parts)
         return in_order(parts)
 
-    def align(self, tensors: Iterable[Tensor]) -> None:
+    def broadcast_(self, tensors: Iterable[Tensor]) -> None:
         """Overwrite tensors with the lead's."""
         if self.size > 1:
             with self._reached():
                 for tensor in tensors:
                     dist.broadcast(tensor, 0)
 
-    def lent(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The lead's fp32 tensors, in place of one's own."""
+    def broadcast_named(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The lead's fp32 tensors, on every rank's device, whatever the rank has."""
         if self.size == 1:
             return tensors
-        shapes = self.every([(name, [*tensor.shape]) for name, tensor in tensors.items()])[0]
+        own = [(name, [*tensor.shape]) for name, tensor in tensors.items()]
+        shapes = self.all_gather_object(own)[0]
         if not self.leads:
             tensors = {name: torch.empty(shape, device=self.device) for name, shape in shapes}
-        self.align(tensors.values())
+        self.broadcast_(tensors.values())
         return tensors
 
-    def scattered(self, parts: Tensor, room: Tensor) -> Tensor:
+    def reduce_scatter(self, parts: Tensor, room: Tensor) -> Tensor:
         """The sum over all ranks of the row that is this rank's, in their order.
 
         `parts` has a row for each; `room` is overwritten, and begins with the result.
@@ -163,20 +164,21 @@ class Ranks:
             dist.all_to_all_single(room, parts)
         return in_order(room)
 
-    def gathered(self, own: Tensor, parts: Tensor) -> None:
+    def all_gather(self, own: Tensor, parts: Tensor) -> None:
         """Every rank's `own`, in the rows of `parts`.  # (n,), (ranks, n)"""
         with self._reached():
             dist.all_gather([*parts.unbind()], own)
 
-    def merged(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    def gather_named(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """The fp32 tensors of all ranks, on the lead; others get their own back.
 
-        Of one that several have each has rows, in the order of the ranks; a single number is the
-        same for all.
+        Where several ranks have a tensor of one name, each has some of its rows, in the order of
+        the ranks, and they are joined; a single number is the same on all of them.
         """
         if self.size == 1:
             return tensors
-        shapes = self.every([(name, [*tensor.shape]) for name, tensor in tensors.items()])
+        own = [(name, [*tensor.shape]) for name, tensor in tensors.items()]
+        shapes = self.all_gather_object(own)
         found: dict[str, list[Tensor]] = defaultdict(list)
         for rank, listed in enumerate(shapes):
             for name, shape in listed:
@@ -202,8 +204,8 @@ class Ranks:
             )
             if kind == "cuda":
                 self._cpu = dist.new_group(backend="gloo", timeout=TIMEOUT)
-        self.where = self.every((this_machine(), os.getpid()))
-        kinds = {*self.every(f"{kind} with torch {torch.__version__}")}
+        self.where = self.all_gather_object((this_machine(), os.getpid()))
+        kinds = {*self.all_gather_object(f"{kind} with torch {torch.__version__}")}
         if len(kinds) > 1:
             listed = " and ".join(sorted(kinds))
             raise ConfigError(
@@ -211,8 +213,8 @@ class Ranks:
                 "alike, or --device cpu"
             )
 
-    def speaks(self) -> bool:
-        """Whether this rank is the first that fails, so that it says why; the others are silent."""
+    def claims_failure(self) -> bool:
+        """Record that this rank fails; whether it is the first, which says why (others do not)."""
         if self._store is None:
             return True
         try:
@@ -243,7 +245,7 @@ class Ranks:
 
     def _gone(self) -> TrainingError:
         """What this rank ends with when another has ended, or does not answer."""
-        if self.speaks():
+        if self.claims_failure():
             return LostRankError(self.lost())
         return OtherRankError("another rank has ended this run")
 
@@ -326,7 +328,7 @@ def joined(device: str) -> Iterator[Ranks]:
         except Exception as error:
             if isinstance(error, Interrupted):  # all of them, after the same step
                 dist.destroy_process_group()
-            if ranks.speaks():
+            if ranks.claims_failure():
                 raise
             raise OtherRankError("another rank has ended this run") from error
         if dist.is_initialized():
@@ -370,7 +372,7 @@ def _terminated(ranks: Ranks) -> Iterator[None]:
                 return
         ranks.ending.set()
         if not ended.wait(GRACE):
-            if ranks.speaks():
+            if ranks.claims_failure():
                 sys.stderr.write(f"error: told to end: {ranks.lost()}\n")
                 sys.stderr.flush()
             os._exit(1)

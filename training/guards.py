@@ -17,8 +17,8 @@ from tokgolf.model import LanguageModel
 from tokgolf.tokenizers import Tokenizer
 
 FIRST_LOSS_ABOVE, FIRST_LOSS_BELOW = 0.02, 0.1
-"""How far the first loss may be from what the head declares, beside what `of_itself` adds. Below it
-by more: related tokens follow each other, and may have rows in common."""
+"""How far the first loss may be from what the head declares, beside what `first_loss_slack` adds.
+Below it by more: related tokens follow each other, and may have rows in common."""
 STEPS_TO_MOVE = 3
 LARGE_WEIGHT = 100.0
 """Gains and scales that start at 1 to 5 stay far below, and tables and matrices further."""
@@ -120,14 +120,14 @@ def initial_loss(head: Head, targets: Tensor, prev: Tensor) -> float:
     return float((torch.cat(totals)[which] - bias.double()[targets]).mean())
 
 
-def score_of_itself(head: Head) -> float:
+def tied_self_logit(head: Head) -> float:
     """What a table of both ends scores the token before, untrained, if the trunk gives back its
     normalised row: sqrt(d) times its norm of sqrt(d) * `TABLE_STD`, after the softcap."""
     score = TABLE_STD * head.shape.d_model
     return head.softcap * math.tanh(score / head.softcap) if head.softcap else score
 
 
-def of_itself(declared: float, score: float, repeats: float) -> tuple[float, float]:
+def first_loss_slack(declared: float, score: float, repeats: float) -> tuple[float, float]:
     """The least and the most that the first loss may differ from `declared`, in nats, as a table of
     both ends scores the token before itself: at 0 to `score`.
 
@@ -146,8 +146,9 @@ def of_itself(declared: float, score: float, repeats: float) -> tuple[float, flo
 
 
 def check_first_loss(loss: float, declared: float, score: float, repeats: float) -> None:
-    """Raise `TrainingError` unless the first loss is what the head declares. As in `of_itself`."""
-    below, above = of_itself(declared, score, repeats)
+    """Raise `TrainingError` unless the first loss is what the head declares; as in
+    `first_loss_slack`."""
+    below, above = first_loss_slack(declared, score, repeats)
     least = (1 - FIRST_LOSS_BELOW) * declared + below
     most = (1 + FIRST_LOSS_ABOVE) * declared + above
     if not least <= loss <= most:

@@ -32,7 +32,7 @@ from tokgolf.heap import freed_memory_kept
 from tokgolf.locks import locked
 from tokgolf.tokenizers import Tokenizer
 from tokgolf.training.config import RunConfig
-from tokgolf.training.data import Ahead, Batches, tokenize, tokenized
+from tokgolf.training.data import Batches, Prefetcher, tokenize, tokenized
 from tokgolf.training.distributed import ALONE, Ranks
 from tokgolf.training.guards import FIRST_LOSS_ABOVE, STEPS_TO_MOVE, listed
 from tokgolf.training.retok import VALUES, trunk_of, with_digests_of
@@ -118,7 +118,7 @@ def train(
         started = _checkpoint(run, resume, ranks, say)
         fresh = started is None and config.trunk_from and ranks.leads
         trunk = trunk_of(Path(config.trunk_from), config.trunk, tokenizer) if fresh else None
-        state = ranks.led(
+        state = ranks.on_lead(
             lambda: _prepare(config, tokenizer, corpus, run, held_out, started, trunk, hold)
         )
         folder, sha256 = run / "tokens", state["corpus"]["sha256"]
@@ -142,7 +142,7 @@ def train(
                 session.load(*started)
             _say_budget(started[1], state, say)
         place = session.device
-        with Ahead(batches, place) as ahead, in_one_order(place), freed_memory_kept(place):
+        with Prefetcher(batches, place) as ahead, in_one_order(place), freed_memory_kept(place):
             with _memory_named(config):
                 return _run(session, ahead, run, state, on_step)
 
@@ -210,7 +210,7 @@ def _prepare(
 
 def _run(
     session: Session,
-    batches: Ahead,
+    batches: Prefetcher,
     run: Path,
     state: dict[str, Any],
     on_step: Callable[[StepReport], None],
@@ -242,7 +242,8 @@ def _run(
         """Steps that remain, whether to stop, whether a checkpoint is due: the lead's word."""
         due = session.seconds - saved > config.checkpoint_minutes * 60
         stop = interrupted() or ranks.ending.is_set()
-        remaining, stopping, writing = ranks.told([session.remaining_steps(), stop, due])
+        own = [session.remaining_steps(), stop, due]
+        remaining, stopping, writing = ranks.broadcast_numbers(own)
         return remaining, bool(stopping), bool(writing)
 
     shown = _metrics(run, session.step) if ranks.leads else contextlib.nullcontext(_unseen)
@@ -254,14 +255,14 @@ def _run(
             changed = [
                 session.untie_if_due(remaining),
                 session.lengthen_if_due(remaining),
-                session.loop_if_due(remaining),
+                session.begin_loops_if_due(remaining),
             ]
             if any(changed) or not compiled:
                 session.compile(tokens, targets)
                 compiled = True
-            if session.errors_due(remaining):
+            if session.rounding_errors_due(remaining):
                 settle()  # or a step that went wrong would be met here first, without its name
-                session.find_errors(run)
+                session.find_rounding_errors(run)
             late, began = session.reads_late(), time.perf_counter()
             usual = session.pace().per_step if session.step else math.inf
             step = session.start(remaining, tokens, targets)

@@ -284,7 +284,7 @@ class Optimizers:
         for name, parameter in self.adam.parameters.items():
             for key, value in self.adam.adam.state[parameter].items():
                 tensors[f"adam.{key}.{name}"] = value
-        return self.ranks.merged(tensors)
+        return self.ranks.gather_named(tensors)
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Restore what `state` gave. Raises `TrainingError` if a tensor is missing."""

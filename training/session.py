@@ -39,7 +39,7 @@ from tokgolf.training.guards import (
     forbidden_pair,
     initial_loss,
     loss_error,
-    score_of_itself,
+    tied_self_logit,
 )
 from tokgolf.training.optimizers import Optimizers
 from tokgolf.training.pace import Pace
@@ -61,8 +61,10 @@ class Step:
     tokens: Tensor
     targets: Tensor
     names: list[str]  # of the tensors that are trained
-    found: Tensor  # on the CPU: the loss, each one's norm of the gradient; late, its largest weight
-    there: torch.cuda.Event | None  # when `found` is; None: it is
+    loss: Tensor  # (), and as the next two fp64 on the CPU, once `ready` has happened
+    gradient_norms: Tensor  # (names,)
+    largest_weights: Tensor | None  # (names,); of a step that is read late
+    ready: torch.cuda.Event | None  # None on a CPU
 
 
 class Session:
@@ -96,7 +98,7 @@ class Session:
         if trunk is not None:
             self.model.trunk.load_state_dict({**self.model.trunk.state_dict(), **trunk})
         self.model.to(self.device)
-        ranks.align(self.model.state_dict().values())
+        ranks.broadcast_(self.model.state_dict().values())
         speed_up(self.model.trunk, self.device)
         frozen: set[str] = set()
         if config.freeze_trunk:
@@ -119,7 +121,7 @@ class Session:
         self.step = self.saved = 0  # steps done, and those of the latest checkpoint
         self.untied = False
         self.looped_from = None if config.loops_from else 0  # the step before which they began
-        self.errors: dict[str, Tensor] = {}
+        self.rounding_errors: dict[str, Tensor] = {}
         self.quantized_from = 0  # the step before which they were found first
         self.quantizer_steps: dict[str, float] = {}  # the lead's
         self.quantizer: Quantizer | None = None  # the lead's, of this process
@@ -137,7 +139,7 @@ class Session:
             self.untie()
         looped_from = state.get("looped_from")  # of an old checkpoint: found from the budget
         if self.looped_from is None and looped_from is not None:
-            self.loop(operator.index(looped_from))
+            self.begin_loops(operator.index(looped_from))
         self.length = operator.index(state.get("length", self.length))
         own = self.model.state_dict()
         live = {name.removeprefix(LIVE_PREFIX) for name in tensors if name.startswith(LIVE_PREFIX)}
@@ -147,7 +149,7 @@ class Session:
         self.optimizers.load(tensors)
         for name, average in self.averages.weights.items():
             average.copy_(tensors[MODEL_PREFIX + name])
-        self.errors = {
+        self.rounding_errors = {
             name.removeprefix(ERROR_PREFIX): tensor.to(self.device)
             for name, tensor in tensors.items()
             if name.startswith(ERROR_PREFIX)
@@ -197,7 +199,7 @@ class Session:
         own, averages = self.model.state_dict(), self.averages.exported()
         weights = {MODEL_PREFIX + n: averages.get(n, t).cpu() for n, t in own.items()}
         weights.update({LIVE_PREFIX + n: own[n].cpu() for n in averages})
-        weights.update({ERROR_PREFIX + n: error.cpu() for n, error in self.errors.items()})
+        weights.update({ERROR_PREFIX + n: error.cpu() for n, error in self.rounding_errors.items()})
         return weights
 
     def untie(self) -> None:
@@ -209,7 +211,7 @@ class Session:
         self.averages.adopt(full)
         self.untied = True
 
-    def loop(self, step: int) -> None:
+    def begin_loops(self, step: int) -> None:
         """Let blocks be repeated, from that step on."""
         self.looped_from = step
         self.model.trunk.config = self.config.trunk
@@ -243,30 +245,30 @@ class Session:
             self.length = whole
         return due
 
-    def loop_if_due(self, remaining: float) -> bool:
+    def begin_loops_if_due(self, remaining: float) -> bool:
         """Once, at the fraction of the budget until which no block is repeated."""
         start = self.config.loops_from
         due = self.looped_from is None and self.step >= start * (self.step + remaining)
         if due:
             if self.waiting:
                 self.watch()
-            self.loop(self.step)
+            self.begin_loops(self.step)
         return due
 
-    def errors_due(self, remaining: float) -> bool:
-        """Whether to `find_errors`: from a fraction of the budget on, after so many steps each."""
+    def rounding_errors_due(self, remaining: float) -> bool:
+        """Whether to find them: from a fraction of the budget on, after so many steps each."""
         config = self.config.qat
-        if self.errors:
+        if self.rounding_errors:
             return (self.step - self.quantized_from) % config.every == 0
         started = config.start < 1 and self.step >= config.start * (self.step + remaining)
         worth = remaining >= config.every  # one time would not be
         return started and worth and self._passes_trained()
 
-    def find_errors(self, run: Path) -> None:
+    def find_rounding_errors(self, run: Path) -> None:
         """Find what an export would do to the weights, for the steps from here on."""
         config = self.config.qat
         began = time.perf_counter()
-        first = not self.errors
+        first = not self.rounding_errors
         if first:
             self.quantized_from = self.step
             self.say(
@@ -282,7 +284,7 @@ class Session:
                 began = made
                 found = quantizer.errors(self.model.state_dict())
                 self.quantizer_steps = quantizer.steps
-        self.errors = self.ranks.lent({n: error.to(self.device) for n, error in found.items()})
+        self.rounding_errors = self.ranks.broadcast_named(found)
         seconds = time.perf_counter() - began
         if first:  # it measures damages, in many times the time of those that follow
             self.compile_seconds += seconds
@@ -304,7 +306,7 @@ class Session:
             f"the mean of weights (average.swa_from {average.swa_from:g}, average.swa_every "
             f"{average.swa_every})": average.swa_from < 1 and not self.averages.count,
             f"quantization-aware training (qat.start {qat.start:g}, qat.every {qat.every})": (
-                qat.start < 1 and not self.errors
+                qat.start < 1 and not self.rounding_errors
             ),
         }
         return [
@@ -362,7 +364,8 @@ class Session:
             self.say(f"compile   the model does not compile here and runs slower: {reason}")
             self.loss_of = self.model.loss
         self.model.zero_grad(set_to_none=True)
-        self.ranks.every(None)  # or waiting for the slowest would be the first step's time
+        # Or waiting for the slowest rank would be the first step's time.
+        self.ranks.all_gather_object(None)
         self.compile_seconds += time.perf_counter() - began
 
     def remaining_steps(self) -> float:
@@ -386,7 +389,7 @@ class Session:
             per_step=max(self.seconds - self.paid_apart(), 1e-9) / self.step,
             per_quantizing=self.quantize_seconds / max(self.quantizings, 1),
             every=every,
-            sooner=(self.quantized_from - self.step) % every,
+            until_next=(self.quantized_from - self.step) % every,
         )
 
     def rate_scale(self, remaining: float) -> float:
@@ -407,7 +410,7 @@ class Session:
             parameter.grad = torch.zeros_like(parameter)
         self.optimizers.shares.reduce()
         squares = self.optimizers.gradient_norms().double().square()  # exact, as is the root
-        found = self.ranks.total(torch.cat([loss[None], squares]))
+        found = self.ranks.all_reduce_sum(torch.cat([loss[None], squares]))
         found[1:].sqrt_()
         return found
 
@@ -421,7 +424,7 @@ class Session:
         tokens, targets = (
             t.reshape(-1, self.length).to(self.device, non_blocking=True) for t in (tokens, targets)
         )
-        with shifted(self.model, self.errors):
+        with shifted(self.model, self.rounding_errors):
             for start in range(0, len(tokens), rows):
                 x, y = tokens[start : start + rows], targets[start : start + rows]
                 with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
@@ -434,8 +437,10 @@ class Session:
     def start(self, remaining: float, tokens: Tensor, targets: Tensor) -> Step:
         """The gradients of the next step; `judge`, then `update` it, or on a GPU the other way."""
         found = self.gradients(tokens, targets)
-        if self.reads_late():  # when an update may have spoiled them all
+        names, late = self.optimizers.names, self.reads_late()
+        if late:  # when an update may have spoiled them all
             found = torch.cat([found, self.optimizers.largest_weights().double()])
+        on_cpu = found.to("cpu", non_blocking=True)
         on_gpu = self.device.type == "cuda"
         return Step(
             number=self.step,
@@ -443,9 +448,11 @@ class Session:
             scale=self.rate_scale(remaining),
             tokens=tokens,
             targets=targets,
-            names=self.optimizers.names,
-            found=found.to("cpu", non_blocking=True),
-            there=torch.cuda.current_stream(self.device).record_event() if on_gpu else None,
+            names=names,
+            loss=on_cpu[0],
+            gradient_norms=on_cpu[1 : len(names) + 1],
+            largest_weights=on_cpu[len(names) + 1 :] if late else None,
+            ready=torch.cuda.current_stream(self.device).record_event() if on_gpu else None,
         )
 
     def update(self, step: Step) -> None:
@@ -459,25 +466,27 @@ class Session:
 
     def judge(self, step: Step) -> None:
         """Read what a step found. Raises `TrainingError` if the run must not go on from it."""
-        if step.there is not None:  # waits for this step; reading it from the GPU would, for all
-            step.there.synchronize()
-        loss, *found = step.found.tolist()
+        if step.ready is not None:  # waits for this step; reading it from the GPU would, for all
+            step.ready.synchronize()
+        loss = float(step.loss)
         head, rates, at = self.model.head, self.optimizers.rates, step.number + 1
         if not math.isfinite(loss):
             tokens, targets = step.tokens.to(self.device), step.targets.to(self.device)
-            pairs = self.ranks.every(forbidden_pair(head, tokens, targets))
+            pairs = self.ranks.all_gather_object(forbidden_pair(head, tokens, targets))
             check_pairs(pairs, self.tokenizer, at)
-            weights = found[len(step.names) :] or self.optimizers.largest_weights().tolist()
-            largest = dict(zip(step.names, weights, strict=True))
+            weights = step.largest_weights
+            if weights is None:
+                weights = self.optimizers.largest_weights()
+            largest = dict(zip(step.names, weights.tolist(), strict=True))
             raise loss_error(loss, at, self.saved, largest, rates)
-        named = dict(zip(step.names, found[: len(step.names)], strict=True))
+        named = dict(zip(step.names, step.gradient_norms.tolist(), strict=True))
         check_gradients(named, at, self.config.max_gradient, self.saved, rates)
         if step.number == 0:
             targets, tokens = (t.flatten().to(self.device) for t in (step.targets, step.tokens))
             repeats = float((targets == tokens).double().mean())
-            told = self.ranks.every([initial_loss(head, targets, tokens), repeats])
+            told = self.ranks.all_gather_object([initial_loss(head, targets, tokens), repeats])
             declared, repeats = (sum(of_all) / len(told) for of_all in zip(*told, strict=True))
-            check_first_loss(loss, declared, score_of_itself(head), repeats)
+            check_first_loss(loss, declared, tied_self_logit(head), repeats)
         self.loss = loss
 
     def reads_late(self) -> bool:

@@ -1,9 +1,10 @@
 """Which of several processes trains what, and the exchange of gradients and weights.
 
-Unlike DistributedDataParallel, which sums whole gradients on every rank and lets each do all of
-the optimizers' work: here every number has one rank that trains it. A rank gets all gradients of
-its own parts (one all-to-all), sums and uses them, and all get all weights (one all-gather). That
-is as much traffic, and an optimizer's work and memory are divided by the number of ranks. Sums are
+Optimizer states are divided over the ranks as in ZeRO (Rajbhandari et al. 2020, arXiv 1910.02054,
+stage 1): every number has one rank that trains it. A rank gets all gradients of its own parts (a
+reduce-scatter, made of one all-to-all), sums and uses them, and all get all weights (one
+all-gather). DistributedDataParallel, which sums whole gradients on every rank and lets each do all
+of the optimizers' work, has as much traffic. Sums are
 fp32, in the order of the ranks, which is that of one process's micro-batches: if each rank has one
 micro-batch, several processes compute what one does, to the bit.
 """
@@ -93,7 +94,7 @@ class Shares:
         gradients = {name: gradient_of(name, p) for name, p in self.parameters.items()}
         parts = [part.of(gradients[part.name]) for part in self.parts]
         torch._foreach_copy_(self._in_all, parts)
-        self.ranks.scattered(self._all, self._room)
+        self.ranks.reduce_scatter(self._all, self._room)
         for name, place in self._in_row.items():
             self.own[name].grad = place
 
@@ -103,7 +104,7 @@ class Shares:
         if self.ranks.size == 1:
             return
         torch._foreach_copy_([*self._in_row.values()], [*self.own.values()])
-        self.ranks.gathered(self._room[0], self._all)
+        self.ranks.all_gather(self._room[0], self._all)
         torch._foreach_copy_(self._weights, self._in_all)
 
     def spread(self, values: Tensor) -> Tensor:

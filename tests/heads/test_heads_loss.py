@@ -40,8 +40,8 @@ def of_names(tensors: Iterable[Tensor]) -> dict[str, Any]:
 
 
 def dense(c: Classifier, targets: Tensor, prev: Tensor) -> Tensor:
-    assert c.bias is not None and c.rows is not None
-    z = c.features @ c.matrix.T + c.bias + c.rows[prev]
+    assert c.bias is not None and c.bigrams is not None
+    z = c.features @ c.matrix.T + c.bias + c.bigrams[prev]
     z = c.softcap * torch.tanh(z / c.softcap) if c.softcap else z
     return F.cross_entropy(z, targets, reduction="sum")
 

@@ -41,7 +41,7 @@ from tokgolf.training.guards import (
     FIRST_LOSS_ABOVE,
     check_first_loss,
     initial_loss,
-    score_of_itself,
+    tied_self_logit,
 )
 
 VOCAB, BOS, WIDTH = 64, 7, 64
@@ -732,7 +732,7 @@ def test_the_first_loss_on_text_is_what_the_head_declares_at_every_width(
 def test_a_wide_table_of_both_ends_may_start(case: str, width: int, repeats: float) -> None:
     head, text = start_on_text(case, width, repeats)
     repeated = float((text[1:] == text[:-1]).double().mean())
-    check_first_loss(*first_loss(head, text), score_of_itself(head), repeated)
+    check_first_loss(*first_loss(head, text), tied_self_logit(head), repeated)
 
 
 @pytest.mark.parametrize("width", [1024, 2048])
@@ -742,4 +742,4 @@ def test_a_table_twice_as_loud_as_it_says_may_not_start(width: int) -> None:
         head.get_parameter("table").mul_(2)
     repeated = float((text[1:] == text[:-1]).double().mean())
     with pytest.raises(TrainingError, match="the head declares"):
-        check_first_loss(*first_loss(head, text), score_of_itself(head), repeated)
+        check_first_loss(*first_loss(head, text), tied_self_logit(head), repeated)

@@ -108,7 +108,7 @@ def in_doubles(micro_batch_tokens: int, ranks: Ranks, out: Path) -> tuple[list[f
             losses.append(session.loss)
     finally:
         torch.set_default_dtype(torch.float32)
-    return losses, started.found[1:].tolist()
+    return losses, started.gradient_norms.tolist()
 
 
 def leads(ranks: Ranks, out: Path) -> list[int]:
@@ -131,13 +131,13 @@ def says(ranks: Ranks, out: Path) -> list[Any]:
     own = {f"t{ranks.rank}": torch.full((2, 3), 1.0 + ranks.rank)}
     shared = {"rows": torch.full((1, 2), float(ranks.rank)), "number": torch.tensor(7.0)}
     return [
-        ranks.every(["said by", ranks.rank]),
-        ranks.led(lambda: ranks.rank),
-        ranks.told([float(ranks.rank), 7.0]),
-        ranks.total(torch.tensor([1.0, ranks.rank])).tolist(),
-        {name: tensor.tolist()[1] for name, tensor in ranks.merged(own).items()},
-        {name: tensor.tolist()[1] for name, tensor in ranks.lent(own).items()},
-        {name: tensor.tolist() for name, tensor in ranks.merged(shared).items()},
+        ranks.all_gather_object(["said by", ranks.rank]),
+        ranks.on_lead(lambda: ranks.rank),
+        ranks.broadcast_numbers([float(ranks.rank), 7.0]),
+        ranks.all_reduce_sum(torch.tensor([1.0, ranks.rank])).tolist(),
+        {name: tensor.tolist()[1] for name, tensor in ranks.gather_named(own).items()},
+        {name: tensor.tolist()[1] for name, tensor in ranks.broadcast_named(own).items()},
+        {name: tensor.tolist() for name, tensor in ranks.gather_named(shared).items()},
     ]
 
 
@@ -158,7 +158,7 @@ def stuck(ranks: Ranks, out: Path) -> None:
     if not ranks.leads:
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(SECONDS)
-    ranks.total(torch.ones(1))
+    ranks.all_reduce_sum(torch.ones(1))
 
 
 Case = Callable[[Ranks, Path], Any]

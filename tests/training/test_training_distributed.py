@@ -197,7 +197,7 @@ def test_a_rank_that_waits_for_a_lead_that_was_killed_names_it() -> None:
     with pytest.raises(TrainingError, match="rank 0 of 2 has ended"), ranks.lead_first():
         pass
     with pytest.raises(OtherRankError):  # that was said
-        ranks.every(None)
+        ranks.all_gather_object(None)
 
 
 def test_a_rank_that_is_told_to_end_waits_for_what_the_lead_still_does() -> None:

@@ -20,7 +20,7 @@ from tokgolf.errors import TrainingError
 from tokgolf.model import LanguageModel
 from tokgolf.training import RunConfig, StepReport
 from tokgolf.training import session as sessions
-from tokgolf.training.data import Ahead, Batches, TokenStream
+from tokgolf.training.data import Batches, Prefetcher, TokenStream
 from tokgolf.training.qat import QatConfig
 from tokgolf.training.session import Session, Step
 
@@ -162,16 +162,20 @@ def test_what_a_step_found_is_read_when_it_is_there() -> None:
         """An event of a GPU, after which numbers are there."""
 
         def synchronize(self) -> None:
-            step.found.copy_(found)
+            step.loss.copy_(started.loss)
+            step.gradient_norms.copy_(started.gradient_norms)
 
     session = Session(CONFIG, TOKENIZER, np.ones(257, np.int64), "cpu")
     tokens = torch.zeros(4, 16, dtype=torch.long)
     started = session.start(12.0, tokens, tokens)
-    found = started.found.clone()
-    there = cast(torch.cuda.Event, Arrives())
-    step = dataclasses.replace(started, found=torch.full_like(found, math.nan), there=there)
+    step = dataclasses.replace(
+        started,
+        loss=torch.full_like(started.loss, math.nan),
+        gradient_norms=torch.full_like(started.gradient_norms, math.nan),
+        ready=cast(torch.cuda.Event, Arrives()),
+    )
     session.judge(step)
-    assert session.loss == found[0].item()
+    assert session.loss == started.loss.item()
 
 
 @pytest.mark.usefixtures("late")
@@ -189,11 +193,11 @@ def test_batches_made_ahead_are_the_batches(monkeypatch: pytest.MonkeyPatch) -> 
     stream = TokenStream([np.arange(1000, dtype=np.uint16)])
     plain, made = (Batches(stream, rows=3, length=8, seed=1) for _ in range(2))
     monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: tensor)  # it needs a GPU
-    with Ahead(made, torch.device("cuda")) as ahead:
+    with Prefetcher(made, torch.device("cuda")) as ahead:
         for step in (0, 0, 1, 2, 50, 51, 3):
             for one, two in zip(ahead.step(step), plain.step(step), strict=True):
                 assert torch.equal(one, two)
-    with Ahead(plain, torch.device("cpu")) as ahead:
+    with Prefetcher(plain, torch.device("cpu")) as ahead:
         assert torch.equal(ahead.step(4)[0], made.step(4)[0])
 
 

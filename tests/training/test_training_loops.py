@@ -98,7 +98,7 @@ def test_what_a_later_pass_adds_waits_for_it_and_then_moves() -> None:
     for _ in range(4):
         session.update(session.start(8.0 - session.step, *batch))
     assert all(torch.equal(p, begun[name]) for name, p in late.items())
-    session.loop_if_due(4.0)
+    session.begin_loops_if_due(4.0)
     for _ in range(3):  # whose end is checked
         session.update(session.start(8.0 - session.step, *batch))
     assert session.check_at == 7 and not session.initial
@@ -209,7 +209,7 @@ def test_a_pass_that_adds_nothing_is_an_error_once_it_is_due() -> None:
     session = Session(config, TOKENIZER, np.ones(257, np.int64), "cpu")
     batch = torch.arange(64).view(4, 16), torch.arange(64).view(4, 16) + 1
     session.step = 4
-    session.loop_if_due(4.0)
+    session.begin_loops_if_due(4.0)
     session.model.trunk.config = replace(trunk, loop_rank=0)
     with pytest.raises(TrainingError, match=r"blocks\.0\.loops\.into\.0 received no gradient"):
         session.start(4.0, *batch)
@@ -232,7 +232,7 @@ def test_a_compiled_model_repeats_from_then_on_too(monkeypatch: pytest.MonkeyPat
     session.compile(*batch)
     before = float(session.gradients(*batch)[0])
     session.step = 8
-    assert session.loop_if_due(8.0) and not session.loop_if_due(8.0)
+    assert session.begin_loops_if_due(8.0) and not session.begin_loops_if_due(8.0)
     session.compile(*batch)
     after, expected = (float(s.gradients(*batch)[0]) for s in (session, eager))
     assert abs(after - before) > 1e-3

@@ -488,19 +488,19 @@ def test_what_a_table_of_both_ends_may_differ_by_is_of_the_score_it_gives_itself
     scores[0] = part * most
     nats = -torch.log_softmax(scores, 0)
     differs = float(repeats * nats[0] + (1 - repeats) * nats[1]) - math.log(vocab)
-    below, above = guards.of_itself(math.log(vocab), most, repeats)
+    below, above = guards.first_loss_slack(math.log(vocab), most, repeats)
     assert below - 1e-9 <= differs <= above + 1e-9
 
 
 def test_that_difference_is_met_at_the_ends_and_where_the_probability_is_right() -> None:
     vocab, score = 64, 8.0
     at_most = math.log((vocab - 1 + math.exp(score)) / vocab)
-    assert guards.of_itself(math.log(vocab), score, 0.0) == pytest.approx((0.0, at_most))
-    below, above = guards.of_itself(math.log(vocab), score, 1.0)
+    assert guards.first_loss_slack(math.log(vocab), score, 0.0) == pytest.approx((0.0, at_most))
+    below, above = guards.first_loss_slack(math.log(vocab), score, 1.0)
     assert (below, above) == pytest.approx((at_most - score, 0.0))
     # Of 64 tokens one has half of the probability, and half of the targets.
     best = 0.5 * math.log(2) + 0.5 * math.log(2 * (vocab - 1)) - math.log(vocab)
-    assert guards.of_itself(math.log(vocab), score, 0.5)[0] == pytest.approx(best)
+    assert guards.first_loss_slack(math.log(vocab), score, 0.5)[0] == pytest.approx(best)
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ def walked(pace: Pace, seconds: float) -> float:
     """The steps that there is time for, taken one by one."""
     steps = 0
     while True:
-        if steps >= pace.sooner and (steps - pace.sooner) % pace.every == 0:
+        if steps >= pace.until_next and (steps - pace.until_next) % pace.every == 0:
             seconds -= pace.per_quantizing
             if pace.per_quantizing and seconds < pace.per_step:
                 return steps
@@ -58,7 +58,7 @@ paces = st.builds(
     per_step=st.integers(1, 5),
     per_quantizing=st.integers(0, 9),
     every=st.integers(1, 6),
-    sooner=st.integers(0, 5),
+    until_next=st.integers(0, 5),
 )
 
 
@@ -73,8 +73,8 @@ def test_the_time_of_steps_has_room_for_these_steps(pace: Pace, steps: int) -> N
 
 
 def test_a_time_that_is_over_has_less_than_no_steps() -> None:
-    for sooner in (0, 2):
-        pace = Pace(per_step=2.0, per_quantizing=3.0, every=4, sooner=sooner)
+    for until_next in (0, 2):
+        pace = Pace(per_step=2.0, per_quantizing=3.0, every=4, until_next=until_next)
         assert pace.steps_in(-1.0) == -0.5
 
 
@@ -175,7 +175,7 @@ def test_waiting_for_a_rank_that_compiles_longer_is_no_steps_time(
     now = 0.0
 
     class Slow(Ranks):
-        def every(self, value: Value) -> list[Value]:
+        def all_gather_object(self, value: Value) -> list[Value]:
             nonlocal now
             now += 5.0
             return [value]

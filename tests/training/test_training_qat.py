@@ -165,7 +165,7 @@ def test_gradients_are_those_at_the_weights_with_errors(
     source: FloatModel, errors: dict[str, Tensor], batch: tuple[Tensor, Tensor]
 ) -> None:
     aware, twin = session_of(source, micro_batch_tokens=32), session_of(source)
-    aware.errors = errors
+    aware.rounding_errors = errors
     found = aware.gradients(*batch)
     with torch.no_grad():
         for name, parameter in twin.model.named_parameters():
@@ -189,7 +189,7 @@ def test_a_compiled_step_sees_errors_that_are_found_after_compiling(
     compiled.compile(*batch)
     assert compiled.loss_of is not compiled.model.loss
     before = float(compiled.gradients(*batch)[0])
-    compiled.errors = eager.errors = errors
+    compiled.rounding_errors = eager.rounding_errors = errors
     after = float(compiled.gradients(*batch)[0])
     assert abs(after - before) > 1e-3
     assert after == pytest.approx(float(eager.gradients(*batch)[0]), abs=1e-5)
@@ -204,19 +204,19 @@ def test_errors_start_at_their_part_of_a_budget_of_time_too(
 ) -> None:
     session = session_of(source, qat=QUICK)
     session.step = step
-    assert session.errors_due(remaining) == due
+    assert session.rounding_errors_due(remaining) == due
     if due:
-        session.find_errors(plain)
-        assert session.errors and session.compile_seconds > 0
+        session.find_rounding_errors(plain)
+        assert session.rounding_errors and session.compile_seconds > 0
 
 
 def test_errors_are_found_anew_after_so_many_steps(source: FloatModel, plain: Path) -> None:
     session = session_of(source, qat=dataclasses.replace(QUICK, every=3))
     found = []
     for session.step in range(9, 16):
-        if session.errors_due(7.0):
-            session.find_errors(plain)
-        found.append(session.errors)
+        if session.rounding_errors_due(7.0):
+            session.find_rounding_errors(plain)
+        found.append(session.rounding_errors)
     assert [one is two for one, two in pairwise(found)] == [True, True, False] * 2
 
 
