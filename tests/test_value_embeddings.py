@@ -76,7 +76,7 @@ def test_they_show_no_position_a_later_token() -> None:
         torch.testing.assert_close(after[0, :position], before[0, :position], rtol=0, atol=1e-12)
 
 
-def test_every_tensor_of_theirs_moves_within_three_steps() -> None:
+def test_every_tensor_of_theirs_of_a_tied_head_moves_within_three_steps() -> None:
     torch.manual_seed(0)
     model = build_model(TRUNK, HEAD, head_shape(BYTES, TRUNK))
     own = {n: p.detach().clone() for n, p in model.named_parameters() if ".value" in n}

@@ -17,6 +17,7 @@ from tokgolf.training.optimizers import OptimizerConfig
 from tokgolf.training.qat import QatConfig
 
 MAX_SEED = (1 << 63) - 1  # torch's
+MOST_BATCH_TOKENS = 1 << 26
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +88,11 @@ class RunConfig:
     def __post_init__(self) -> None:
         check_positive(self, "batch_tokens", "micro_batch_tokens", "steps", "checkpoint_minutes")
         check_positive(self, "max_gradient")
+        if self.batch_tokens > MOST_BATCH_TOKENS:
+            raise ConfigError(
+                f"batch_tokens is {self.batch_tokens:,}; at most {MOST_BATCH_TOKENS:,}, which take "
+                "1 GiB as ids"
+            )
         if self.minutes is not None:
             check_positive(self, "minutes")
         if self.warmdown_steps < 0:

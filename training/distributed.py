@@ -50,11 +50,9 @@ class Ranks:
         rank: int = 0,
         size: int = 1,
         store: Store | None = None,
-        restartable: bool = False,
     ) -> None:
         self.device, self.rank, self.size = device, rank, size
         self.leads = rank == 0
-        self.restartable = restartable  # torchrun may start this command a second time
         self.ending = threading.Event()  # a SIGTERM has come
         self.where: list[tuple[str, int]] = []  # machine and process of every rank
         self._store = store
@@ -308,14 +306,13 @@ def joined(device: str) -> Iterator[Ranks]:
     raises its own error and the others `OtherRankError`. Raises `ConfigError` for processes that
     cannot work together.
     """
-    restartable = "TORCHELASTIC_RUN_ID" in os.environ
     if not all(key in os.environ for key in MEETING) or os.environ["WORLD_SIZE"] == "1":
-        yield Ranks(device, restartable=restartable)
+        yield Ranks(device)
         return
     store, rank, size = _met()
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     store = PrefixStore(f"tokgolf/{attempt}", store)
-    ranks = Ranks("cpu", rank=rank, size=size, store=store, restartable=restartable)
+    ranks = Ranks("cpu", rank=rank, size=size, store=store)
     with _terminated(ranks):
         try:
             ranks.device = own_device(device, os.environ)

@@ -19,7 +19,9 @@ from tokgolf.tokenizers import Tokenizer
 FIRST_LOSS_ABOVE, FIRST_LOSS_BELOW = 0.02, 0.1
 """How far the first loss may be from what the head declares, beside what `first_loss_slack` adds.
 Below it by more: related tokens follow each other, and may have rows in common."""
-STEPS_TO_MOVE = 3
+STEPS_TO_MOVE = 4
+"""As many tensors may wait for one another, each zero until the one before has moved: the output
+table, attention's output, value embeddings (or `loops.out`), their scales (or `loops.into`)."""
 LARGE_WEIGHT = 100.0
 """Gains and scales that start at 1 to 5 stay far below, and tables and matrices further."""
 MOST_NAMED = 3
@@ -47,9 +49,8 @@ def loss_error(
     if bad:
         found = f"not all numbers are finite of {listed(bad)}"
     blamed = bad or ([worst] if largest[worst] > LARGE_WEIGHT else [])
-    return TrainingError(
-        f"the loss is {loss} at step {step}; {found}; {way_on(saved, rates, blamed)}"
-    )
+    way = way_on(saved, rates, blamed, usable=saved < step - 1)
+    return TrainingError(f"the loss is {loss} at step {step}; {found}; {way}")
 
 
 def check_gradients(
@@ -85,12 +86,20 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(names[:MOST_NAMED]) + more
 
 
-def way_on(saved: int, rates: Rates, blamed: Collection[str]) -> str:
+def way_on(saved: int, rates: Rates, blamed: Collection[str], *, usable: bool = True) -> str:
     """What is left of a run that must not go on, and what to do: half the learning rate of the
-    tensors to blame (a checkpoint's names end in theirs), or of all."""
+    tensors to blame (a checkpoint's names end in theirs), or of all.
+
+    A checkpoint of the very weights that gave no loss is not `usable`.
+    """
     kept = "there is no checkpoint yet"
-    if saved:
+    if saved and usable:
         kept = f"the checkpoint of step {saved} is sound, and can be exported"
+    elif saved:
+        kept = (
+            f"the checkpoint of step {saved} has the same weights (without its latest.json the "
+            "one before is taken, if there is one)"
+        )
     at_fault = [n for n in rates if any(b == n or b.endswith(f".{n}") for b in blamed)]
     options = dict(rates[name] for name in at_fault or rates)
     halved = " ".join(f"--set {option}={options[option] / 2:g}" for option in sorted(options))

@@ -2,7 +2,7 @@
 
 It refuses to go on with an experiment that would mean nothing: every trainable tensor must be in
 one optimizer group with a rate above zero, the first loss must be what the head declares, and
-after three steps every tensor must have moved. A violation stops the run and names the tensor.
+after four steps every tensor must have moved. A violation stops the run and names the tensor.
 """
 
 import contextlib
@@ -12,6 +12,7 @@ import json
 import math
 import signal
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from torch import Tensor
 from tokgolf.artifact.checkpoint import Checkpoint, holds_checkpoint, read_sound_checkpoint
 from tokgolf.config import flat, to_dict
 from tokgolf.corpora import Corpus, check_disjoint, document_digests, write_digests
-from tokgolf.device import in_one_order
+from tokgolf.device import in_one_order, resolve_device
 from tokgolf.errors import ConfigError, Interrupted, TrainingError
 from tokgolf.files import write_bytes, write_text
 from tokgolf.heads import head_config, head_to_dict
@@ -34,14 +35,14 @@ from tokgolf.tokenizers import Tokenizer
 from tokgolf.training.config import RunConfig
 from tokgolf.training.data import Batches, Prefetcher, tokenize, tokenized
 from tokgolf.training.distributed import ALONE, Ranks
-from tokgolf.training.guards import FIRST_LOSS_ABOVE, STEPS_TO_MOVE, listed
+from tokgolf.training.guards import FIRST_LOSS_ABOVE, listed
 from tokgolf.training.retok import VALUES, trunk_of, with_digests_of
 from tokgolf.training.session import Session, Step
 
-LOG_EVERY = 10
+LOG_FIRST, LOG_EVERY = 3, 10
 LOCK_FILE = ".training"
 ALREADY = "{} already holds a run; use --resume, or another -o"
-BUDGET = ("steps", "minutes", "checkpoint_minutes")  # may be another when a run is resumed
+MAY_CHANGE = ("steps", "minutes", "checkpoint_minutes", "max_gradient")  # when a run is resumed
 SLOW_SECONDS, SLOW_TIMES = 10.0, 20.0
 """A step of more than so many seconds and so many times the mean is one that something stopped."""
 
@@ -96,6 +97,7 @@ def train(
     only the lead writes, and calls `on_step` and `say`. Raises `ConfigError` for a batch that they
     cannot share.
     """
+    resolve_device(device)  # before anything is written
     rows, left = divmod(config.batch_tokens // config.trunk.sequence_length, ranks.size)
     if left:
         raise ConfigError(
@@ -119,7 +121,7 @@ def train(
         fresh = started is None and config.trunk_from and ranks.leads
         trunk = trunk_of(Path(config.trunk_from), config.trunk, tokenizer) if fresh else None
         state = ranks.on_lead(
-            lambda: _prepare(config, tokenizer, corpus, run, held_out, started, trunk, hold)
+            lambda: _prepare(config, tokenizer, corpus, run, held_out, started, trunk, hold, say)
         )
         folder, sha256 = run / "tokens", state["corpus"]["sha256"]
         with ranks.lead_first():
@@ -127,6 +129,11 @@ def train(
                 data = tokenize(corpus, tokenizer, folder, "train", sha256, say)
             else:
                 data = tokenized(tokenizer, folder, "train")
+        if config.batch_tokens > len(data.stream):
+            say(
+                f"tokens    a batch of {config.batch_tokens:,} reads the corpus, of "
+                f"{len(data.stream):,}, more than once; choose a smaller batch_tokens"
+            )
         counts = data.stream.counts(tokenizer.vocab_size)
         session = Session(config, tokenizer, counts, device, say, trunk, ranks, state["afresh"])
         batches = Batches(
@@ -140,7 +147,7 @@ def train(
         if started is not None:
             with _damage_named(run):
                 session.load(*started)
-            _say_budget(started[1], state, say)
+            _say_changes(started[1], state, say)
         place = session.device
         with Prefetcher(batches, place) as ahead, in_one_order(place), freed_memory_kept(place):
             with _memory_named(config):
@@ -158,8 +165,7 @@ def _checkpoint(
     exists = holds_checkpoint(run)
     if exists and not resume:
         raise TrainingError(ALREADY.format(run))
-    begun = ranks.restartable or (run / "config.toml").exists()
-    if resume and not exists and begun:
+    if resume and not exists:
         say(f"resume    {run} holds no checkpoint yet: the run starts")
         return None
     return read_sound_checkpoint(run, say) if resume else None
@@ -174,6 +180,7 @@ def _prepare(
     started: Checkpoint | None,
     trunk: dict[str, Tensor] | None,
     hold: Callable[[], None],
+    say: Callable[[str], None],
 ) -> dict[str, Any]:
     """Check and write all that a run needs before its first step; what checkpoints say of it.
 
@@ -200,6 +207,12 @@ def _prepare(
     hold()
     if started is None and holds_checkpoint(run):  # trained by another process meanwhile
         raise TrainingError(ALREADY.format(run))
+    begun = run / "config.toml"
+    if started is None and begun.is_file():
+        with contextlib.suppress(ValueError):  # cut short, when the run was killed
+            before = {"config": tomllib.loads(begun.read_text("utf-8"))}
+            if differ := _differences(before, state):
+                say(f"run       {run} was begun with {listed([*differ.values()])}, and starts anew")
     write_bytes(run / "tokenizer.tok", tokenizer.asset())
     write_digests(run / "train_documents.npy", digests)
     # A recipe that repeats this run; the corpus is no part of a recipe, hence the comment.
@@ -235,7 +248,7 @@ def _run(
         session.seconds = time.perf_counter() - offset
         report = _report(session, step)
         on_step(report)
-        if report.step % LOG_EVERY == 0 or report.step <= STEPS_TO_MOVE:
+        if report.step % LOG_EVERY == 0 or report.step <= LOG_FIRST:
             metrics(report)
 
     def decide() -> tuple[float, bool, bool]:
@@ -295,11 +308,13 @@ def _run(
                 session.save(run, state)
                 saved = session.seconds
         settle()
-    session.save(run, state, finished=True)
+        session.save(run, state, finished=True)  # a Ctrl-C has to wait
     if session.step < config.steps:
+        once = session.compile_seconds
+        beside = f", beside {once:.1f} s for compiling and what else is done once" if once else ""
         session.say(
             f"ended     its {config.minutes:g} minutes had time for {session.step:,} of "
-            f"{config.steps:,} steps"
+            f"{config.steps:,} steps{beside}"
         )
     guess = math.log(session.tokenizer.vocab_size)
     if session.loss > guess * (1 + FIRST_LOSS_ABOVE):
@@ -359,10 +374,10 @@ def _differences(before: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _say_budget(before: dict[str, Any], now: dict[str, Any], say: Callable[[str], None]) -> None:
-    """Only a resumed run's budget may be another, and whoever forgets an option should know."""
+def _say_changes(before: dict[str, Any], now: dict[str, Any], say: Callable[[str], None]) -> None:
+    """What may change in a resumed run: whoever forgets an option should know."""
     if differ := _differences(before, now):
-        say(f"resume    with another budget than the run had: {', '.join(differ.values())}")
+        say(f"resume    with other options than the run had: {', '.join(differ.values())}")
 
 
 def _check_same_run(run: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
@@ -378,7 +393,7 @@ def _check_same_run(run: Path, before: dict[str, Any], now: dict[str, Any]) -> N
             f"({before['corpus']['sha256'][:16]}), this is {now['corpus']['name']} "
             f"({now['corpus']['sha256'][:16]}); resume with the same corpus"
         )
-    changed = [line for key, line in _differences(before, now).items() if key not in BUDGET]
+    changed = [line for key, line in _differences(before, now).items() if key not in MAY_CHANGE]
     if changed:
         raise TrainingError(
             f"{run} was started with {listed(changed)}; resume with the run's own config.toml as "

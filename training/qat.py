@@ -65,6 +65,9 @@ class QatConfig:
 class Quantizer:
     """What an export of a run's weights would do to them, on a copy on the same device.
 
+    A table's row that rounds to zero, as that of a token which training has not met yet may, stays
+    as it is: norms divide by a row's length, one after another, so a gradient there has no bounds.
+
     `steps` of all tensors are chosen for the first weights, unless they are given.
     """
 
@@ -109,6 +112,9 @@ class Quantizer:
             before = tensor.clone()
             rounder.restore(name, integers)
             errors[name] = tensor - before
+            if rounder.stored[name].kind == "table":
+                gone = ~tensor.any(dim=-1, keepdim=True)
+                errors[name].masked_fill_(gone, 0)
         return errors
 
 

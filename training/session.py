@@ -310,7 +310,8 @@ class Session:
             ),
         }
         return [
-            f"late      {what} never began in {self.step:,} steps; start it earlier"
+            f"late      {what} never began in {self.step:,} steps; start it earlier, or train "
+            "longer"
             for what, waits in waiting.items()
             if waits
         ]
@@ -349,6 +350,10 @@ class Session:
         if self.config.compile == "off":
             return
         began = time.perf_counter()
+        self.say(
+            f"compile   a step with sequences of {self.length:,}; it can take a minute or two "
+            "where that was not compiled before"
+        )
         torch.compiler.reset()
         self.loss_of = torch.compile(self.model.loss, dynamic=False)
         rows = max(1, self.config.micro_batch_tokens // self.config.trunk.sequence_length)

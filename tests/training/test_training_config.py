@@ -122,3 +122,8 @@ def test_a_micro_batch_larger_than_the_batch_is_the_batch() -> None:
 def test_a_config_does_not_change() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         RunConfig().steps = 3  # type: ignore[misc]
+
+
+def test_a_batch_has_an_end() -> None:
+    with pytest.raises(ConfigError, match="batch_tokens is 100,000,000,000; at most 67,108,864"):
+        RunConfig(batch_tokens=100_000_000_000, micro_batch_tokens=1 << 20)

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import math
+import os
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -16,14 +18,14 @@ from heap_support import GLIBC, PAGES, new_pages
 from torch import Tensor
 from training_support import assert_same_checkpoint, nothing, stops_at
 
-from tokgolf.artifact.checkpoint import load_run, read_checkpoint
+from tokgolf.artifact.checkpoint import load_run, read_checkpoint, write_checkpoint
 from tokgolf.config import TrunkConfig, read_toml, to_dict
 from tokgolf.corpora import Corpus, Document, document_digests
-from tokgolf.errors import ArtifactError, ConfigError, CorpusError, TrainingError
+from tokgolf.errors import ConfigError, CorpusError, TrainingError
 from tokgolf.heads import ADDONS, HEADS, head_config, head_to_dict
 from tokgolf.model import LanguageModel
 from tokgolf.tokenizers import Tokenizer, build_tokenizer
-from tokgolf.training import RunConfig, StepReport, TrainResult, run_config, train
+from tokgolf.training import RunConfig, StepReport, TrainResult, run_config, session, train
 from tokgolf.training.session import Session
 
 TRUNK = TrunkConfig(layers=2, d_model=16, heads=2, kv_heads=1, mlp_hidden=24, sequence_length=16)
@@ -319,10 +321,56 @@ def test_a_directory_with_a_run_is_refused_without_resume(
     assert (finished[0] / "checkpoints" / "latest.json").read_bytes() == before
 
 
-def test_resuming_nothing_is_refused(run_it: Run, tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="holds no checkpoint"):
-        run_it(tmp_path / "none", resume=True)
-    assert not (tmp_path / "none").exists()
+def test_a_command_that_resumes_can_be_given_from_the_start(
+    finished: tuple[Path, TrainResult], run_it: Run, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    run_it(tmp_path / "none", resume=True, say=said.append)
+    assert said == [f"resume    {tmp_path / 'none'} holds no checkpoint yet: the run starts"]
+    assert_same_checkpoint(tmp_path / "none", finished[0])
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_that_has_no_checkpoint_yet_says_what_is_another_in_its_config(
+    resume: bool, run_it: Run, tmp_path: Path
+) -> None:
+    def killed(report: StepReport) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_it(tmp_path, on_step=killed)
+    said: list[str] = []
+    run_it(tmp_path, resume=resume, seed=7, say=said.append)
+    assert said[-1] == (
+        f"run       {tmp_path} was begun with seed {CONFIG.seed} (now 7), and starts anew"
+    )
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_a_ctrl_c_at_the_end_waits_for_the_last_checkpoint(
+    signals: int, run_it: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = write_checkpoint
+
+    def interrupted(*given: Any) -> Path:
+        for _ in range(signals):
+            os.kill(os.getpid(), signal.SIGINT)
+        return write(*given)
+
+    monkeypatch.setattr(session, "write_checkpoint", interrupted)
+    if signals == 2:  # whoever insists is let go
+        with pytest.raises(KeyboardInterrupt):
+            run_it(tmp_path)
+        return
+    assert run_it(tmp_path).steps == 6
+    assert read_checkpoint(tmp_path)[1]["finished"]
+
+
+def test_a_batch_that_reads_the_corpus_more_than_once_is_said(run_it: Run, tmp_path: Path) -> None:
+    said: list[str] = []
+    run_it(tmp_path, batch_tokens=1 << 13, steps=1, warmdown_steps=0, say=said.append)
+    assert len(said) == 1
+    assert re.match(r"tokens    a batch of 8,192 reads the corpus, of \d+, more than", said[0])
 
 
 def test_a_run_that_ended_before_its_first_checkpoint_starts_when_it_is_resumed(
@@ -394,6 +442,7 @@ def test_too_little_text_is_refused(run_it: Run, tmp_path: Path) -> None:
 def test_a_device_that_is_not_there_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no device 'gpu'"):
         train(CONFIG, tokenizer, CORPUS, tmp_path / "run", device="gpu")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -409,7 +458,11 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint_before
         return loss(model, tokens, targets) * (value if calls == 5 else 1.0)
 
     monkeypatch.setattr(LanguageModel, "loss", broken)
-    with pytest.raises(TrainingError, match=rf"the loss is {value} at step 5;.*optimizer\.lr_"):
+    match = (
+        rf"the loss is {value} at step 5;.* the checkpoint of step 4 has the same weights .*"
+        r"optimizer\.lr_"
+    )
+    with pytest.raises(TrainingError, match=match):
         run_it(tmp_path, checkpoint_minutes=1e-9)
     assert load_run(tmp_path).state["step"] == 4
     assert all(bool(tensor.isfinite().all()) for tensor in tensors_of(tmp_path).values())

@@ -112,7 +112,10 @@ def test_the_rate_falls_to_where_errors_found_anew_leave_the_end(tmp_path: Path)
     # errors of 2 s, which would be found for no step.
     assert [report.step for report in reports] == [*range(1, 43)]
     assert reports[-1].seconds == 30 + 12 + 4 + 2 * 6
-    assert said[-1].endswith("ended     its 1 minutes had time for 42 of 10,000 steps")
+    assert said[-1] == (
+        "ended     its 1 minutes had time for 42 of 10,000 steps, beside 12.0 s for compiling and "
+        "what else is done once"
+    )
     # Step 34 is the first before which errors are found anew, so 35 is the first that counts on it.
     scales = [report.learning_rate_scale for report in reports]
     assert scales[35:] == pytest.approx([1 - step / 42 for step in range(35, 42)])

@@ -93,6 +93,21 @@ def test_weights_with_their_errors_are_what_an_export_gives_back(
     assert all(torch.equal(p, before[name]) for name, p in source.model.named_parameters())
 
 
+@pytest.mark.parametrize("method", ["trellis", "gptq", "nearest"])
+def test_a_row_that_rounds_to_zero_stays_as_it_is(
+    method: Any, source: FloatModel, plain: Path
+) -> None:
+    """Of a token that was not met yet. A gradient at a zero row ended runs with `untied`."""
+    config = dataclasses.replace(QAT, method=method)
+    quantizer = Quantizer(source.trunk, source.head, source.tokenizer, plain, config, CPU)
+    values = {name: value.clone() for name, value in source.model.state_dict().items()}
+    table = values["head.table"]
+    table[200:] *= 1e-6  # of no token in the text
+    found = quantizer.errors(values)["head.table"]
+    assert not found[200:].any() and found[:128].any()
+    assert ((table + found).square().sum(1) > 0).all()
+
+
 def test_errors_are_found_anew_at_the_steps_of_the_first_time(
     source: FloatModel, plain: Path, quantizer: Quantizer, errors: dict[str, Tensor]
 ) -> None:

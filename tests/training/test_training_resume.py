@@ -181,7 +181,7 @@ def test_a_run_whose_latest_pointer_is_lost_goes_on_from_the_one_before(
     assert_same_run(run, whole)
 
 
-def test_another_budget_is_said_and_one_that_is_spent_refused(tmp_path: Path) -> None:
+def test_what_may_change_is_said_and_a_budget_that_is_spent_refused(tmp_path: Path) -> None:
     run = tmp_path / "run"
     said: list[str] = []
     run_it(run, steps=4)
@@ -190,9 +190,11 @@ def test_another_budget_is_said_and_one_that_is_spent_refused(tmp_path: Path) ->
     assert "\nsteps = 4\n" in (run / "config.toml").read_text()
     run_it(run, resume=True, steps=4, say=said.append)
     assert said == []
-    run_it(run, resume=True, steps=6, minutes=5.0, say=said.append)
-    assert len(said) == 1
-    assert said[0].endswith("than the run had: minutes unset (now 5.0), steps 4 (now 6)")
+    run_it(run, resume=True, steps=6, minutes=5.0, max_gradient=1e7, say=said.append)
+    assert said == [
+        "resume    with other options than the run had: max_gradient 1000000.0 (now 10000000.0), "
+        "minutes unset (now 5.0), steps 4 (now 6)"
+    ]
     assert read_checkpoint(run)[1]["step"] == 6
 
 
