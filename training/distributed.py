@@ -222,36 +222,42 @@ class Ranks:
         except RuntimeError:  # the store has ended with the rank that held it
             return True
 
-    def lost(self) -> str:
-        """Which ranks have ended, as far as this machine's processes show."""
+    def lost(self, error: RuntimeError | None = None) -> str:
+        """Which ranks have ended, as far as this machine's processes show; else what torch said."""
         until = time.monotonic() + 1
         while True:
             gone = [str(rank) for rank in range(len(self.where)) if self._ended(rank)]
             if gone or time.monotonic() > until:
                 break
             time.sleep(0.02)  # it has closed its connections, and is about to be collected
-        which = f"rank {', '.join(gone)}" if gone else "a rank"
+        if error is None or gone:
+            which = f"rank {', '.join(gone)}" if gone else "a rank"
+            what = f"{which} of {self.size} has ended or does not answer, and the others end too"
+        else:
+            what = f"an exchange between {self.size} ranks failed, and all end: {_reason(error)}"
         return (
-            f"{which} of {self.size} has ended or does not answer, and the others end too; the "
-            "latest checkpoint is usable: start all again with --resume"
+            f"{what}; start all again with --resume, which goes on from the latest checkpoint, if "
+            "there is one"
         )
 
     @contextlib.contextmanager
     def _reached(self) -> Iterator[None]:
         try:
             yield
-        except RuntimeError as error:  # of torch: a closed connection, a timeout
-            raise self._gone() from error
+        except torch.OutOfMemoryError:  # this rank's own failure, and it has a remedy
+            raise
+        except RuntimeError as error:  # of torch: a closed connection, a timeout, no such operation
+            raise self._gone(error) from error
 
-    def _gone(self) -> TrainingError:
+    def _gone(self, error: RuntimeError | None = None) -> TrainingError:
         """What this rank ends with when another has ended, or does not answer."""
         if self.claims_failure():
-            return LostRankError(self.lost())
+            return LostRankError(self.lost(error))
         return OtherRankError("another rank has ended this run")
 
 
 class LostRankError(TrainingError):
-    """Another rank has ended without a word; nobody else says so."""
+    """Another rank has ended without a word, or an exchange failed; nobody else says so."""
 
 
 ALONE = Ranks()
@@ -274,6 +280,17 @@ def this_machine() -> str:
         known.append(Path("/proc/sys/kernel/random/boot_id").read_text())
         known.append(os.readlink("/proc/self/ns/pid"))
     return " ".join(part.strip() for part in known)
+
+
+def _reason(error: RuntimeError) -> str:
+    """The first line of what torch says, and the one that NCCL has at the end.
+
+    "NCCL error in: ..., invalid usage\\n...\\nLast error:\\nDuplicate GPU detected: rank 0 and ..."
+    -> "NCCL error in: ..., invalid usage: Duplicate GPU detected: rank 0 and ..."
+    """
+    first, *others = [line.strip() for line in str(error).strip().splitlines()] or [repr(error)]
+    last = others[others.index("Last error:") + 1 :] if "Last error:" in others else []
+    return ": ".join([first, *last[:1]])
 
 
 def _runs(process: int) -> bool:

@@ -186,6 +186,7 @@ def test_a_rank_that_is_killed_is_named_by_the_other(ends: Ends, folder: Path) -
     first, second = lines_of(ends, "dies")
     assert first == "killed"
     assert "rank 0 of 2 has ended or does not answer" in second
+    assert second.endswith("which goes on from the latest checkpoint, if there is one")
     assert read_checkpoint(folder / "dies" / "run")[1]["step"] >= 4
 
 
@@ -198,6 +199,57 @@ def test_a_rank_that_waits_for_a_lead_that_was_killed_names_it() -> None:
         pass
     with pytest.raises(OtherRankError):  # that was said
         ranks.all_gather_object(None)
+
+
+def two_that_run() -> Ranks:
+    """Of two ranks the lead, where no process has ended."""
+    ranks = Ranks(size=2, store=HashStore())
+    ranks.where = [(this_machine(), os.getpid())] * 2
+    return ranks
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (
+            RuntimeError(
+                "NCCL error in: Utils.cpp:77, invalid usage, NCCL version 2.27.5\n"
+                "ncclInvalidUsage: This usually reflects invalid usage of NCCL library.\n"
+                "Last error:\nDuplicate GPU detected : rank 0 and rank 1 both on CUDA device 1000\n"
+            ),
+            "NCCL error in: Utils.cpp:77, invalid usage, NCCL version 2.27.5: Duplicate GPU "
+            "detected : rank 0 and rank 1 both on CUDA device 1000",
+        ),
+        (NotImplementedError("no alltoall here\nC++ CapturedTraceback:"), "no alltoall here"),
+        (RuntimeError(), "RuntimeError()"),
+    ],
+)
+def test_an_exchange_that_fails_though_no_process_has_ended_says_what_torch_does(
+    error: RuntimeError, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*arguments: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(torch.distributed, "broadcast", fails)
+    with pytest.raises(TrainingError) as caught:
+        two_that_run().broadcast_([torch.ones(1)])
+    assert str(caught.value) == (
+        f"an exchange between 2 ranks failed, and all end: {line}; start all again with --resume, "
+        "which goes on from the latest checkpoint, if there is one"
+    )
+
+
+def test_memory_that_an_exchange_does_not_find_is_no_lost_rank(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fails(*arguments: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0")
+
+    monkeypatch.setattr(torch.distributed, "all_to_all_single", fails)
+    ranks = two_that_run()
+    with pytest.raises(torch.OutOfMemoryError):
+        ranks.reduce_scatter(torch.ones(2, 1), torch.ones(2, 1))
+    assert ranks.claims_failure()  # nobody has: the rank says itself why it ends
 
 
 def test_a_rank_that_is_told_to_end_waits_for_what_the_lead_still_does() -> None:
