@@ -28,6 +28,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from tokgolf.device import resolve_device
 from tokgolf.errors import ConfigError, Interrupted, OtherRankError, TrainingError
+from tokgolf.signals import heard
 
 Value = TypeVar("Value")
 
@@ -35,8 +36,8 @@ TIMEOUT = timedelta(minutes=10)
 """How long a rank waits for another that is there but does not answer: compiling takes minutes. One
 that has ended is noticed at once."""
 GRACE = 20.0
-"""Seconds to stop in after a SIGTERM; torchrun kills after 30."""
-_FAILED = "failed"
+"""Seconds to stop in after a SIGTERM or a hang-up; torchrun kills after 30."""
+_FAILED, _TOLD = "failed", "told to end"
 MEETING = "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"
 
 
@@ -55,9 +56,11 @@ class Ranks:
         self.device, self.rank, self.size = device, rank, size
         self.leads = rank == 0
         self.restartable = restartable  # torchrun may start this command a second time
-        self.ending = threading.Event()  # a SIGTERM has come
+        self.ending = threading.Event()  # a SIGTERM or a hang-up has come
         self.where: list[tuple[str, int]] = []  # machine and process of every rank
         self._store = store
+        # For the thread that watches for signals: a store that waits answers no second question.
+        self._beside = store.clone() if store else None
         self._said = 0
         self._cpu: dist.ProcessGroup | None = None  # the default one
 
@@ -213,12 +216,28 @@ class Ranks:
                 "alike, or --device cpu"
             )
 
+    def end(self) -> None:
+        """Let the run end after the step that it is at, with a checkpoint."""
+        self.ending.set()
+        if self._beside is not None:
+            with contextlib.suppress(RuntimeError):  # the store has ended, and the run with it
+                self._beside.set(_TOLD, "")
+
+    def should_end(self) -> bool:
+        """Whether this rank was told to end; of the lead, whether any was."""
+        if self.ending.is_set() or self._store is None or not self.leads:
+            return self.ending.is_set()
+        try:
+            return bool(self._store.check([_TOLD]))
+        except RuntimeError:  # the store has ended: whatever needs it says so
+            return False
+
     def claims_failure(self) -> bool:
         """Record that this rank fails; whether it is the first, which says why (others do not)."""
-        if self._store is None:
+        if self._beside is None:
             return True
         try:
-            return bool(self._store.add(_FAILED, 1) == 1)
+            return bool(self._beside.add(_FAILED, 1) == 1)
         except RuntimeError:  # the store has ended with the rank that held it
             return True
 
@@ -374,27 +393,29 @@ def own_device(device: str, environment: Mapping[str, str]) -> str:
 
 @contextlib.contextmanager
 def _terminated(ranks: Ranks) -> Iterator[None]:
-    """Turn a SIGTERM into `ranks.ending`, and end the process if it does not do so in time.
+    """Turn a SIGTERM or a hang-up into `ranks.end`, and end the process if it takes too long.
 
-    torchrun sends it to all when one has failed. A rank that then waits for its GPU, which waits
-    for the one that is gone, never comes back to Python, so a thread must watch.
+    torchrun passes on to all what it gets, and sends a SIGTERM when one has failed. A rank that
+    then waits for its GPU, which waits for the one that is gone, never comes back to Python, so a
+    thread must watch.
     """
+    numbers = {*heard()}
     ended = threading.Event()
     reader, writer = socket.socketpair()
     writer.setblocking(False)
 
     def watch() -> None:
-        while signal.SIGTERM not in (came := reader.recv(64)):
+        while not numbers.intersection(came := reader.recv(64)):
             if not came:
                 return
-        ranks.ending.set()
+        ranks.end()
         if not ended.wait(GRACE):
             if ranks.claims_failure():
                 sys.stderr.write(f"error: told to end: {ranks.lost()}\n")
                 sys.stderr.flush()
             os._exit(1)
 
-    before = signal.signal(signal.SIGTERM, lambda number, frame: None)
+    before = {number: signal.signal(number, lambda number, frame: None) for number in numbers}
     wakeup = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -403,7 +424,8 @@ def _terminated(ranks: Ranks) -> Iterator[None]:
     finally:
         ended.set()
         signal.set_wakeup_fd(wakeup)
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
         writer.close()
         thread.join(1)
         reader.close()

@@ -153,6 +153,15 @@ def test_a_run_goes_on_with_other_numbers_of_processes(
     assert_same_run(folder / "stopped" / "run", ones / "two")
 
 
+@pytest.mark.parametrize("case", ["told", "hung up"])
+def test_a_signal_to_any_rank_ends_the_run_with_a_checkpoint_and_one_line(
+    case: str, ends: Ends, folder: Path
+) -> None:
+    assert_one_says("interrupted after step", ends, case)
+    step = read_checkpoint(folder / case / "run")[1]["step"]
+    assert 3 <= step < 10**6
+
+
 def test_the_lead_alone_speaks_and_decides(ends: Ends, folder: Path) -> None:
     """The other rank's clock and signals count for nothing, and it says nothing."""
     assert lines_of(ends, "leads") == ["ended"] * 2
@@ -269,6 +278,31 @@ def test_a_rank_that_is_told_to_end_waits_for_what_the_lead_still_does() -> None
     with ranks.lead_first():
         assert done == ["written"]
     writer.join()
+
+
+def test_a_rank_that_waits_in_the_store_can_still_tell_the_lead_to_end() -> None:
+    server = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    limit = timedelta(seconds=SECONDS)
+    client = TCPStore("127.0.0.1", server.port, is_master=False, timeout=limit)
+    lead, ranks = Ranks(rank=0, size=2, store=server), Ranks(rank=1, size=2, store=client)
+    assert not lead.should_end()
+    waiter = threading.Thread(target=client.wait, args=(["late"],))
+    waiter.start()
+    time.sleep(0.1)
+    ranks.end()
+    assert waiter.is_alive()  # one connection for both would have let it wait first
+    assert ranks.should_end() and lead.should_end()
+    server.set("late", "")
+    waiter.join()
+
+
+def test_a_store_that_has_ended_asks_nobody_to_end() -> None:
+    server = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    ranks = Ranks(size=2, store=TCPStore("127.0.0.1", server.port, is_master=False))
+    del server
+    assert not ranks.should_end()
+    ranks.end()
+    assert ranks.should_end()
 
 
 def test_a_process_that_does_not_come_back_ends_after_a_sigterm_with_a_line(
