@@ -385,8 +385,8 @@ def own_device(device: str, environment: Mapping[str, str]) -> str:
     local = int(environment.get("LOCAL_RANK", int(environment["RANK"]) % devices))
     if local >= devices:
         raise ConfigError(
-            f"this machine has {devices} CUDA devices and {environment['LOCAL_WORLD_SIZE']} "
-            f"processes of this run; use --nproc-per-node {devices}, or --device cpu"
+            f"this machine has {devices} CUDA devices and no other for the process of LOCAL_RANK "
+            f"{local}, counted from 0; use --nproc-per-node {devices}, or --device cpu"
         )
     return f"cuda:{local}"
 
