@@ -60,7 +60,7 @@ class Ranks:
         self.where: list[tuple[str, int]] = []  # machine and process of every rank
         self._store = store
         # For the thread that watches for signals: a store that waits answers no second question.
-        self._beside = store.clone() if store else None
+        self._beside: Store | None = store.clone() if store else None  # type: ignore[attr-defined]
         self._said = 0
         self._cpu: dist.ProcessGroup | None = None  # the default one
 
