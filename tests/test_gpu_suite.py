@@ -19,6 +19,7 @@ import torch
 from click.testing import CliRunner
 
 from tokgolf.heads import ADDONS, HEADS
+from tokgolf.training.guards import STEPS_TO_MOVE
 from tokgolf.training.session import Session, Step
 
 PATH = Path(__file__).resolve().parents[1] / "benchmarks" / "gpu_suite.py"
@@ -139,13 +140,18 @@ def test_a_step_that_waits_for_the_device_fails_and_the_mode_is_put_back(
     suite: ModuleType, waits: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mode: list[Any] = [1]
+    watched: list[tuple[bool, bool]] = []
     update = Session.update
 
     def waiting(session: Session, step: Step) -> None:
-        if waits and mode[-1] == "error":
-            raise RuntimeError("called a synchronizing CUDA operation")
+        if mode[-1] == "error":
+            watched.append((step.largest_weights is not None, bool(session.rounding_errors)))
+            if waits:
+                raise RuntimeError("called a synchronizing CUDA operation")
         update(session, step)
 
+    # As on a GPU.
+    monkeypatch.setattr(Session, "reads_late", lambda session: session.step > STEPS_TO_MOVE)
     monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: mode[-1])
     monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", mode.append)
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
@@ -154,6 +160,50 @@ def test_a_step_that_waits_for_the_device_fails_and_the_mode_is_put_back(
     setting = suite.Setting(device=Pretended(), quick=True)
     found = suite.run_part("waits", lambda: suite.waits(setting))
     assert found["ok"] is not waits and mode == [1, "error", 1]
+    assert watched == [(True, False), (True, True)][: 1 if waits else 2]
+
+
+def test_a_resumed_run_must_be_the_same_on_a_cpu_and_but_for_rounding_on_a_gpu(
+    suite: ModuleType,
+) -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert [suite.may_differ(0.0, device) for device in (cpu, gpu)] == [0.0, 0.01]
+    assert [suite.may_differ(0.1, device) for device in (cpu, gpu)] == [1.0, 1.0]
+
+
+def test_what_compiles_comes_last_of_the_options(suite: ModuleType) -> None:
+    setting = suite.Setting(device=torch.device("cpu"), quick=True)
+    names = [name for name, _ in suite.options(setting)]
+    assert names[-2:] == ["exchange", "short sequences, compiled"]
+
+
+def test_a_report_names_the_versions_that_its_numbers_belong_to(
+    suite: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91_900)
+    about = suite.describe(suite.Setting(device=torch.device("cpu"), quick=True))
+    assert about["cudnn"] == 91_900 and about["torch"] == torch.__version__
+    json.dumps(about)
+
+
+@pytest.mark.parametrize("failed", [[], ["loss"], ["train", "heads"]])
+def test_groups_that_failed_are_named_and_end_the_suite_with_status_1(
+    suite: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failed: list[str]
+) -> None:
+    def run_apart(group: str, s: Any, part: str, seconds: float) -> tuple[Any, Any]:
+        left = None if group == "options" else True  # a part of it was skipped
+        return {}, {"ok": False if group in failed else left, "error": None}
+
+    monkeypatch.setattr(suite, "run_apart", run_apart)
+    path = tmp_path / "x.json"
+    result = CliRunner().invoke(suite.main, ["-o", str(path), "--device", "cpu"])
+    assert [*json.loads(path.read_text())["groups"]] == [*suite.GROUPS]  # all of it is written
+    last = result.output.splitlines()[-1]
+    if failed:
+        assert result.exit_code == 1
+        assert last == f"Error: FAILED: {', '.join(failed)}; what did is in {path}"
+    else:
+        assert result.exit_code == 0 and last == "heads: ok "
 
 
 def test_a_group_that_is_out_of_time_is_in_the_report(suite: ModuleType, tmp_path: Path) -> None:

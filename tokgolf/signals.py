@@ -8,6 +8,15 @@ from types import FrameType
 ENDING = ("SIGTERM", "SIGHUP")  # Windows has no SIGHUP
 
 
+def heard() -> list[int]:
+    """The signals that ask this process to end, but for those that it was started to ignore.
+
+    A process that nohup started goes on when its terminal is gone.
+    """
+    numbers = [getattr(signal, name) for name in ENDING if name in signal.Signals.__members__]
+    return [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+
+
 @contextlib.contextmanager
 def ended_as_by_ctrl_c() -> Iterator[None]:
     """Inside, the first signal that asks this process to end does what Ctrl-C would, in whatever
@@ -27,13 +36,10 @@ def ended_as_by_ctrl_c() -> Iterator[None]:
             raise KeyboardInterrupt
         on_ctrl_c(number, frame)
 
-    numbers = [getattr(signal, name) for name in ENDING if name in signal.Signals.__members__]
     before = {}
     try:
-        for number in numbers:
-            # A process that nohup started goes on when its terminal is gone.
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                before[number] = signal.signal(number, handle)
+        for number in heard():
+            before[number] = signal.signal(number, handle)
     except ValueError:  # not the main thread
         yield
         return

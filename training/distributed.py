@@ -28,6 +28,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from tokgolf.device import resolve_device
 from tokgolf.errors import ConfigError, Interrupted, OtherRankError, TrainingError
+from tokgolf.signals import heard
 
 Value = TypeVar("Value")
 
@@ -35,8 +36,8 @@ TIMEOUT = timedelta(minutes=10)
 """How long a rank waits for another that is there but does not answer: compiling takes minutes. One
 that has ended is noticed at once."""
 GRACE = 20.0
-"""Seconds to stop in after a SIGTERM; torchrun kills after 30."""
-_FAILED = "failed"
+"""Seconds to stop in after a SIGTERM or a hang-up; torchrun kills after 30."""
+_FAILED, _TOLD = "failed", "told to end"
 MEETING = "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"
 
 
@@ -53,9 +54,11 @@ class Ranks:
     ) -> None:
         self.device, self.rank, self.size = device, rank, size
         self.leads = rank == 0
-        self.ending = threading.Event()  # a SIGTERM has come
+        self.ending = threading.Event()  # a SIGTERM or a hang-up has come
         self.where: list[tuple[str, int]] = []  # machine and process of every rank
         self._store = store
+        # For the thread that watches for signals: a store that waits answers no second question.
+        self._beside: Store | None = store.clone() if store else None  # type: ignore[attr-defined]
         self._said = 0
         self._cpu: dist.ProcessGroup | None = None  # the default one
 
@@ -211,45 +214,67 @@ class Ranks:
                 "alike, or --device cpu"
             )
 
+    def end(self) -> None:
+        """Let the run end after the step that it is at, with a checkpoint."""
+        self.ending.set()
+        if self._beside is not None:
+            with contextlib.suppress(RuntimeError):  # the store has ended, and the run with it
+                self._beside.set(_TOLD, "")
+
+    def should_end(self) -> bool:
+        """Whether this rank was told to end; of the lead, whether any was."""
+        if self.ending.is_set() or self._store is None or not self.leads:
+            return self.ending.is_set()
+        try:
+            return bool(self._store.check([_TOLD]))
+        except RuntimeError:  # the store has ended: whatever needs it says so
+            return False
+
     def claims_failure(self) -> bool:
         """Record that this rank fails; whether it is the first, which says why (others do not)."""
-        if self._store is None:
+        if self._beside is None:
             return True
         try:
-            return bool(self._store.add(_FAILED, 1) == 1)
+            return bool(self._beside.add(_FAILED, 1) == 1)
         except RuntimeError:  # the store has ended with the rank that held it
             return True
 
-    def lost(self) -> str:
-        """Which ranks have ended, as far as this machine's processes show."""
+    def lost(self, error: RuntimeError | None = None) -> str:
+        """Which ranks have ended, as far as this machine's processes show; else what torch said."""
         until = time.monotonic() + 1
         while True:
             gone = [str(rank) for rank in range(len(self.where)) if self._ended(rank)]
             if gone or time.monotonic() > until:
                 break
             time.sleep(0.02)  # it has closed its connections, and is about to be collected
-        which = f"rank {', '.join(gone)}" if gone else "a rank"
+        if error is None or gone:
+            which = f"rank {', '.join(gone)}" if gone else "a rank"
+            what = f"{which} of {self.size} has ended or does not answer, and the others end too"
+        else:
+            what = f"an exchange between {self.size} ranks failed, and all end: {_reason(error)}"
         return (
-            f"{which} of {self.size} has ended or does not answer, and the others end too; the "
-            "latest checkpoint is usable: start all again with --resume"
+            f"{what}; start all again with --resume, which goes on from the latest checkpoint, if "
+            "there is one"
         )
 
     @contextlib.contextmanager
     def _reached(self) -> Iterator[None]:
         try:
             yield
-        except RuntimeError as error:  # of torch: a closed connection, a timeout
-            raise self._gone() from error
+        except torch.OutOfMemoryError:  # this rank's own failure, and it has a remedy
+            raise
+        except RuntimeError as error:  # of torch: a closed connection, a timeout, no such operation
+            raise self._gone(error) from error
 
-    def _gone(self) -> TrainingError:
+    def _gone(self, error: RuntimeError | None = None) -> TrainingError:
         """What this rank ends with when another has ended, or does not answer."""
         if self.claims_failure():
-            return LostRankError(self.lost())
+            return LostRankError(self.lost(error))
         return OtherRankError("another rank has ended this run")
 
 
 class LostRankError(TrainingError):
-    """Another rank has ended without a word; nobody else says so."""
+    """Another rank has ended without a word, or an exchange failed; nobody else says so."""
 
 
 ALONE = Ranks()
@@ -272,6 +297,17 @@ def this_machine() -> str:
         known.append(Path("/proc/sys/kernel/random/boot_id").read_text())
         known.append(os.readlink("/proc/self/ns/pid"))
     return " ".join(part.strip() for part in known)
+
+
+def _reason(error: RuntimeError) -> str:
+    """The first line of what torch says, and the one that NCCL has at the end.
+
+    "NCCL error in: ..., invalid usage\\n...\\nLast error:\\nDuplicate GPU detected: rank 0 and ..."
+    -> "NCCL error in: ..., invalid usage: Duplicate GPU detected: rank 0 and ..."
+    """
+    first, *others = [line.strip() for line in str(error).strip().splitlines()] or [repr(error)]
+    last = others[others.index("Last error:") + 1 :] if "Last error:" in others else []
+    return ": ".join([first, *last[:1]])
 
 
 def _runs(process: int) -> bool:
@@ -346,35 +382,37 @@ def own_device(device: str, environment: Mapping[str, str]) -> str:
     local = int(environment.get("LOCAL_RANK", int(environment["RANK"]) % devices))
     if local >= devices:
         raise ConfigError(
-            f"this machine has {devices} CUDA devices and {environment['LOCAL_WORLD_SIZE']} "
-            f"processes of this run; use --nproc-per-node {devices}, or --device cpu"
+            f"this machine has {devices} CUDA devices and no other for the process of LOCAL_RANK "
+            f"{local}, counted from 0; use --nproc-per-node {devices}, or --device cpu"
         )
     return f"cuda:{local}"
 
 
 @contextlib.contextmanager
 def _terminated(ranks: Ranks) -> Iterator[None]:
-    """Turn a SIGTERM into `ranks.ending`, and end the process if it does not do so in time.
+    """Turn a SIGTERM or a hang-up into `ranks.end`, and end the process if it takes too long.
 
-    torchrun sends it to all when one has failed. A rank that then waits for its GPU, which waits
-    for the one that is gone, never comes back to Python, so a thread must watch.
+    torchrun passes on to all what it gets, and sends a SIGTERM when one has failed. A rank that
+    then waits for its GPU, which waits for the one that is gone, never comes back to Python, so a
+    thread must watch.
     """
+    numbers = {*heard()}
     ended = threading.Event()
     reader, writer = socket.socketpair()
     writer.setblocking(False)
 
     def watch() -> None:
-        while signal.SIGTERM not in (came := reader.recv(64)):
+        while not numbers.intersection(came := reader.recv(64)):
             if not came:
                 return
-        ranks.ending.set()
+        ranks.end()
         if not ended.wait(GRACE):
             if ranks.claims_failure():
                 sys.stderr.write(f"error: told to end: {ranks.lost()}\n")
                 sys.stderr.flush()
             os._exit(1)
 
-    before = signal.signal(signal.SIGTERM, lambda number, frame: None)
+    before = {number: signal.signal(number, lambda number, frame: None) for number in numbers}
     wakeup = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -383,7 +421,8 @@ def _terminated(ranks: Ranks) -> Iterator[None]:
     finally:
         ended.set()
         signal.set_wakeup_fd(wakeup)
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
         writer.close()
         thread.join(1)
         reader.close()

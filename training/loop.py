@@ -254,7 +254,7 @@ def _run(
     def decide() -> tuple[float, bool, bool]:
         """Steps that remain, whether to stop, whether a checkpoint is due: the lead's word."""
         due = session.seconds - saved > config.checkpoint_minutes * 60
-        stop = interrupted() or ranks.ending.is_set()
+        stop = interrupted() or ranks.should_end()
         own = [session.remaining_steps(), stop, due]
         remaining, stopping, writing = ranks.broadcast_numbers(own)
         return remaining, bool(stopping), bool(writing)

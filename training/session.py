@@ -511,6 +511,6 @@ def uses_bf16(precision: str, device: torch.device) -> bool:
     if precision != "auto":
         return precision == "bf16"
     if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     mkldnn = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
     return mkldnn and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

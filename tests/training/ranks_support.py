@@ -152,6 +152,16 @@ def dies(ranks: Ranks, out: Path) -> None:
     run_it(out / "run", config, ranks=ranks, on_step=on_step)
 
 
+def told(number: int, ranks: Ranks, out: Path) -> None:
+    """Train until another rank than the lead gets a signal to end."""
+
+    def on_step(report: StepReport) -> None:
+        if report.step == 3:
+            os.kill(ranks.where[1][1], number)
+
+    run_it(out / "run", dataclasses.replace(CONFIG, steps=10**6), ranks=ranks, on_step=on_step)
+
+
 def stuck(ranks: Ranks, out: Path) -> None:
     """The other rank is told to end and does not come back, as one that waits for its GPU."""
     module.GRACE = 0.1
@@ -185,6 +195,8 @@ def cases(folder: Path) -> dict[str, tuple[list[int], Case]]:
         "guarded": (both, partial(trains, dataclasses.replace(CONFIG, max_gradient=1e-9))),
         "in the way": (both, in_the_way),
         "says": ([0, 1, 2], says),
+        "told": (both, partial(told, signal.SIGTERM)),
+        "hung up": (both, partial(told, signal.SIGHUP)),
         "dies": ([1, 2], dies),
         "stuck": ([0, 2], stuck),
     }
@@ -208,6 +220,7 @@ def main(folder: Path) -> None:
     """One process: its part of every case."""
     process, port = int(os.environ["RANK_OF_ALL"]), os.environ["STORE_PORT"]
     faulthandler.dump_traceback_later(SECONDS, exit=True)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored where nohup started the tests
     torch.set_num_threads(1)
     module.TIMEOUT = timedelta(seconds=SECONDS)
     store = TCPStore("127.0.0.1", int(port), is_master=False, timeout=module.TIMEOUT)

@@ -153,6 +153,15 @@ def test_a_run_goes_on_with_other_numbers_of_processes(
     assert_same_run(folder / "stopped" / "run", ones / "two")
 
 
+@pytest.mark.parametrize("case", ["told", "hung up"])
+def test_a_signal_to_any_rank_ends_the_run_with_a_checkpoint_and_one_line(
+    case: str, ends: Ends, folder: Path
+) -> None:
+    assert_one_says("interrupted after step", ends, case)
+    step = read_checkpoint(folder / case / "run")[1]["step"]
+    assert 3 <= step < 10**6
+
+
 def test_the_lead_alone_speaks_and_decides(ends: Ends, folder: Path) -> None:
     """The other rank's clock and signals count for nothing, and it says nothing."""
     assert lines_of(ends, "leads") == ["ended"] * 2
@@ -186,6 +195,7 @@ def test_a_rank_that_is_killed_is_named_by_the_other(ends: Ends, folder: Path) -
     first, second = lines_of(ends, "dies")
     assert first == "killed"
     assert "rank 0 of 2 has ended or does not answer" in second
+    assert second.endswith("which goes on from the latest checkpoint, if there is one")
     assert read_checkpoint(folder / "dies" / "run")[1]["step"] >= 4
 
 
@@ -198,6 +208,57 @@ def test_a_rank_that_waits_for_a_lead_that_was_killed_names_it() -> None:
         pass
     with pytest.raises(OtherRankError):  # that was said
         ranks.all_gather_object(None)
+
+
+def two_that_run() -> Ranks:
+    """Of two ranks the lead, where no process has ended."""
+    ranks = Ranks(size=2, store=HashStore())
+    ranks.where = [(this_machine(), os.getpid())] * 2
+    return ranks
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (
+            RuntimeError(
+                "NCCL error in: Utils.cpp:77, invalid usage, NCCL version 2.27.5\n"
+                "ncclInvalidUsage: This usually reflects invalid usage of NCCL library.\n"
+                "Last error:\nDuplicate GPU detected : rank 0 and rank 1 both on CUDA device 1000\n"
+            ),
+            "NCCL error in: Utils.cpp:77, invalid usage, NCCL version 2.27.5: Duplicate GPU "
+            "detected : rank 0 and rank 1 both on CUDA device 1000",
+        ),
+        (NotImplementedError("no alltoall here\nC++ CapturedTraceback:"), "no alltoall here"),
+        (RuntimeError(), "RuntimeError()"),
+    ],
+)
+def test_an_exchange_that_fails_though_no_process_has_ended_says_what_torch_does(
+    error: RuntimeError, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*arguments: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(torch.distributed, "broadcast", fails)
+    with pytest.raises(TrainingError) as caught:
+        two_that_run().broadcast_([torch.ones(1)])
+    assert str(caught.value) == (
+        f"an exchange between 2 ranks failed, and all end: {line}; start all again with --resume, "
+        "which goes on from the latest checkpoint, if there is one"
+    )
+
+
+def test_memory_that_an_exchange_does_not_find_is_no_lost_rank(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fails(*arguments: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0")
+
+    monkeypatch.setattr(torch.distributed, "all_to_all_single", fails)
+    ranks = two_that_run()
+    with pytest.raises(torch.OutOfMemoryError):
+        ranks.reduce_scatter(torch.ones(2, 1), torch.ones(2, 1))
+    assert ranks.claims_failure()  # nobody has: the rank says itself why it ends
 
 
 def test_a_rank_that_is_told_to_end_waits_for_what_the_lead_still_does() -> None:
@@ -217,6 +278,31 @@ def test_a_rank_that_is_told_to_end_waits_for_what_the_lead_still_does() -> None
     with ranks.lead_first():
         assert done == ["written"]
     writer.join()
+
+
+def test_a_rank_that_waits_in_the_store_can_still_tell_the_lead_to_end() -> None:
+    server = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    limit = timedelta(seconds=SECONDS)
+    client = TCPStore("127.0.0.1", server.port, is_master=False, timeout=limit)
+    lead, ranks = Ranks(rank=0, size=2, store=server), Ranks(rank=1, size=2, store=client)
+    assert not lead.should_end()
+    waiter = threading.Thread(target=client.wait, args=(["late"],))
+    waiter.start()
+    time.sleep(0.1)
+    ranks.end()
+    assert waiter.is_alive()  # one connection for both would have let it wait first
+    assert ranks.should_end() and lead.should_end()
+    server.set("late", "")
+    waiter.join()
+
+
+def test_a_store_that_has_ended_asks_nobody_to_end() -> None:
+    server = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    ranks = Ranks(size=2, store=TCPStore("127.0.0.1", server.port, is_master=False))
+    del server
+    assert not ranks.should_end()
+    ranks.end()
+    assert ranks.should_end()
 
 
 def test_a_process_that_does_not_come_back_ends_after_a_sigterm_with_a_line(
@@ -362,8 +448,9 @@ def test_each_process_has_its_own_gpu_or_is_told(monkeypatch: pytest.MonkeyPatch
     assert own_device("cpu", here) == "cpu"
     with pytest.raises(ConfigError, match="would put all 4 processes on one GPU"):
         own_device("cuda:0", here)
-    with pytest.raises(ConfigError, match="has 2 CUDA devices and 4 processes"):
-        own_device("cuda", {**here, "LOCAL_RANK": "2", "LOCAL_WORLD_SIZE": "4"})
+    del here["LOCAL_WORLD_SIZE"]  # torchrun sets it, and not every launcher
+    with pytest.raises(ConfigError, match="has 2 CUDA devices and no other for .* LOCAL_RANK 2,"):
+        own_device("cuda", {**here, "LOCAL_RANK": "2"})
 
 
 # --- torchrun itself
