@@ -6,10 +6,11 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from torch import Tensor
 
@@ -431,6 +432,7 @@ def test_an_absurd_learning_rate_is_stopped_within_a_few_steps(
         (["--set", "stepz=2"], "unknown key 'stepz'; did you mean 'steps'?"),
         (["--set", "head.rnk=2"], "unknown key 'rnk'"),
         (["--head", "factorized", "--set", "head.rnk=2"], "did you mean 'rank'?"),
+        (["--head", "tied", "--set", "head.name=vq"], "head.name=vq and --head tied are two heads"),
         (["--set", "steps"], "write it as key=value"),
         (["--set", "steps=many"], "steps is 'many'; it must be of type int"),
         (["--steps", "0"], "steps is 0; it must be greater than 0"),
@@ -508,6 +510,39 @@ def test_wrong_usage_exits_2_and_shows_usage(
     assert out == ""
     assert err.startswith("Usage: tokgolf")
     assert "Traceback" not in err
+
+
+def every_command(group: click.Group) -> Iterator[click.Command]:
+    for command in group.commands.values():
+        if isinstance(command, click.Group):
+            yield from every_command(command)
+        else:
+            yield command
+
+
+@pytest.mark.parametrize("command", [*every_command(cli.cli)], ids=lambda command: command.name)
+def test_a_second_value_of_an_option_is_refused(command: click.Command) -> None:
+    context = click.Context(command)
+    options = [each for each in command.params if isinstance(each, click.Option)]
+    for option in options:
+        if option.multiple or option.is_flag:
+            continue
+        for name in option.opts:  # -o and --output are one option
+            with pytest.raises(click.UsageError, match="is given 2 times and takes one value; "):
+                command.parse_args(context, [name, "1", option.opts[-1], "2"])
+
+
+def test_a_second_corpus_is_refused_in_one_line(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    again = ["--corpus", made / "val.txt", "--add", "unigram-bias", "--add", "bigram-hash"]
+    command = train_command(made, tmp_path / "run", *again)
+    assert cli.run([str(word) for word in command]) == 2
+    assert capsys.readouterr().err == (
+        "Error: --corpus is given 2 times and takes one value; "
+        "give one folder or file of all documents\n"
+    )
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_any_error_is_one_line(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:

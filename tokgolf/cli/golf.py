@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from tokgolf.cli.command import Command
 from tokgolf.cli.completion import complete_head
 from tokgolf.cli.options import (
     Size,
@@ -14,7 +15,7 @@ from tokgolf.cli.options import (
 )
 
 
-@click.command(short_help="The whole pipeline, in minutes.")
+@click.command(cls=Command, short_help="The whole pipeline, in minutes.")
 @corpus_option("A corpus with splits.")
 @click.option("--vocab-size", default=1024, show_default=True)
 @click.option("--head", help="Another head than the recipe's.", shell_complete=complete_head)

@@ -89,11 +89,19 @@ def model_options(function: Function) -> Function:
 def model_overrides(
     settings: tuple[str, ...], head: str | None, addons: tuple[str, ...], **more: Any
 ) -> dict[str, Any]:
-    """The values to put over a recipe's: --set, then `more`, then --head."""
+    """The values to put over a recipe's: --set, then `more`, then --head.
+
+    Raises `ConfigError` where --set and --head name two heads.
+    """
     from tokgolf.config import merged, parse_overrides
 
     overrides = merged(parse_overrides(settings), given(**more))
-    if head is not None:
+    table = overrides.get("head", {})
+    if head is not None and isinstance(table, dict):
+        if (other := table.get("name", head)) != head:
+            raise ConfigError(
+                f"--set head.name={other} and --head {head} are two heads; give one of them"
+            )
         overrides = merged(overrides, {"head": {"name": head}})
     # What --set says of an add-on goes over its defaults, whichever stands first.
     return merged({"head": {"add": {name: {} for name in addons}}}, overrides)
