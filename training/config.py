@@ -10,7 +10,15 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from tokgolf.config import TrunkConfig, check_positive, from_dict, merged, nearest, read_toml
+from tokgolf.config import (
+    TrunkConfig,
+    check_positive,
+    check_types,
+    from_dict,
+    merged,
+    nearest,
+    read_toml,
+)
 from tokgolf.errors import ConfigError
 from tokgolf.training.averages import AverageConfig
 from tokgolf.training.optimizers import OptimizerConfig
@@ -85,6 +93,7 @@ class RunConfig:
     """A tensor whose gradient's norm is above this stops the run."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_positive(self, "batch_tokens", "micro_batch_tokens", "steps", "checkpoint_minutes")
         check_positive(self, "max_gradient")
         if self.minutes is not None:

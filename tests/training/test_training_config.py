@@ -1,6 +1,7 @@
 """The run's config: defaults are the baseline, recipes have names, nonsense is refused."""
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ from tokgolf.errors import ConfigError
 from tokgolf.heads import HeadShape, head_config
 from tokgolf.heads.tied import TiedConfig
 from tokgolf.training import RunConfig, read_recipe, recipe_names, run_config
+from tokgolf.training.averages import AverageConfig
+from tokgolf.training.optimizers import OptimizerConfig
+from tokgolf.training.qat import QatConfig
 
 every_recipe = pytest.mark.parametrize("name", recipe_names())
 
@@ -112,6 +116,34 @@ def test_nonsense_is_refused_with_the_reason(overrides: dict[str, Any], message:
     with pytest.raises(ConfigError) as caught:
         run_config("cpu", overrides)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("cls", "values", "message"),
+    [
+        (RunConfig, {"precision": "fp16"}, "precision is 'fp16'; did you mean 'bf16'?"),
+        (RunConfig, {"compile": "offf"}, "compile is 'offf'; did you mean 'off'?"),
+        (RunConfig, {"steps": 4.5}, "steps is 4.5; it must be of type int"),
+        (RunConfig, {"steps": "5"}, "steps is '5'; it must be of type int"),
+        (RunConfig, {"minutes": "5"}, "minutes is '5'; it must be of type float"),
+        (RunConfig, {"trunk": {"layers": 3}}, "it is a table: set its keys, such as layers"),
+        (OptimizerConfig, {"muon_coefficients": "exact"}, "muon_coefficients is 'exact'"),
+        (OptimizerConfig, {"muon_iterations": True}, "muon_iterations is True; it must be of type"),
+        (AverageConfig, {"swa_every": 2.5}, "swa_every is 2.5; it must be of type int"),
+        (QatConfig, {"start": None}, "start is None; it must be of type float"),
+        (QatConfig, {"method": "best"}, "method is 'best'"),
+    ],
+)
+def test_a_config_made_directly_checks_its_types(
+    cls: type[Any], values: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        cls(**values)
+
+
+def test_an_integer_is_a_float_in_a_config_made_directly() -> None:
+    minutes = RunConfig(minutes=5).minutes
+    assert minutes == 5 and type(minutes) is float
 
 
 def test_a_micro_batch_larger_than_the_batch_is_the_batch() -> None:
