@@ -429,6 +429,7 @@ def test_an_absurd_learning_rate_is_stopped_within_a_few_steps(
         (["--head", "teid"], "there is no head 'teid'; did you mean 'tied'?"),
         (["--recipe", "cqu"], "there is no recipe or file 'cqu'; did you mean 'cpu'?"),
         (["--set", "trunk.layer=2"], "unknown key 'layer'; did you mean 'layers'?"),
+        (["--head", "tied", "--set", "head=vq"], "--set head=vq: head is a table; set its keys"),
         (["--set", "stepz=2"], "unknown key 'stepz'; did you mean 'steps'?"),
         (["--set", "head.rnk=2"], "unknown key 'rnk'"),
         (["--head", "factorized", "--set", "head.rnk=2"], "did you mean 'rank'?"),

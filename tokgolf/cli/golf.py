@@ -10,6 +10,7 @@ from tokgolf.cli.options import (
     Size,
     corpus_option,
     device_option,
+    model_overrides,
     print_json,
     say,
 )
@@ -49,14 +50,10 @@ def golf(
 
     Example: tokgolf golf
     """
-    from tokgolf.cli.options import given
     from tokgolf.cli.progress import training_progress
-    from tokgolf.config import merged, parse_overrides
     from tokgolf.pipeline import golf as run_golf
 
-    overrides = merged(parse_overrides(settings), given(minutes=minutes))
-    if head is not None:
-        overrides = merged(overrides, {"head": {"name": head}})
+    overrides = model_overrides(settings, head, (), minutes=minutes)
     with training_progress() as on_step:
         result = run_golf(
             spec,
