@@ -10,6 +10,7 @@ import errno
 import functools
 import json
 import math
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -76,7 +77,7 @@ def train(
     config: RunConfig,
     tokenizer: Tokenizer,
     corpus: Corpus,
-    run: Path,
+    run: str | os.PathLike[str],
     *,
     held_out: Corpus | None = None,
     device: str = "auto",
@@ -96,6 +97,7 @@ def train(
     only the lead writes, and calls `on_step` and `say`. Raises `ConfigError` for a batch that they
     cannot share.
     """
+    run = Path(run)
     rows, left = divmod(config.batch_tokens // config.trunk.sequence_length, ranks.size)
     if left:
         raise ConfigError(
