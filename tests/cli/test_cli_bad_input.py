@@ -6,11 +6,10 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 from torch import Tensor
 
@@ -93,8 +92,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train_command(made: Path, run: Path, *more: object) -> list[object]:
-    corpus, tokenizer = made / "c.jsonl", made / "t.tok"
-    return ["train", "--corpus", corpus, "--tokenizer", tokenizer, "-o", run, *TINY, *more]
+    usual = ["--corpus", made / "c.jsonl"], ["--tokenizer", made / "t.tok"]
+    options = [part for option in usual if option[0] not in more for part in option]
+    return ["train", *options, "-o", run, *TINY, *more]
 
 
 # --- corpora
@@ -235,7 +235,7 @@ def test_a_file_that_is_no_tokenizer(
 def test_a_missing_tokenizer(refused: Refused, made: Path, tmp_path: Path) -> None:
     missing = tmp_path / "none.tok"
     message = refused(*train_command(made, tmp_path / "run", "--tokenizer", missing))
-    assert message == f"{missing}: No such file or directory"
+    assert message == f"{missing}: No such file or directory; check the path"
 
 
 def copy_of(folder: Path, to: Path) -> Path:
@@ -513,31 +513,11 @@ def test_wrong_usage_exits_2_and_shows_usage(
     assert "Traceback" not in err
 
 
-def every_command(group: click.Group) -> Iterator[click.Command]:
-    for command in group.commands.values():
-        if isinstance(command, click.Group):
-            yield from every_command(command)
-        else:
-            yield command
-
-
-@pytest.mark.parametrize("command", [*every_command(cli.cli)], ids=lambda command: command.name)
-def test_a_second_value_of_an_option_is_refused(command: click.Command) -> None:
-    context = click.Context(command)
-    options = [each for each in command.params if isinstance(each, click.Option)]
-    for option in options:
-        if option.multiple or option.is_flag:
-            continue
-        for name in option.opts:  # -o and --output are one option
-            with pytest.raises(click.UsageError, match="is given 2 times and takes one value; "):
-                command.parse_args(context, [name, "1", option.opts[-1], "2"])
-
-
 def test_a_second_corpus_is_refused_in_one_line(
     made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    again = ["--corpus", made / "val.txt", "--add", "unigram-bias", "--add", "bigram-hash"]
-    command = train_command(made, tmp_path / "run", *again)
+    twice = ["--corpus", made / "c.jsonl", "--corpus", made / "val.txt"]
+    command = train_command(made, tmp_path / "run", *twice)
     assert cli.run([str(word) for word in command]) == 2
     assert capsys.readouterr().err == (
         "Error: --corpus is given 2 times and takes one value; "
@@ -577,6 +557,19 @@ def test_an_output_folder_that_is_not_there(refused: Refused, made: Path, tmp_pa
     for command in (build, export):
         command[command.index("-o") + 1] = tmp_path
         assert f"{tmp_path} is a folder; name a file in it" in refused(*command)
+
+
+def test_an_output_folder_that_is_a_file(refused: Refused, made: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").touch()
+    message = refused(*train_command(made, tmp_path / "a.jsonl"))
+    assert message.endswith("File exists; a folder is to be made there; choose another -o")
+    message = refused(*train_command(made, tmp_path / "a.jsonl" / "x"))
+    assert message.endswith("Not a directory; a part of this path is a file; choose another")
+    for folder in (tmp_path, made / "run"):
+        assert f"{folder} is a folder, no recipe; " in refused(
+            *train_command(made, tmp_path / "run", "--recipe", folder)
+        )
+    assert list(tmp_path.iterdir()) == [tmp_path / "a.jsonl"]
 
 
 def on_a_full_disk(limit: int, *arguments: object) -> subprocess.CompletedProcess[str]:

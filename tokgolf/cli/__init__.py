@@ -107,8 +107,18 @@ def run(arguments: list[str]) -> int:
     return 1
 
 
+HINTS = {
+    errno.ENOENT: "check the path",
+    errno.EEXIST: "a folder is to be made there; choose another -o",
+    errno.ENOTDIR: "a part of this path is a file; choose another",
+    errno.EISDIR: "name a file",
+    errno.EACCES: "change its permissions or choose another path",
+}
+
+
 def _os_error(error: OSError) -> str:
     place = f"{error.filename}: " if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return f"{place}the disk is full ({error.strerror}); free some space or choose another -o"
-    return f"{place}{error.strerror or error}"
+    hint = HINTS.get(error.errno or 0)
+    return f"{place}{error.strerror or error}" + (f"; {hint}" if hint else "")
