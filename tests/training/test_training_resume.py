@@ -282,6 +282,20 @@ def test_a_full_disk_stops_the_run_and_keeps_the_checkpoint_before(
     assert_same_run(run, whole)
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+def test_a_full_disk_names_the_metrics(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "metrics.jsonl"
+
+    def fill(report: StepReport) -> None:
+        if report.step == 2:
+            path.unlink()
+            path.symlink_to("/dev/full")
+
+    with pytest.raises(OSError, match="No space left") as error:
+        run_it(tmp_path / "run", on_step=fill)
+    assert (error.value.errno, error.value.filename) == (errno.ENOSPC, str(path))
+
+
 def test_a_jump_of_the_wall_clock_changes_nothing(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
