@@ -6,7 +6,8 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -532,6 +533,33 @@ def test_any_error_is_one_line(refused: Refused, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr("tokgolf.cli.corpus.print_rows", fail)
     assert refused("corpus", "list") == "two lines"
+
+
+@contextmanager
+def unread_stderr(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A stderr whose reader has gone, as after `2>&1 | head -1`."""
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "w") as stderr, monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", stderr)
+        yield
+
+
+def test_work_whose_progress_nobody_reads_is_done(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    with unread_stderr(monkeypatch):
+        assert cli.run([str(word) for word in train_command(made, run)]) == 0
+    assert read_checkpoint(run)[1]["step"] == SETTINGS["steps"]
+
+
+@pytest.mark.parametrize(("path", "code"), [("nowhere.tok", 1), ("--nonsense", 2)])
+def test_an_error_that_nobody_reads_has_its_exit_code(
+    path: str, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with unread_stderr(monkeypatch):
+        assert cli.run(["inspect", path]) == code
 
 
 def test_ctrl_c_is_one_line_below_the_terminals_own(

@@ -32,6 +32,7 @@ from tokgolf.cli import (
     tokenizer,
     train,
 )
+from tokgolf.cli.options import say, unread_allowed
 from tokgolf.errors import OtherRankError, TokgolfError
 from tokgolf.threads import short_spin
 
@@ -89,7 +90,8 @@ def run(arguments: list[str]) -> int:
         return code if isinstance(code, int) else 0
     except click.ClickException as error:
         if not ("MASTER_ADDR" in os.environ and os.environ.get("RANK", "0") != "0"):
-            error.show()  # the same on all processes of torchrun: the first says it
+            with unread_allowed():
+                error.show()  # the same on all processes of torchrun: the first says it
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         message = "interrupted"
@@ -103,7 +105,7 @@ def run(arguments: list[str]) -> int:
         return 1
     except OSError as error:
         message = _os_error(error)
-    click.echo(f"error: {' '.join(message.split())}", err=True)
+    say(f"error: {' '.join(message.split())}")
     return 1
 
 

@@ -1,7 +1,10 @@
 """What several commands share: options, opening a corpus, printing."""
 
 import json
-from collections.abc import Callable
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -137,8 +140,18 @@ def check_folder(path: Path) -> None:
 
 
 def say(message: str) -> None:
-    """A line for a person, on stderr."""
-    click.echo(message, err=True)
+    """A line for a person, on stderr; once nobody reads that, the work goes on in silence."""
+    with unread_allowed():
+        click.echo(message, err=True)
+
+
+@contextmanager
+def unread_allowed() -> Iterator[None]:
+    """What is written to a stderr that was closed is lost, and so is all that comes after it."""
+    try:
+        yield
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 def print_json(values: dict[str, Any]) -> None:
