@@ -10,6 +10,7 @@ encoded as UTF-8; lone surrogates, which JSON can spell and UTF-8 cannot, keep t
 
 import json
 import os
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,8 @@ def _read_text(path: Path, name: str, field: str) -> Iterator[Document]:
 
 def _read_jsonl(path: Path, name: str, field: str) -> Iterator[Document]:
     for number, line in enumerate(_lines(_chunks(path)), 1):
+        if number == 1:
+            line = line.removeprefix(BOM_UTF8)  # no part of a JSON text: RFC 8259, section 8.1
         if not line.strip():
             continue
         where = f"{path} line {number}"
@@ -136,12 +139,15 @@ def _read_jsonl(path: Path, name: str, field: str) -> Iterator[Document]:
             raise CorpusError(f"{where} is not JSON: {error}") from error
         text = value.get(field) if isinstance(value, dict) else None
         if not isinstance(text, str):
-            raise CorpusError(f"{where} has no string field {field!r}; {_found(value)}")
+            raise CorpusError(f"{where} has no string field {field!r}; {_found(value, field)}")
         yield Document(f"{name}#{number}", text.encode("utf-8", "surrogatepass"))
 
 
-def _found(value: Any) -> str:
+def _found(value: Any, field: str) -> str:
     if isinstance(value, dict):
+        if field in value:
+            kind = "null" if value[field] is None else f"of type {type(value[field]).__name__}"
+            return f"its {field!r} is {kind}"
         return f"its fields are {', '.join(map(repr, value)) or 'none'}"
     return f"it is of type {type(value).__name__}, not an object"
 

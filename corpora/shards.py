@@ -129,7 +129,7 @@ def read_sidecar(path: str | os.PathLike[str]) -> ShardInfo | None:
         return None
     except ValueError as error:
         raise CorpusError(
-            f"{sidecar} is no sound sidecar: {error}. Remove the shard and tokenize again"
+            f"{sidecar} is no sound sidecar: {error}; remove the shard and tokenize again"
         ) from error
     kinds: dict[str, Any] = ShardInfo.__annotations__
     if {key: type(values[key]) for key in values} != kinds:

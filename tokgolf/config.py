@@ -207,6 +207,12 @@ def check_positive(config: Any, *names: str) -> None:
             raise ConfigError(f"{name} is {value}; it must be greater than 0 and finite")
 
 
+def check_types(config: Any) -> None:
+    """Raise `ConfigError` unless every field has a value of its type; an int becomes a float."""
+    for name, kind in typing.get_type_hints(type(config)).items():
+        object.__setattr__(config, name, checked(kind, getattr(config, name), name))
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """A hint naming the known word closest to `word`, or the list when none is close."""
     choices = sorted(known)
@@ -230,12 +236,15 @@ def from_dict(cls: type[Config], values: Mapping[str, Any], where: str) -> Confi
         if dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
             arguments[key] = from_dict(typing.cast(type, kind), value, f"{where}.{key}")
         else:
-            arguments[key] = _checked(kind, value, f"{where}.{key}")
+            arguments[key] = checked(kind, value, f"{where}.{key}")
     return cls(**arguments)
 
 
-def _checked(kind: Any, value: Any, where: str) -> Any:
-    """`value` as `kind`; an int is taken for a float, nothing else is converted."""
+def checked(kind: Any, value: Any, where: str) -> Any:
+    """`value` as `kind`; an int is taken for a float, nothing else is converted.
+
+    Raises `ConfigError`, which begins with `where`, for a value of another type.
+    """
     if isinstance(kind, types.UnionType):
         options = typing.get_args(kind)
         if value is None and type(None) in options:

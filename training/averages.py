@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tokgolf.config import check_positive
+from tokgolf.config import check_positive, check_types
 from tokgolf.errors import ConfigError
 
 EMA_WARMUP = 10
@@ -31,6 +31,7 @@ class AverageConfig:
     """Every so many steps one goes into the plain mean."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_positive(self, "swa_every")
         if not 0 <= self.ema < 1:
             raise ConfigError(f"ema is {self.ema}; it must be in [0, 1), usually 0.99 to 0.999")

@@ -4,14 +4,25 @@ Values come from the defaults (which are the challenge's naive baseline), then a
 then `--set key=value`; the resolved config is written into the run directory.
 """
 
+import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from tokgolf.config import TrunkConfig, check_positive, from_dict, merged, nearest, read_toml
+from tokgolf.config import (
+    TrunkConfig,
+    check_positive,
+    check_types,
+    checked,
+    from_dict,
+    merged,
+    nearest,
+    read_toml,
+)
 from tokgolf.errors import ConfigError
+from tokgolf.heads import HEADS
 from tokgolf.training.averages import AverageConfig
 from tokgolf.training.optimizers import OptimizerConfig
 from tokgolf.training.qat import QatConfig
@@ -86,6 +97,7 @@ class RunConfig:
     """A tensor whose gradient's norm is above this stops the run."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_positive(self, "batch_tokens", "micro_batch_tokens", "steps", "checkpoint_minutes")
         check_positive(self, "max_gradient")
         if self.batch_tokens > MOST_BATCH_TOKENS:
@@ -162,18 +174,54 @@ def read_recipe(name_or_path: str) -> dict[str, Any]:
     if name_or_path in recipe_names():
         with resources.as_file(resources.files("tokgolf.training") / "recipes") as folder:
             return read_toml(folder / f"{name_or_path}.toml")
-    if not Path(name_or_path).is_file():
+    path = Path(name_or_path)
+    if path.is_dir():
+        own = path / "config.toml"
+        hint = f"the recipe of this run is {own}" if own.is_file() else "name a file in it"
+        raise ConfigError(f"{path} is a folder, no recipe; {hint}")
+    if not path.is_file():
         raise ConfigError(
             f"there is no recipe or file {name_or_path!r}; {nearest(name_or_path, recipe_names())}"
         )
-    return read_toml(name_or_path)
+    return read_toml(path)
 
 
 def run_config(recipe: str, overrides: Mapping[str, Any]) -> RunConfig:
-    """Defaults, then the recipe, then the overrides. Another head drops the recipe's options."""
+    """Defaults, then the recipe, then the overrides. Another head drops the recipe's options.
+
+    Raises `ConfigError` for what is wrong in one of them, and says in which; overrides are `--set`.
+    """
     values = read_recipe(recipe)
+    _check_overrides(RunConfig, overrides)
     old, new = values.get("head", {}), overrides.get("head", {})
-    both = isinstance(old, Mapping) and isinstance(new, Mapping)
-    if both and new.get("name", old.get("name")) != old.get("name"):
+    if isinstance(old, Mapping) and new.get("name", old.get("name")) != old.get("name"):
         values = {key: value for key, value in values.items() if key != "head"}
-    return from_dict(RunConfig, merged(values, overrides), f"recipe {recipe}")
+    values = merged(values, overrides)
+    head = values.get("head")
+    if isinstance(head, Mapping) and "name" not in head:
+        raise ConfigError(
+            f"recipe {recipe} names no head; choose one with --head: {', '.join(HEADS)}"
+        )
+    return from_dict(RunConfig, values, f"recipe {recipe}")
+
+
+def _check_overrides(cls: Any, overrides: Mapping[str, Any], place: str = "") -> None:
+    """Raise `ConfigError` for what no config can hold: the recipe is not to blame for it."""
+    kinds = typing.get_type_hints(cls)
+    for key, value in overrides.items():
+        name = f"{place}{key}"
+        if key not in kinds:
+            raise ConfigError(f"--set {name}={value}: unknown key {key!r}; {nearest(key, kinds)}")
+        kind = typing.get_origin(kinds[key]) or kinds[key]
+        is_table = kind is dict or is_dataclass(kind)
+        if is_table and isinstance(value, Mapping):
+            if is_dataclass(kind):
+                _check_overrides(kind, value, f"{name}.")
+        elif is_table and not isinstance(value, kind):
+            first = "name" if kind is dict else fields(kind)[0].name
+            raise ConfigError(
+                f"--set {name}={value}: {name} is a table; "
+                f"set its keys, as in {name}.{first}={value}"
+            )
+        else:
+            checked(kinds[key], value, f"--set {name}")

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tokgolf.corpora import Corpus, ShardWriter, read_shard, read_sidecar, shard_files
-from tokgolf.errors import TrainingError
+from tokgolf.errors import CorpusError, TrainingError
 from tokgolf.files import write_bytes
 from tokgolf.tokenizers import Tokenizer
 
@@ -83,37 +83,43 @@ def tokenize(
     """Write the corpus as token shards `folder/prefix_*.bin`, or reuse those already there.
 
     Shards are reused only if their sidecars name this tokenizer and this corpus and none is
-    missing; others of ours are replaced, as `say` is told. Raises `TrainingError` rather than
-    replace shards without sidecars.
+    missing or damaged; others of ours are replaced, as `say` is told. Raises `TrainingError` rather
+    than replace shards without sidecars, and `CorpusError` for those with another's.
     """
     paths = shard_files(folder, prefix) if folder.is_dir() else []
-    sidecars = [read_sidecar(path) for path in paths]
-    if None in sidecars:
+    bare = [path for path in paths if not path.with_suffix(".json").exists()]
+    if bare:
         raise TrainingError(
-            f"{folder} holds {sidecars.count(None)} {prefix} shards without the .json beside "
-            "them; remove them to have the corpus tokenized again, or choose another folder"
+            f"{folder} holds {len(bare)} {prefix} shards without the .json beside them; remove "
+            "them to have the corpus tokenized again, or choose another folder"
         )
     wanted = (tokenizer.fingerprint, corpus_sha256)
-    same = all(s is not None and (s.tokenizer, s.corpus) == wanted for s in sidecars)
     complete = folder / f"{prefix}.complete"  # holds the number of shards: one may be missing
-    whole = complete.is_file() and complete.read_bytes() == str(len(paths)).encode()
-    if not (paths and same and whole):
-        if complete.is_file():
-            had = complete.read_bytes().decode("ascii", "replace")
-            found = f"{len(paths)} of {had:.20} token shards" if same else "another text's tokens"
-            say(f"tokens    {folder} holds {found}: the corpus is tokenized again")
-        complete.unlink(missing_ok=True)  # first, so that it never stands beside half a corpus
-        for path in paths:
-            path.unlink()
-            path.with_suffix(".json").unlink(missing_ok=True)
-        folder.mkdir(parents=True, exist_ok=True)
-        with ShardWriter(
-            folder, prefix, fingerprint=tokenizer.fingerprint, corpus_sha256=corpus_sha256
-        ) as writer:
-            for data, tokens in encoded(corpus, tokenizer):
-                bos = np.array([tokenizer.bos_id], dtype=tokens.dtype)
-                writer.add(np.concatenate([bos, tokens]), len(data))
-        write_bytes(complete, str(len(writer.paths)).encode())
+    had = complete.read_bytes().decode("ascii", "replace") if complete.is_file() else ""
+    try:
+        sidecars = [read_sidecar(path) for path in paths]
+        same = all(s is not None and (s.tokenizer, s.corpus) == wanted for s in sidecars)
+        if paths and same and had == str(len(paths)):
+            return tokenized(tokenizer, folder, prefix)
+        found = f"{len(paths)} of {had:.20} token shards" if same else "another text's tokens"
+    except CorpusError as error:
+        if not had:  # nothing says that they are ours
+            raise
+        found = f"a damaged shard ({str(error).partition(';')[0]})"
+    if had:
+        say(f"tokens    {folder} holds {found}: the corpus is tokenized again")
+    complete.unlink(missing_ok=True)  # first, so that it never stands beside half a corpus
+    for path in paths:
+        path.unlink()
+        path.with_suffix(".json").unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    with ShardWriter(
+        folder, prefix, fingerprint=tokenizer.fingerprint, corpus_sha256=corpus_sha256
+    ) as writer:
+        for data, tokens in encoded(corpus, tokenizer):
+            bos = np.array([tokenizer.bos_id], dtype=tokens.dtype)
+            writer.add(np.concatenate([bos, tokens]), len(data))
+    write_bytes(complete, str(len(writer.paths)).encode())
     return tokenized(tokenizer, folder, prefix)
 
 

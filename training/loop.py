@@ -10,6 +10,7 @@ import errno
 import functools
 import json
 import math
+import os
 import signal
 import time
 import tomllib
@@ -77,7 +78,7 @@ def train(
     config: RunConfig,
     tokenizer: Tokenizer,
     corpus: Corpus,
-    run: Path,
+    run: str | os.PathLike[str],
     *,
     held_out: Corpus | None = None,
     device: str = "auto",
@@ -96,7 +97,11 @@ def train(
     With several `ranks` (`joined`) each calls this, and they train one model on the same batches;
     only the lead writes, and calls `on_step` and `say`. Raises `ConfigError` for a batch that they
     cannot share.
+
+    It seeds torch's global generator, for the caller too, and sets what torch has once a process:
+    runs in threads of one process disturb each other; give each a process of its own.
     """
+    run = Path(run)
     resolve_device(device)  # before anything is written
     rows, left = divmod(config.batch_tokens // config.trunk.sequence_length, ranks.size)
     if left:
@@ -259,8 +264,8 @@ def _run(
         remaining, stopping, writing = ranks.broadcast_numbers(own)
         return remaining, bool(stopping), bool(writing)
 
-    shown = _metrics(run, session.step) if ranks.leads else contextlib.nullcontext(_unseen)
-    with _interrupt_flag() as interrupted, shown as metrics:
+    metrics = _metrics(run, session.step) if ranks.leads else _unseen
+    with _interrupt_flag() as interrupted:
         remaining, _, _ = decide()
         compiled = False
         while remaining > 0:
@@ -453,8 +458,7 @@ def _interrupt_flag() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, old)
 
 
-@contextlib.contextmanager
-def _metrics(run: Path, step: int) -> Iterator[Callable[[StepReport], None]]:
+def _metrics(run: Path, step: int) -> Callable[[StepReport], None]:
     """Append reports to `metrics.jsonl`, after dropping those a resumed run will repeat."""
     path = run / "metrics.jsonl"
     kept = []
@@ -466,10 +470,12 @@ def _metrics(run: Path, step: int) -> Iterator[Callable[[StepReport], None]]:
                 if report["step"] <= step:
                     kept.append(report)
     write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
-    with open(path, "a", encoding="utf-8") as file:
 
-        def write(report: StepReport) -> None:
-            file.write(json.dumps(vars(report)) + "\n")
-            file.flush()
+    def write(report: StepReport) -> None:
+        try:
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(vars(report)) + "\n")
+        except OSError as error:  # a full disk's has no name
+            raise OSError(error.errno, error.strerror, str(path)) from error
 
-        yield write
+    return write

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from tokgolf.config import check_positive
+from tokgolf.config import check_positive, check_types
 from tokgolf.errors import ConfigError, TrainingError
 from tokgolf.heads.base import Role
 from tokgolf.model import LanguageModel
@@ -65,6 +65,7 @@ class OptimizerConfig:
     `lr_matrix` it is from 0 to below 1."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         rates = "lr_tied", "lr_input", "lr_output", "lr_matrix", "lr_vector"
         check_positive(self, *rates)
         for name in rates:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from tokgolf.artifact.checkpoint import FloatModel
 from tokgolf.artifact.export import Fit, calibration_tokens
-from tokgolf.config import TrunkConfig, check_positive
+from tokgolf.config import TrunkConfig, check_positive, check_types
 from tokgolf.errors import ConfigError
 from tokgolf.heads import HeadConfig
 from tokgolf.model import LanguageModel, build_model, head_shape
@@ -54,6 +54,7 @@ class QatConfig:
     method: Literal["trellis", "gptq", "nearest"] = "trellis"
 
     def __post_init__(self) -> None:
+        check_types(self)
         if not 0 < self.start <= 1:
             raise ConfigError(
                 f"qat.start is {self.start}; it must be above 0 and at most 1 (never), usually 0.8"

@@ -6,7 +6,8 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +93,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train_command(made: Path, run: Path, *more: object) -> list[object]:
-    corpus, tokenizer = made / "c.jsonl", made / "t.tok"
-    return ["train", "--corpus", corpus, "--tokenizer", tokenizer, "-o", run, *TINY, *more]
+    usual = ["--corpus", made / "c.jsonl"], ["--tokenizer", made / "t.tok"]
+    options = [part for option in usual if option[0] not in more for part in option]
+    return ["train", *options, "-o", run, *TINY, *more]
 
 
 # --- corpora
@@ -234,7 +236,7 @@ def test_a_file_that_is_no_tokenizer(
 def test_a_missing_tokenizer(refused: Refused, made: Path, tmp_path: Path) -> None:
     missing = tmp_path / "none.tok"
     message = refused(*train_command(made, tmp_path / "run", "--tokenizer", missing))
-    assert message == f"{missing}: No such file or directory"
+    assert message == f"{missing}: No such file or directory; check the path"
 
 
 def copy_of(folder: Path, to: Path) -> Path:
@@ -428,9 +430,11 @@ def test_an_absurd_learning_rate_is_stopped_within_a_few_steps(
         (["--head", "teid"], "there is no head 'teid'; did you mean 'tied'?"),
         (["--recipe", "cqu"], "there is no recipe or file 'cqu'; did you mean 'cpu'?"),
         (["--set", "trunk.layer=2"], "unknown key 'layer'; did you mean 'layers'?"),
+        (["--head", "tied", "--set", "head=vq"], "--set head=vq: head is a table; set its keys"),
         (["--set", "stepz=2"], "unknown key 'stepz'; did you mean 'steps'?"),
         (["--set", "head.rnk=2"], "unknown key 'rnk'"),
         (["--head", "factorized", "--set", "head.rnk=2"], "did you mean 'rank'?"),
+        (["--head", "tied", "--set", "head.name=vq"], "head.name=vq and --head tied are two heads"),
         (["--set", "steps"], "write it as key=value"),
         (["--set", "steps=many"], "steps is 'many'; it must be of type int"),
         (["--steps", "0"], "steps is 0; it must be greater than 0"),
@@ -510,12 +514,52 @@ def test_wrong_usage_exits_2_and_shows_usage(
     assert "Traceback" not in err
 
 
+def test_a_second_corpus_is_refused_in_one_line(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    twice = ["--corpus", made / "c.jsonl", "--corpus", made / "val.txt"]
+    command = train_command(made, tmp_path / "run", *twice)
+    assert cli.run([str(word) for word in command]) == 2
+    assert capsys.readouterr().err == (
+        "Error: --corpus is given 2 times and takes one value; "
+        "give one folder or file of all documents\n"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_any_error_is_one_line(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*rows: object) -> None:
         raise TokgolfError("two\n  lines")
 
     monkeypatch.setattr("tokgolf.cli.corpus.print_rows", fail)
     assert refused("corpus", "list") == "two lines"
+
+
+@contextmanager
+def unread_stderr(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A stderr whose reader has gone, as after `2>&1 | head -1`."""
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "w") as stderr, monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", stderr)
+        yield
+
+
+def test_work_whose_progress_nobody_reads_is_done(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    with unread_stderr(monkeypatch):
+        assert cli.run([str(word) for word in train_command(made, run)]) == 0
+    assert read_checkpoint(run)[1]["step"] == SETTINGS["steps"]
+
+
+@pytest.mark.parametrize(("path", "code"), [("nowhere.tok", 1), ("--nonsense", 2)])
+def test_an_error_that_nobody_reads_has_its_exit_code(
+    path: str, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with unread_stderr(monkeypatch):
+        assert cli.run(["inspect", path]) == code
 
 
 def test_ctrl_c_is_one_line_below_the_terminals_own(
@@ -541,6 +585,19 @@ def test_an_output_folder_that_is_not_there(refused: Refused, made: Path, tmp_pa
     for command in (build, export):
         command[command.index("-o") + 1] = tmp_path
         assert f"{tmp_path} is a folder; name a file in it" in refused(*command)
+
+
+def test_an_output_folder_that_is_a_file(refused: Refused, made: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").touch()
+    message = refused(*train_command(made, tmp_path / "a.jsonl"))
+    assert message.endswith("File exists; a folder is to be made there; choose another -o")
+    message = refused(*train_command(made, tmp_path / "a.jsonl" / "x"))
+    assert message.endswith("Not a directory; a part of this path is a file; choose another")
+    for folder in (tmp_path, made / "run"):
+        assert f"{folder} is a folder, no recipe; " in refused(
+            *train_command(made, tmp_path / "run", "--recipe", folder)
+        )
+    assert list(tmp_path.iterdir()) == [tmp_path / "a.jsonl"]
 
 
 def on_a_full_disk(limit: int, *arguments: object) -> subprocess.CompletedProcess[str]:

@@ -145,6 +145,23 @@ def test_the_example_in_the_help_is_a_command_with_known_options(path: tuple[str
     target.make_context("example", words)  # raises UsageError for a wrong option
 
 
+@every_command
+def test_a_second_value_of_an_option_is_refused(
+    path: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command: click.Command = cli.cli
+    for name in path:
+        assert isinstance(command, click.Group)
+        command = command.commands[name]
+    options = [each for each in command.params if isinstance(each, click.Option)]
+    for option in options:
+        if option.multiple or option.is_flag:
+            continue
+        for name in option.opts:  # -o and --output are one option
+            assert cli.run([*path, name, "1", option.opts[-1], "2"]) == 2
+            assert "is given 2 times and takes one value; " in capsys.readouterr().err
+
+
 def test_help_loads_nothing_heavy() -> None:
     code = (
         "import sys\n"

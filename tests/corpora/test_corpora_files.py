@@ -127,7 +127,8 @@ def test_bytes_that_json_would_change_are_not_written(
         (b'{"text": "\xff"}', "line 3 is not UTF-8 at byte 10"),
         (b'{"body": "x", "n": 1}', "line 3 has no string field 'text'; its fields are 'body', 'n'"),
         (b"{}", "line 3 has no string field 'text'; its fields are none"),
-        (b'{"text": null}', "line 3 has no string field 'text'"),
+        (b'{"text": null}', "line 3 has no string field 'text'; its 'text' is null"),
+        (b'{"text": 3}', "line 3 has no string field 'text'; its 'text' is of type int"),
         (b'"text"', "line 3 has no string field 'text'; it is of type str"),
     ],
 )
@@ -138,6 +139,15 @@ def test_bad_line_is_named(tmp_path: Path, line: bytes, message: str) -> None:
         assert next(documents).data == b"fine"
         with pytest.raises(CorpusError, match=f"{name} {message}"):
             next(documents)
+
+
+def test_a_byte_order_mark_is_no_part_of_json_lines_and_stays_in_a_text(tmp_path: Path) -> None:
+    for name, pack in (("a.jsonl", bytes), ("a.jsonl.zst", compressed)):
+        for text in (b'{"text": "fine"}\n', b'\n{"text": "fine"}'):
+            (tmp_path / name).write_bytes(pack(b"\xef\xbb\xbf" + text))
+            assert datas(tmp_path / name) == [b"fine"]
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbffine")
+    assert datas(tmp_path / "a.txt") == [b"\xef\xbb\xbffine"]
 
 
 def test_field_other_than_text_can_be_read(tmp_path: Path) -> None:

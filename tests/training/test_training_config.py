@@ -1,6 +1,7 @@
 """The run's config: defaults are the baseline, recipes have names, nonsense is refused."""
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ from tokgolf.errors import ConfigError
 from tokgolf.heads import HeadShape, head_config
 from tokgolf.heads.tied import TiedConfig
 from tokgolf.training import RunConfig, read_recipe, recipe_names, run_config
+from tokgolf.training.averages import AverageConfig
+from tokgolf.training.optimizers import OptimizerConfig
+from tokgolf.training.qat import QatConfig
 
 every_recipe = pytest.mark.parametrize("name", recipe_names())
 
@@ -62,6 +66,11 @@ def test_overrides_go_over_the_recipe_and_leave_the_rest() -> None:
     assert dataclasses.replace(changed, trunk=plain.trunk, steps=plain.steps) == plain
 
 
+def test_an_override_may_be_a_built_part() -> None:
+    trunk = TrunkConfig(layers=2, sequence_length=256)
+    assert run_config("cpu", {"trunk": trunk}).trunk == trunk
+
+
 def test_an_option_of_the_recipes_own_head_leaves_its_other_options(tmp_path: Path) -> None:
     path = tmp_path / "r.toml"
     path.write_text('[head]\nname = "factorized"\nrank = 8\nsoftcap = 15.0\n')
@@ -75,6 +84,30 @@ def test_another_head_drops_the_options_of_the_recipes_head(tmp_path: Path) -> N
     path = tmp_path / "r.toml"
     path.write_text('[head]\nname = "factorized"\nrank = 8\n')
     assert run_config(str(path), {"head": {"name": "tied"}}).head == {"name": "tied"}
+
+
+def test_what_is_wrong_in_the_recipe_is_said_of_the_recipe(tmp_path: Path) -> None:
+    path = tmp_path / "r.toml"
+    for text, message in (
+        ("qat = 1", f"recipe {path}.qat is 1; it is a table"),
+        ("[trunk]\nlayer = 2", f"recipe {path}.trunk: unknown key 'layer'"),
+        ("[head]\nsoftcap = 15.0", f"recipe {path} names no head; choose one with --head: tied, "),
+    ):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=re.escape(message)):
+            run_config(str(path), {"steps": 7})
+    path.write_text("steps = 3")
+    with pytest.raises(ConfigError, match="names no head; choose one with --head"):
+        run_config(str(path), {"head": {"add": {}}})
+    assert run_config(str(path), {"head": {"name": "vq"}}).head == {"name": "vq"}
+
+
+def test_a_folder_is_no_recipe_and_a_runs_own_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"{tmp_path} is a folder, no recipe; name a file in it"):
+        read_recipe(str(tmp_path))
+    (tmp_path / "config.toml").touch()
+    with pytest.raises(ConfigError, match=f"the recipe of this run is {tmp_path}/config.toml"):
+        read_recipe(str(tmp_path))
 
 
 def test_an_unknown_recipe_names_the_nearest() -> None:
@@ -97,7 +130,10 @@ def test_an_unknown_recipe_names_the_nearest() -> None:
         ({"seed": -1}, "seed is -1; it must be from 0 to 9,223,372,036,854,775,807"),
         ({"seed": 1 << 63}, "seed is 9223372036854775808; it must be from 0 to"),
         ({"optimizer": {"lr_vector": 1e39}}, "lr_vector is 1e+39; it must be at most 1e+38"),
-        ({"qat": 1}, "recipe cpu.qat is 1; it is a table: set its keys, such as start"),
+        ({"qat": 1}, "--set qat=1: qat is a table; set its keys, as in qat.start=1"),
+        ({"head": "vq"}, "--set head=vq: head is a table; set its keys, as in head.name=vq"),
+        ({"nonsense": 3}, "--set nonsense=3: unknown key 'nonsense'; did you mean "),
+        ({"trunk": {"layers": "x"}}, "--set trunk.layers is 'x'; it must be of type int"),
         ({"warmdown_steps": -1}, "warmdown_steps is -1; it cannot be negative"),
         ({"warmdown_fraction": 1.5}, "warmdown_fraction is 1.5; it must be between 0 and 1"),
         ({"warmdown_steps": 5}, "warmdown_steps is 5 and warmdown_fraction 0.6; set one of them"),
@@ -112,6 +148,34 @@ def test_nonsense_is_refused_with_the_reason(overrides: dict[str, Any], message:
     with pytest.raises(ConfigError) as caught:
         run_config("cpu", overrides)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("cls", "values", "message"),
+    [
+        (RunConfig, {"precision": "fp16"}, "precision is 'fp16'; did you mean 'bf16'?"),
+        (RunConfig, {"compile": "offf"}, "compile is 'offf'; did you mean 'off'?"),
+        (RunConfig, {"steps": 4.5}, "steps is 4.5; it must be of type int"),
+        (RunConfig, {"steps": "5"}, "steps is '5'; it must be of type int"),
+        (RunConfig, {"minutes": "5"}, "minutes is '5'; it must be of type float"),
+        (RunConfig, {"trunk": {"layers": 3}}, "it is a table: set its keys, such as layers"),
+        (OptimizerConfig, {"muon_coefficients": "exact"}, "muon_coefficients is 'exact'"),
+        (OptimizerConfig, {"muon_iterations": True}, "muon_iterations is True; it must be of type"),
+        (AverageConfig, {"swa_every": 2.5}, "swa_every is 2.5; it must be of type int"),
+        (QatConfig, {"start": None}, "start is None; it must be of type float"),
+        (QatConfig, {"method": "best"}, "method is 'best'"),
+    ],
+)
+def test_a_config_made_directly_checks_its_types(
+    cls: type[Any], values: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        cls(**values)
+
+
+def test_an_integer_is_a_float_in_a_config_made_directly() -> None:
+    minutes = RunConfig(minutes=5).minutes
+    assert minutes == 5 and type(minutes) is float
 
 
 def test_a_micro_batch_larger_than_the_batch_is_the_batch() -> None:

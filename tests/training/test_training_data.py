@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokgolf.corpora import Corpus, Document, ShardWriter, read_shard, shard_files
-from tokgolf.errors import TrainingError
+from tokgolf.errors import CorpusError, TrainingError
 from tokgolf.tokenizers import Tokenizer, build_tokenizer
 from tokgolf.training import data as data_module
 from tokgolf.training.data import Batches, TokenStream, tokenize
@@ -239,6 +239,17 @@ def test_half_a_corpus_is_never_taken_for_the_whole_after_another_one(
             tokens_in(tmp_path, byte, TEXTS)
     assert len(shard_files(tmp_path, "train")) == 2
     assert tokens_in(tmp_path, byte, TEXTS).tolist() == expected(byte, TEXTS).tolist()
+
+
+def test_shards_with_sidecars_that_are_not_ours_are_left_alone(
+    tmp_path: Path, byte: Tokenizer
+) -> None:
+    names = "train_000000.bin", "train_000000.json"
+    for name in names:
+        (tmp_path / name).write_bytes(b"{}")
+    with pytest.raises(CorpusError, match="is no sound sidecar: it has no 'seal'"):
+        tokens_in(tmp_path, byte, TEXTS)
+    assert all((tmp_path / name).read_bytes() == b"{}" for name in names)
 
 
 def test_other_prefixes_in_the_folder_stay_as_they_are(tmp_path: Path, byte: Tokenizer) -> None:

@@ -179,8 +179,10 @@ def test_the_config_file_says_everything_and_is_a_recipe(
 def test_a_run_resumes_with_its_own_config_file_as_recipe(
     finished: tuple[Path, TrainResult], tokenizer: Tokenizer
 ) -> None:
-    config = run_config(str(finished[0] / "config.toml"), {})
-    assert train(config, tokenizer, CORPUS, finished[0], device="cpu", resume=True).steps == 6
+    path = str(finished[0])  # a string is as good as a Path
+    config = run_config(f"{path}/config.toml", {})
+    result = train(config, tokenizer, CORPUS, path, device="cpu", resume=True)
+    assert (result.steps, result.run) == (6, finished[0])
 
 
 def test_the_digests_of_the_training_documents_are_kept(

@@ -181,6 +181,38 @@ def test_a_run_whose_latest_pointer_is_lost_goes_on_from_the_one_before(
     assert_same_run(run, whole)
 
 
+def test_a_checkpoint_that_cannot_be_read_is_passed_over(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    stopped_at(run, 9)
+    broken, real = newest(run), Path.read_bytes
+
+    def read(path: Path) -> bytes:
+        if path == broken and not said:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(path)
+
+    said: list[str] = []
+    monkeypatch.setattr(Path, "read_bytes", read)
+    with pytest.raises(ArtifactError, match=r"latest\.json points to cannot be read: .*Errno 5"):
+        read_checkpoint(run)
+    run_it(run, resume=True, say=said.append)
+    assert len(said) == 1 and said[0].endswith("going on from the one before, step 7")
+    assert_same_run(run, whole)
+
+
+def test_a_folder_in_a_checkpoints_place_is_passed_over(tmp_path: Path) -> None:
+    for step in (10, 20):
+        write_checkpoint(tmp_path, {"x": torch.full((2,), step)}, {"step": step})
+    path = newest(tmp_path)
+    path.unlink()
+    path.mkdir()
+    assert read_sound_checkpoint(tmp_path, nothing)[1]["step"] == 10
+    write_checkpoint(tmp_path, {"x": torch.zeros(2)}, {"step": 15})
+    assert read_checkpoint(tmp_path)[1]["step"] == 15
+
+
 def test_what_may_change_is_said_and_a_budget_that_is_spent_refused(tmp_path: Path) -> None:
     run = tmp_path / "run"
     said: list[str] = []
@@ -261,6 +293,37 @@ def test_a_missing_shard_is_made_again(
     assert_same_run(run, whole)
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        ("train_000001.bin", lambda data: data[:-2] + b"\1\1", "were damaged or edited"),
+        ("train_000001.bin", lambda data: data[:-2], "but its header says"),
+        ("train_000001.bin", lambda data: b"", "has 0 bytes, a shard's header alone has 1024"),
+        ("train_000001.json", lambda data: data[:-9], "is no sound sidecar"),
+    ],
+)
+def test_a_damaged_shard_is_said_and_made_again(
+    name: str,
+    change: Callable[[bytes], bytes],
+    said: str,
+    whole: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(data, "ShardWriter", partial(ShardWriter, shard_tokens=300))
+    run = tmp_path / "run"
+    stopped_at(run, 9)
+    path = run / "tokens" / name
+    before = path.read_bytes()
+    path.write_bytes(change(before))
+    lines: list[str] = []
+    run_it(run, resume=True, say=lines.append)
+    assert len(lines) == 1 and said in lines[0] and str(path) in lines[0]
+    assert lines[0].endswith("): the corpus is tokenized again")
+    assert path.read_bytes() == before
+    assert_same_run(run, whole)
+
+
 def test_a_full_disk_stops_the_run_and_keeps_the_checkpoint_before(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -282,6 +345,20 @@ def test_a_full_disk_stops_the_run_and_keeps_the_checkpoint_before(
     assert not list(run.rglob("*tokgolf-tmp"))
     run_it(run, resume=True)
     assert_same_run(run, whole)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+def test_a_full_disk_names_the_metrics(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "metrics.jsonl"
+
+    def fill(report: StepReport) -> None:
+        if report.step == 2:
+            path.unlink()
+            path.symlink_to("/dev/full")
+
+    with pytest.raises(OSError, match="No space left") as error:
+        run_it(tmp_path / "run", on_step=fill)
+    assert (error.value.errno, error.value.filename) == (errno.ENOSPC, str(path))
 
 
 def test_a_jump_of_the_wall_clock_changes_nothing(

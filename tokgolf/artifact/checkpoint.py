@@ -72,7 +72,7 @@ def write_checkpoint(run: Path, tensors: dict[str, Tensor], state: dict[str, Any
         kept.add(read_sealed(folder / _PREVIOUS)["file"])
     write_sealed(folder / _LATEST, {"file": path.name, "sha256": digest, "state": state})
     for old in folder.glob("step-*.safetensors"):
-        if old.name not in kept:
+        if old.name not in kept and not old.is_dir():
             old.unlink()
     return path
 
@@ -86,7 +86,7 @@ def holds_checkpoint(run: Path) -> bool:
 
 
 def read_sound_checkpoint(run: Path, say: Callable[[str], None]) -> Checkpoint:
-    """As `read_checkpoint`, or the one before if the latest is damaged or lost; `say` is told."""
+    """As `read_checkpoint`, or the one before, as `say` is told, if the latest cannot be read."""
     folder = run / "checkpoints"
     try:
         return read_checkpoint(run)
@@ -103,7 +103,7 @@ def read_sound_checkpoint(run: Path, say: Callable[[str], None]) -> Checkpoint:
 def read_checkpoint(run: str | os.PathLike[str], which: str = _LATEST) -> Checkpoint:
     """Tensors and state of the latest checkpoint of a run.
 
-    Raises `ArtifactError` if there is none, or if it is not what was written.
+    Raises `ArtifactError` if there is none, if it cannot be read, or is not what was written.
     """
     folder = Path(run) / "checkpoints"
     pointer = folder / which
@@ -118,6 +118,8 @@ def read_checkpoint(run: str | os.PathLike[str], which: str = _LATEST) -> Checkp
         data = path.read_bytes()
     except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
         raise ArtifactError(f"{pointer} is damaged: {error!r}") from error
+    except OSError as error:
+        raise ArtifactError(f"what {pointer} points to cannot be read: {error}") from error
     found = sha256(data).hexdigest()
     if found != expected:
         raise ArtifactError(

@@ -32,6 +32,7 @@ from tokgolf.cli import (
     tokenizer,
     train,
 )
+from tokgolf.cli.options import say, unread_allowed
 from tokgolf.errors import OtherRankError, TokgolfError
 from tokgolf.threads import short_spin
 
@@ -89,7 +90,8 @@ def run(arguments: list[str]) -> int:
         return code if isinstance(code, int) else 0
     except click.ClickException as error:
         if not ("MASTER_ADDR" in os.environ and os.environ.get("RANK", "0") != "0"):
-            error.show()  # the same on all processes of torchrun: the first says it
+            with unread_allowed():
+                error.show()  # the same on all processes of torchrun: the first says it
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         message = "interrupted"
@@ -103,12 +105,22 @@ def run(arguments: list[str]) -> int:
         return 1
     except OSError as error:
         message = _os_error(error)
-    click.echo(f"error: {' '.join(message.split())}", err=True)
+    say(f"error: {' '.join(message.split())}")
     return 1
+
+
+HINTS = {
+    errno.ENOENT: "check the path",
+    errno.EEXIST: "a folder is to be made there; choose another -o",
+    errno.ENOTDIR: "a part of this path is a file; choose another",
+    errno.EISDIR: "name a file",
+    errno.EACCES: "change its permissions or choose another path",
+}
 
 
 def _os_error(error: OSError) -> str:
     place = f"{error.filename}: " if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return f"{place}the disk is full ({error.strerror}); free some space or choose another -o"
-    return f"{place}{error.strerror or error}"
+    hint = HINTS.get(error.errno or 0)
+    return f"{place}{error.strerror or error}" + (f"; {hint}" if hint else "")

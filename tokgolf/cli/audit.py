@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tokgolf.cli.command import Command
 from tokgolf.cli.completion import complete_corpus
 from tokgolf.cli.options import json_option, open_corpus, print_json, print_rows
 from tokgolf.errors import ConfigError
@@ -13,7 +14,9 @@ if TYPE_CHECKING:
     from tokgolf.eval.audit.claims import Claim
 
 
-@click.command(short_help="Byte accounting of a foreign tokenizer, shards or a claimed score.")
+@click.command(
+    cls=Command, short_help="Byte accounting of a foreign tokenizer, shards or a claimed score."
+)
 @click.argument("paths", type=click.Path(path_type=Path), nargs=-1, metavar="[PATH]...")
 @click.option(
     "--corpus",

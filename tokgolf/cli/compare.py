@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from tokgolf.cli.command import Command
 from tokgolf.cli.options import json_option, print_json, print_rows
 from tokgolf.cli.tables import print_table
 
@@ -16,7 +17,7 @@ BETWEEN = "vs"
 LN2 = log(2)
 
 
-@click.command(short_help="Which score is better, how surely, and its worth in bytes.")
+@click.command(cls=Command, short_help="Which score is better, how surely, and its worth in bytes.")
 @click.argument("scores", nargs=-1, required=True, metavar="SCORE... [vs SCORE...]...")
 @click.option(
     "--test",

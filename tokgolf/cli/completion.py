@@ -12,10 +12,12 @@ from pathlib import Path
 import click
 from click.shell_completion import CompletionItem, get_completion_class
 
+from tokgolf.cli.command import Command
+
 Complete = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 
 
-@click.command(short_help="The script that lets a shell complete tokgolf.")
+@click.command(cls=Command, short_help="The script that lets a shell complete tokgolf.")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def completion(ctx: click.Context, shell: str) -> None:

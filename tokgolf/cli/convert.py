@@ -4,10 +4,13 @@ from pathlib import Path
 
 import click
 
+from tokgolf.cli.command import Command
 from tokgolf.cli.options import check_folder, json_option, print_json, print_rows, say
 
 
-@click.command("import-tokenizer", short_help="Import another library's tokenizer, ids kept.")
+@click.command(
+    "import-tokenizer", cls=Command, short_help="Import another library's tokenizer, ids kept."
+)
 @click.argument("source", metavar="FILE", type=click.Path(path_type=Path))
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path))
 @click.option("--pattern", help="Where tiktoken cuts text: gpt4 (default), gpt2 or regex:....")
@@ -27,7 +30,9 @@ def import_tokenizer(source: Path, output: Path, pattern: str | None, as_json: b
     print_json(values) if as_json else print_rows(list(values.items()))
 
 
-@click.command("export-tokenizer", short_help="Write a tokenizer as another library's file.")
+@click.command(
+    "export-tokenizer", cls=Command, short_help="Write a tokenizer as another library's file."
+)
 @click.argument("tokenizer", metavar="TOKENIZER", type=click.Path(path_type=Path))
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path))
 @json_option
@@ -57,7 +62,7 @@ def export_tokenizer(tokenizer: Path, output: Path, as_json: bool) -> None:
         say(f"note: {note}")
 
 
-@click.command("export-weights", short_help="Write a model's tensors as safetensors.")
+@click.command("export-weights", cls=Command, short_help="Write a model's tensors as safetensors.")
 @click.argument("path", metavar="PATH", type=click.Path(path_type=Path))
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path))
 @json_option

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from tokgolf.cli.command import Command
 from tokgolf.cli.completion import complete_corpus
 from tokgolf.cli.options import json_option, print_json, print_rows, say
 
@@ -16,7 +17,7 @@ def corpus() -> None:
     """
 
 
-@corpus.command("list")
+@corpus.command("list", cls=Command)
 @json_option
 def list_corpora(as_json: bool) -> None:
     """List the corpora that have a name. Any path works too.
@@ -31,7 +32,7 @@ def list_corpora(as_json: bool) -> None:
         print_rows(list(corpus_names().items()))
 
 
-@corpus.command()
+@corpus.command(cls=Command)
 @click.argument("spec", shell_complete=complete_corpus)
 @json_option
 def info(spec: str, as_json: bool) -> None:
@@ -52,7 +53,7 @@ def info(spec: str, as_json: bool) -> None:
     print_json(values) if as_json else print_rows(list(values.items()))
 
 
-@corpus.command("export")
+@corpus.command("export", cls=Command)
 @click.argument("spec", shell_complete=complete_corpus)
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path))
 @click.option(
@@ -88,7 +89,7 @@ def export_corpus(spec: str, output: Path, tokenizer: Path | None, prefix: str |
     say(f"wrote {tokens.documents:,} documents, {len(tokens.stream):,} tokens to {output}")
 
 
-@corpus.command("decode")
+@corpus.command("decode", cls=Command)
 @click.argument("shards", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--tokenizer", required=True, type=click.Path(path_type=Path))
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path))

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from tokgolf.cli.command import Command
 from tokgolf.cli.options import (
     Size,
     check_folder,
@@ -17,7 +18,7 @@ from tokgolf.cli.tables import print_ledger
 from tokgolf.errors import ConfigError
 
 
-@click.command(short_help="What a model would cost, before it is trained.")
+@click.command(cls=Command, short_help="What a model would cost, before it is trained.")
 @model_options
 @click.option("--tokenizer", type=click.Path(path_type=Path), help="Its asset is counted exactly.")
 @click.option("--vocab-size", type=int, help="Instead: a BPE of the embedded corpus of this size.")

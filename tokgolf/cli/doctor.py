@@ -4,10 +4,11 @@ from pathlib import Path
 
 import click
 
+from tokgolf.cli.command import Command
 from tokgolf.cli.options import json_option, print_json
 
 
-@click.command(short_help="Whether all that is needed is here.")
+@click.command(cls=Command, short_help="Whether all that is needed is here.")
 @click.option("--compile", "compiles", is_flag=True, help="Try the compiler too (half a minute).")
 @json_option
 def doctor(compiles: bool, as_json: bool) -> int:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tokgolf.cli.command import Command
 from tokgolf.cli.options import (
     Size,
     check_folder,
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from tokgolf.artifact.export import Plan
 
 
-@click.command(short_help="Pack a run into one artifact under a cap.")
+@click.command(cls=Command, short_help="Pack a run into one artifact under a cap.")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--cap", type=Size(), default="16MB", show_default=True, help="Byte cap, full count.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Default: RUN/model.golf.")

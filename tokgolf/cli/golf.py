@@ -4,17 +4,19 @@ from pathlib import Path
 
 import click
 
+from tokgolf.cli.command import Command
 from tokgolf.cli.completion import complete_head
 from tokgolf.cli.options import (
     Size,
     corpus_option,
     device_option,
+    model_overrides,
     print_json,
     say,
 )
 
 
-@click.command(short_help="The whole pipeline, in minutes.")
+@click.command(cls=Command, short_help="The whole pipeline, in minutes.")
 @corpus_option("A corpus with splits.")
 @click.option("--vocab-size", default=1024, show_default=True)
 @click.option("--head", help="Another head than the recipe's.", shell_complete=complete_head)
@@ -48,14 +50,10 @@ def golf(
 
     Example: tokgolf golf
     """
-    from tokgolf.cli.options import given
     from tokgolf.cli.progress import training_progress
-    from tokgolf.config import merged, parse_overrides
     from tokgolf.pipeline import golf as run_golf
 
-    overrides = merged(parse_overrides(settings), given(minutes=minutes))
-    if head is not None:
-        overrides = merged(overrides, {"head": {"name": head}})
+    overrides = model_overrides(settings, head, (), minutes=minutes)
     with training_progress() as on_step:
         result = run_golf(
             spec,

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import click
 
+from tokgolf.cli.command import Command
 from tokgolf.cli.options import json_option, print_json, print_rows
 
 
-@click.command(short_help="What each head costs; its gradient bottleneck.")
+@click.command(cls=Command, short_help="What each head costs; its gradient bottleneck.")
 @click.option("--tokenizer", type=click.Path(path_type=Path), help="Default: the bytes alone.")
 @click.option("--d-model", default=512, show_default=True, help="Width of the trunk.")
 @click.option("--bits", default=4.24, show_default=True, help="Stored bits a weight.")

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from tokgolf.cli.command import Command
 from tokgolf.cli.completion import complete_corpus
 from tokgolf.cli.options import (
     Size,
@@ -66,7 +67,7 @@ _BUCKETS: _Columns = (
 _NESTED = {"domains", "all_domains", "types", "sanity", "bigram"}
 
 
-@click.command(short_help="Show where the bytes are.")
+@click.command(cls=Command, short_help="Show where the bytes are.")
 @click.argument(
     "paths", type=click.Path(path_type=Path), nargs=-1, required=True, metavar="PATH..."
 )

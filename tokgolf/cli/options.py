@@ -1,7 +1,10 @@
 """What several commands share: options, opening a corpus, printing."""
 
 import json
-from collections.abc import Callable
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -89,11 +92,19 @@ def model_options(function: Function) -> Function:
 def model_overrides(
     settings: tuple[str, ...], head: str | None, addons: tuple[str, ...], **more: Any
 ) -> dict[str, Any]:
-    """The values to put over a recipe's: --set, then `more`, then --head."""
+    """The values to put over a recipe's: --set, then `more`, then --head.
+
+    Raises `ConfigError` where --set and --head name two heads.
+    """
     from tokgolf.config import merged, parse_overrides
 
     overrides = merged(parse_overrides(settings), given(**more))
-    if head is not None:
+    table = overrides.get("head", {})
+    if head is not None and isinstance(table, dict):
+        if (other := table.get("name", head)) != head:
+            raise ConfigError(
+                f"--set head.name={other} and --head {head} are two heads; give one of them"
+            )
         overrides = merged(overrides, {"head": {"name": head}})
     # What --set says of an add-on goes over its defaults, whichever stands first.
     return merged({"head": {"add": {name: {} for name in addons}}}, overrides)
@@ -129,8 +140,18 @@ def check_folder(path: Path) -> None:
 
 
 def say(message: str) -> None:
-    """A line for a person, on stderr."""
-    click.echo(message, err=True)
+    """A line for a person, on stderr; once nobody reads that, the work goes on in silence."""
+    with unread_allowed():
+        click.echo(message, err=True)
+
+
+@contextmanager
+def unread_allowed() -> Iterator[None]:
+    """What is written to a stderr that was closed is lost, and so is all that comes after it."""
+    try:
+        yield
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 def print_json(values: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from tokgolf.cli.command import Command
 from tokgolf.cli.options import Size, json_option, print_json, print_rows, say
 from tokgolf.cli.tables import print_table
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from tokgolf.sweep.predict import Forecast, Prediction
 
 
-@click.command(short_help="What cells that nobody trained would give.")
+@click.command(cls=Command, short_help="What cells that nobody trained would give.")
 @click.argument("results", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--at", "cap", default="16MB", show_default=True, type=Size(), help="Byte cap.")
 @click.option("--tokens", type=click.FloatRange(min=1), help="Training tokens there, e.g. 10e9.")

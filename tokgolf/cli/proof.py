@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from tokgolf.cli.command import Command
 from tokgolf.cli.completion import complete_corpus
 from tokgolf.cli.options import check_folder, json_option, open_corpus, print_json, print_rows
 from tokgolf.cli.progress import token_lines
@@ -14,7 +15,7 @@ model_option = click.option(
 output_option = click.option("-o", "--output", required=True, type=click.Path(path_type=Path))
 
 
-@click.command(short_help="Documents as a file as small as the score says.")
+@click.command(cls=Command, short_help="Documents as a file as small as the score says.")
 @click.argument("files", nargs=-1, type=click.Path(path_type=Path))
 @model_option
 @output_option
@@ -62,7 +63,7 @@ def compress(
     print_json(values) if as_json else print_rows(list(values.items()))
 
 
-@click.command(short_help="What compress was given, bit for bit.")
+@click.command(cls=Command, short_help="What compress was given, bit for bit.")
 @click.argument("path", metavar="BITS", type=click.Path(path_type=Path))
 @model_option
 @output_option

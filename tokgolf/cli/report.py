@@ -4,10 +4,11 @@ from pathlib import Path
 
 import click
 
+from tokgolf.cli.command import Command
 from tokgolf.cli.options import Size, check_folder, say
 
 
-@click.command(short_help="One HTML page of runs and sweeps.")
+@click.command(cls=Command, short_help="One HTML page of runs and sweeps.")
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "-o",

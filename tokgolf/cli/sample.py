@@ -4,8 +4,10 @@ from pathlib import Path
 
 import click
 
+from tokgolf.cli.command import Command
 
-@click.command(short_help="Text from an artifact.")
+
+@click.command(cls=Command, short_help="Text from an artifact.")
 @click.argument("path", metavar="MODEL", type=click.Path(path_type=Path))
 @click.option("--prompt", default="", help="Text to go on from; it is printed too.")
 @click.option("--tokens", default=256, show_default=True, help="At most this many more tokens.")

@@ -5,6 +5,7 @@ from typing import Literal
 
 import click
 
+from tokgolf.cli.command import Command
 from tokgolf.cli.completion import complete_corpus
 from tokgolf.cli.evidence import print_score
 from tokgolf.cli.options import (
@@ -18,7 +19,7 @@ from tokgolf.cli.options import (
 from tokgolf.cli.progress import scoring_progress
 
 
-@click.command(short_help="Bits per byte of an artifact, with evidence.")
+@click.command(cls=Command, short_help="Bits per byte of an artifact, with evidence.")
 @click.argument("path", type=click.Path(path_type=Path))
 @corpus_option()
 @click.option(

@@ -5,11 +5,14 @@ from typing import Any
 
 import click
 
+from tokgolf.cli.command import Command
 from tokgolf.cli.completion import complete_corpus
 from tokgolf.cli.options import Size, device_option, json_option, print_json, print_rows, say
 
 
-@click.command(short_help="A record folder for the challenge, checked before it is written.")
+@click.command(
+    cls=Command, short_help="A record folder for the challenge, checked before it is written."
+)
 @click.argument("runs", type=click.Path(path_type=Path), nargs=-1, required=True, metavar="RUN...")
 @click.option(
     "-o", "--output", required=True, type=click.Path(path_type=Path), help="The folder to write."

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tokgolf.cli.command import Command
 from tokgolf.cli.options import device_option, json_option, print_json, say
 from tokgolf.cli.progress import sweep_progress, varying
 from tokgolf.errors import TokgolfError
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from tokgolf.sweep.plan import Outline
 
 
-@click.command(short_help="Train, export and score every cell of a grid.")
+@click.command(cls=Command, short_help="Train, export and score every cell of a grid.")
 @click.argument("spec", type=click.Path(path_type=Path))
 @click.option(
     "--store",

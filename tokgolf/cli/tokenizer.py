@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tokgolf.cli.command import Command
 from tokgolf.cli.options import (
     Size,
     check_folder,
@@ -37,7 +38,9 @@ class Sizes(click.ParamType[list[int]]):
             self.fail(f"{value!r} is no size or list of sizes, such as 1024,4096", param, ctx)
 
 
-@click.command("build-tokenizer", short_help="Build a lossless tokenizer from a corpus.")
+@click.command(
+    "build-tokenizer", cls=Command, short_help="Build a lossless tokenizer from a corpus."
+)
 @click.option(
     "--kind",
     default="bpe",

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from tokgolf.cli.command import Command
 from tokgolf.cli.completion import complete_corpus
 from tokgolf.cli.options import (
     corpus_option,
@@ -20,7 +21,7 @@ from tokgolf.cli.options import (
 )
 
 
-@click.command(short_help="Train a trunk with a head on a corpus.")
+@click.command(cls=Command, short_help="Train a trunk with a head on a corpus.")
 @corpus_option()
 @click.option(
     "--val",
