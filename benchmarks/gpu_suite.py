@@ -22,7 +22,7 @@ from the other groups.
     agreement  the same numbers on CPU and device: scores, losses, hashes, masks
     options    `train` with all that begins on the way or is exported in place of the weights, a
                resumed run, what several processes exchange, and that no step waits for the device
-    heads      every head and every add-on: three steps, everything moves
+    heads      every head and every add-on: a few steps, everything moves
 """
 
 import contextlib
@@ -780,17 +780,17 @@ def exchange(s: Setting) -> Result:
         norms = torch.randn(1 + len(trained), device=s.device).double()  # with the loss, in fp64
         all_norms = norms.new_empty(1, len(norms))
         ranks.all_gather(norms, all_norms)
-        lent = summed.clone()
-        dist.broadcast(lent, 0)
+        sent = summed.clone()
+        dist.broadcast(sent, 0)
         numbers = torch.tensor([12.0, 0.0, 1.0], dtype=torch.float64)  # stay on the CPU
-        told = numbers.clone()
-        dist.broadcast(told, 0, group=ranks._cpu)
+        numbers_sent = numbers.clone()
+        dist.broadcast(numbers_sent, 0, group=ranks._cpu)
         pairs = {
             "all_to_all_single": (summed, want),
             "all_gather": (gathered[0], want),
             "all_gather, fp64": (all_norms[0], norms),
-            "broadcast": (lent, want),
-            "broadcast on the CPU": (told, numbers),
+            "broadcast": (sent, want),
+            "broadcast on the CPU": (numbers_sent, numbers),
         }
         wrong = [name for name, (found, meant) in pairs.items() if not torch.equal(found, meant)]
         ms = {
@@ -879,7 +879,7 @@ def options(s: Setting) -> Iterator[Part]:
 
 
 def head_steps(s: Setting, head: dict[str, Any], compiled: bool) -> Result:
-    """Three steps, after which every tensor must have moved, then the time of more."""
+    """A few steps, after which every tensor must have moved, then the time of more."""
     trunk = TrunkConfig(layers=4)
     batch, length = 32, 1024
     if s.quick:
@@ -909,13 +909,13 @@ def head_steps(s: Setting, head: dict[str, Any], compiled: bool) -> Result:
     declared = initial_loss(model.head, y.flatten(), x.flatten())
     reset_peak(s.device)
     first = seconds_of(step, s.device, 1)
-    step()
-    step()
+    for _ in range(STEPS_TO_MOVE - 1):
+        step()
     check_moved(initial, model)
     seconds = seconds_of(step, s.device, 2 if s.quick else 5)
     return {
         "ok": all(map(math.isfinite, values)),
-        "losses": values[:3],
+        "losses": values[:STEPS_TO_MOVE],
         "first_declared": declared,
         "tokens_per_second": y.numel() / seconds,
         "first_step_seconds": first,

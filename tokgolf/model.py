@@ -29,9 +29,6 @@ from tokgolf.heads.base import (
 )
 from tokgolf.tokenizers.base import Tokenizer
 
-RMS_EPS = 2.0**-23
-"""Added to a mean square: fp32's, in every precision."""
-
 if TYPE_CHECKING:
     from typing import Protocol
 
@@ -56,6 +53,10 @@ if TYPE_CHECKING:
 
         def shift(self, x: Tensor, first: int) -> Tensor:
             """The position before each, `first` before the window.  # (batch, time, ...), same"""
+
+
+RMS_EPS = 2.0**-23
+"""Added to a mean square: fp32's, in every precision."""
 
 
 def rms_norm(x: Tensor) -> Tensor:

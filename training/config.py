@@ -48,8 +48,8 @@ class RunConfig:
     """Tokens of a step: a multiple of `micro_batch_tokens` and of `trunk.sequence_length`."""
 
     micro_batch_tokens: int = 131_072
-    """Tokens of a pass, of which a step has several: a multiple of `trunk.sequence_length`; more
-    than `batch_tokens` is as many."""
+    """Tokens of a pass, of which a step has several: a multiple of `trunk.sequence_length`; a
+    larger value than `batch_tokens` means the whole batch."""
 
     steps: int = 20_000
     minutes: float | None = None

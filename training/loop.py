@@ -90,9 +90,10 @@ def train(
     """Train a model on `corpus` into the run directory `run`, and return how it ended.
 
     `held_out` is only checked to share no document with `corpus`. With `resume`, an unfinished
-    run goes on from its latest checkpoint. `say` gets lines that a person should read. Raises
-    `TrainingError` (and leaves the latest checkpoint) when a tensor is not trained, when the loss
-    or a gradient is out of bounds, or on Ctrl-C; `CorpusError` for shared or missing documents.
+    run goes on from its latest checkpoint, and one without any starts. `say` gets lines that a
+    person should read. Raises `TrainingError` (and leaves the latest checkpoint) when a tensor is
+    not trained, when the loss or a gradient is out of bounds, or on Ctrl-C; `CorpusError` for
+    shared or missing documents.
 
     With several `ranks` (`joined`) each calls this, and they train one model on the same batches;
     only the lead writes, and calls `on_step` and `say`. Raises `ConfigError` for a batch that they
@@ -137,9 +138,10 @@ def train(
         if config.batch_tokens > len(data.stream):
             say(
                 f"tokens    a batch of {config.batch_tokens:,} reads the corpus, of "
-                f"{len(data.stream):,}, more than once; choose a smaller batch_tokens"
+                f"{len(data.stream):,} tokens, more than once; choose a smaller batch_tokens"
             )
         counts = data.stream.counts(tokenizer.vocab_size)
+        held.enter_context(_memory_named(rows, micro, config.trunk.sequence_length))
         session = Session(config, tokenizer, counts, device, say, trunk, ranks, state["afresh"])
         batches = Batches(
             data.stream,
@@ -155,8 +157,7 @@ def train(
             _say_changes(started[1], state, say)
         place = session.device
         with Prefetcher(batches, place) as ahead, in_one_order(place), freed_memory_kept(place):
-            with _memory_named(config):
-                return _run(session, ahead, run, state, on_step)
+            return _run(session, ahead, run, state, on_step)
 
 
 def _unseen(value: Any) -> None:
@@ -313,7 +314,11 @@ def _run(
                 session.save(run, state)
                 saved = session.seconds
         settle()
-        session.save(run, state, finished=True)  # a Ctrl-C has to wait
+        session.save(run, state, finished=True)
+    if interrupted():  # while the last checkpoint was written
+        raise Interrupted(
+            f"interrupted after step {session.step:,}, the last; the checkpoint in {run} is usable"
+        )
     if session.step < config.steps:
         once = session.compile_seconds
         beside = f", beside {once:.1f} s for compiling and what else is done once" if once else ""
@@ -386,7 +391,8 @@ def _say_changes(before: dict[str, Any], now: dict[str, Any], say: Callable[[str
 
 
 def _check_same_run(run: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """A resumed run must be the same run; only its budget may be another, if it is not spent."""
+    """A resumed run must be the same run but for what `MAY_CHANGE` names, and no budget that is
+    spent."""
     if before["tokenizer"] != now["tokenizer"]:
         raise TrainingError(
             f"{run} was trained with tokenizer {before['tokenizer'][:16]}, this one is "
@@ -424,16 +430,19 @@ def _damage_named(run: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _memory_named(config: RunConfig) -> Iterator[None]:
-    """Say what takes a GPU's memory when it has no more."""
+def _memory_named(rows: int, micro: int, length: int) -> Iterator[None]:
+    """Say what takes a GPU's memory when it has no more: of a process's `rows` of a batch, so many
+    at a time."""
     try:
         yield
     except torch.OutOfMemoryError as error:
         reason = " ".join(". ".join(str(error).split(". ")[:2]).split())
+        way = "train a smaller model or shorter sequences"
+        if smaller := [n for n in range(1, micro) if rows % n == 0]:
+            way = f"start again in another -o with --set micro_batch_tokens={smaller[-1] * length}"
         raise TrainingError(
-            f"the device's memory does not hold a step with micro_batch_tokens "
-            f"{config.micro_batch_tokens}: {reason}; halve it (--set "
-            f"micro_batch_tokens={config.micro_batch_tokens // 2}), or train a smaller model"
+            f"the device's memory does not hold a step of {micro * length:,} tokens at a time: "
+            f"{reason}; {way}"
         ) from error
 
 

@@ -116,7 +116,7 @@ Source, of the factor too: Amsel et al., arXiv 2505.16932."""
 def orthogonalize(matrices: Tensor, iterations: int = 5, *, polar_express: bool = False) -> Tensor:
     """Approximate the nearest semi-orthogonal matrices by quintic Newton-Schulz steps, in bf16.
 
-    Singular values from 0.001 to 1, in norms of their matrix, are 0.47 to 1.20 after 5 steps, and
+    Singular values that are 0.001 to 1 of their matrix's norm are 0.47 to 1.20 after 5 steps, and
     with `polar_express` 0.84 to 1.12 after 5 and within 0.7 % of 1 after 6, but for the rounding.
 
     (batch, rows, columns) -> (batch, rows, columns)

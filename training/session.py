@@ -61,7 +61,7 @@ class Step:
     tokens: Tensor
     targets: Tensor
     names: list[str]  # of the tensors that are trained
-    loss: Tensor  # (), and as the next two fp64 on the CPU, once `ready` has happened
+    loss: Tensor  # (); as the next two fp64 on the CPU, and to be read after `ready`
     gradient_norms: Tensor  # (names,)
     largest_weights: Tensor | None  # (names,); of a step that is read late
     ready: torch.cuda.Event | None  # None on a CPU
@@ -158,7 +158,7 @@ class Session:
         self.quantizer_steps = {n: float(s) for n, s in state.get("quantizer_steps", {}).items()}
         self.averages.count = operator.index(state.get("averaged", 0))
         self.step = self.saved = operator.index(state["step"])
-        self.check_at = operator.index(state.get("check_at", 0))
+        self.check_at = operator.index(state.get("check_at", STEPS_TO_MOVE))
         self.loss = float(state["loss"])
         self.seconds = float(state["seconds"])
         self.compile_seconds = float(state["compile_seconds"])
@@ -489,8 +489,8 @@ class Session:
         if step.number == 0:
             targets, tokens = (t.flatten().to(self.device) for t in (step.targets, step.tokens))
             repeats = float((targets == tokens).double().mean())
-            told = self.ranks.all_gather_object([initial_loss(head, targets, tokens), repeats])
-            declared, repeats = (sum(of_all) / len(told) for of_all in zip(*told, strict=True))
+            parts = self.ranks.all_gather_object([initial_loss(head, targets, tokens), repeats])
+            declared, repeats = (sum(part) / len(parts) for part in zip(*parts, strict=True))
             check_first_loss(loss, declared, tied_self_logit(head), repeats)
         self.loss = loss
 

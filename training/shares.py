@@ -4,9 +4,9 @@ Optimizer states are divided over the ranks as in ZeRO (Rajbhandari et al. 2020,
 stage 1): every number has one rank that trains it. A rank gets all gradients of its own parts (a
 reduce-scatter, made of one all-to-all), sums and uses them, and all get all weights (one
 all-gather). DistributedDataParallel, which sums whole gradients on every rank and lets each do all
-of the optimizers' work, has as much traffic. Sums are
-fp32, in the order of the ranks, which is that of one process's micro-batches: if each rank has one
-micro-batch, several processes compute what one does, to the bit.
+of the optimizers' work, has as much traffic. Sums are fp32, in the order of the ranks, which is
+that of one process's micro-batches: if each rank has one micro-batch, several processes compute
+what one does, to the bit.
 """
 
 import math

@@ -21,6 +21,7 @@ from tokgolf.model import LanguageModel
 from tokgolf.training import RunConfig, StepReport
 from tokgolf.training import session as sessions
 from tokgolf.training.data import Batches, Prefetcher, TokenStream
+from tokgolf.training.guards import STEPS_TO_MOVE
 from tokgolf.training.qat import QatConfig
 from tokgolf.training.session import Session, Step
 
@@ -45,7 +46,7 @@ def run_it(
 
 @pytest.fixture
 def late(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Session, "reads_late", lambda session: session.step > 3)
+    monkeypatch.setattr(Session, "reads_late", lambda session: session.step > STEPS_TO_MOVE)
 
 
 @pytest.fixture(scope="module")
@@ -126,8 +127,17 @@ def test_a_run_resumed_just_after_a_head_was_untied_still_sees_that_both_tables_
 
 
 @pytest.mark.parametrize("how", ["off", "auto", "on"])
+@pytest.mark.parametrize(
+    ("micro", "way"),
+    [
+        (64, "start again in another -o with --set micro_batch_tokens=32"),
+        (1 << 17, "start again in another -o with --set micro_batch_tokens=32"),
+        (32, "start again in another -o with --set micro_batch_tokens=16"),
+        (16, "train a smaller model or shorter sequences"),
+    ],
+)
 def test_a_device_without_memory_for_a_step_is_said(
-    how: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    micro: int, way: str, how: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(session: Session, *batch: Tensor) -> Tensor:
         raise torch.OutOfMemoryError(
@@ -137,11 +147,10 @@ def test_a_device_without_memory_for_a_step_is_said(
     monkeypatch.setattr(Session, "accumulate", full)
     monkeypatch.setattr(torch, "compile", lambda f, **options: f)
     with pytest.raises(TrainingError) as raised:
-        run_it(tmp_path, micro_batch_tokens=32, compile=how)
+        run_it(tmp_path, micro_batch_tokens=micro, compile=how)
     assert str(raised.value) == (
-        "the device's memory does not hold a step with micro_batch_tokens 32: CUDA out of memory. "
-        "Tried to allocate 2.00 GiB; halve it (--set micro_batch_tokens=16), or train a smaller "
-        "model"
+        f"the device's memory does not hold a step of {min(micro, 64)} tokens at a time: CUDA out "
+        f"of memory. Tried to allocate 2.00 GiB; {way}"
     )
 
 

@@ -181,6 +181,19 @@ def test_a_run_whose_latest_pointer_is_lost_goes_on_from_the_one_before(
     assert_same_run(run, whole)
 
 
+@pytest.mark.parametrize("step", [2, 9])
+def test_a_checkpoint_of_before_it_held_when_to_look_is_resumed(
+    step: int, whole: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    stopped_at(run, step)
+    tensors, state = read_checkpoint(run)
+    del state["check_at"]
+    write_checkpoint(run, tensors, state)
+    run_it(run, resume=True)
+    assert_same_run(run, whole)
+
+
 def test_a_checkpoint_that_cannot_be_read_is_passed_over(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,7 +208,9 @@ def test_a_checkpoint_that_cannot_be_read_is_passed_over(
 
     said: list[str] = []
     monkeypatch.setattr(Path, "read_bytes", read)
-    with pytest.raises(ArtifactError, match=r"latest\.json points to cannot be read: .*Errno 5"):
+    with pytest.raises(
+        ArtifactError, match=r"latest\.json, or what it points to, cannot be read: .*Errno 5"
+    ):
         read_checkpoint(run)
     run_it(run, resume=True, say=said.append)
     assert len(said) == 1 and said[0].endswith("going on from the one before, step 7")

@@ -119,7 +119,7 @@ def read_checkpoint(run: str | os.PathLike[str], which: str = _LATEST) -> Checkp
     except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
         raise ArtifactError(f"{pointer} is damaged: {error!r}") from error
     except OSError as error:
-        raise ArtifactError(f"what {pointer} points to cannot be read: {error}") from error
+        raise ArtifactError(f"{pointer}, or what it points to, cannot be read: {error}") from error
     found = sha256(data).hexdigest()
     if found != expected:
         raise ArtifactError(

@@ -35,7 +35,11 @@ from tokgolf.cli.options import (
 @click.option("--seed", type=int)
 @click.option("--from", "trunk_from", metavar="RUN", help="Start from this run's trunk.")
 @click.option("--freeze-trunk", is_flag=True, default=None, help="Train the head alone.")
-@click.option("--resume", is_flag=True, help="Go on from the latest checkpoint in -o.")
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on from the latest checkpoint in -o, or start where there is none.",
+)
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path))
 @device_option
 @json_option
