@@ -17,6 +17,7 @@ import torch
 from heap_support import GLIBC, PAGES, new_pages
 from torch import Tensor
 from training_support import assert_same_checkpoint, nothing, stops_at
+from training_support import run_it as train_it
 
 from tokgolf.artifact.checkpoint import load_run, read_checkpoint, write_checkpoint
 from tokgolf.config import TrunkConfig, read_toml, to_dict
@@ -75,14 +76,12 @@ def run_it(tokenizer: Tokenizer) -> Callable[..., TrainResult]:
         say: Callable[[str], None] = nothing,
         **changes: Any,
     ) -> TrainResult:
-        config = dataclasses.replace(CONFIG, **changes)
-        return train(
-            config,
-            with_tokenizer,
-            corpus,
+        return train_it(
             run,
+            dataclasses.replace(CONFIG, **changes),
+            tokenizer=with_tokenizer,
+            corpus=corpus,
             held_out=held_out,
-            device="cpu",
             resume=resume,
             on_step=on_step,
             say=say,
