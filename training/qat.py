@@ -101,7 +101,7 @@ class Quantizer:
         rounder = Rounder(model, self.config, self.tokens)
         if self.steps:
             steps = {name: max(step, rounder.finest(name)) for name, step in self.steps.items()}
-            quantized = rounder.quantize_all(steps)
+            quantized = {name: rounder.quantize(name, step) for name, step in steps.items()}
         else:
             fit = Fit(self.source, rounder)
             fit.settle(None)

@@ -12,7 +12,7 @@ from quantize_support import VOCAB, batches, small_model
 from torch import Tensor
 
 from tokgolf.model import LanguageModel
-from tokgolf.quantize import Quantized, allocate
+from tokgolf.quantize import allocate
 from tokgolf.quantize.allocate import divergence, gaussian_bits, probe_tokens, sensitivities
 from tokgolf.quantize.rows import METHODS, QuantConfig, Rounder
 
@@ -64,12 +64,9 @@ def test_every_stored_tensor_has_a_damage_and_the_model_is_as_before(
     seen: list[tuple[str, float]] = []
     measured = allocate._damage
 
-    def noted(
-        model: LanguageModel, rounder: Rounder, quantized: dict[str, Quantized], *rest: Any
-    ) -> float:
-        damage = measured(model, rounder, quantized, *rest)
-        kinds = {n: rounder.stored[n].kind for n in quantized}
-        names = {n.rpartition(".")[2] if kinds[n] == "vector" else n for n in quantized}
+    def noted(model: LanguageModel, rounder: Rounder, steps: dict[str, float], *rest: Any) -> float:
+        damage = measured(model, rounder, steps, *rest)
+        names = {n.rpartition(".")[2] if rounder.stored[n].kind == "vector" else n for n in steps}
         assert len(names) == 1
         seen.append((names.pop(), damage))
         return damage

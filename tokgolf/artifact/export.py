@@ -310,7 +310,7 @@ class Fit:
 
     def round_all(self) -> None:
         """Quantize every tensor and make the file."""
-        self.quantized = self.rounder.quantize_all(self.steps)
+        self.quantized = {n: self.rounder.quantize(n, step) for n, step in self.steps.items()}
         self.pack()
 
     def pack(self) -> None:

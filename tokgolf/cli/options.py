@@ -151,8 +151,9 @@ def unread_allowed() -> Iterator[None]:
     try:
         yield
     except BrokenPipeError:
-        with open(os.devnull, "wb") as nothing:
-            os.dup2(nothing.fileno(), sys.stderr.fileno())
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, sys.stderr.fileno())
+        os.close(nothing)
 
 
 def print_json(values: dict[str, Any]) -> None:

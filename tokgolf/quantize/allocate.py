@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from tokgolf.model import LanguageModel
-from tokgolf.quantize import Quantized
 from tokgolf.quantize.gptq import some_windows
 from tokgolf.quantize.rows import Rounder
 
@@ -43,12 +42,10 @@ def sensitivities(model: LanguageModel, rounder: Rounder) -> dict[str, float]:
     for name, stored in rounder.stored.items():
         vector = stored.kind == "vector"
         groups.setdefault(name.rpartition(".")[2] if vector else name, []).append(name)
-    steps = {n: max(PROBE * rounder.spread(n), rounder.finest(n)) for n in rounder.stored}
-    rounded = rounder.quantize_all(steps)
     found = {}
     for names in groups.values():
-        quantized = {name: rounded[name] for name in names}
-        damage = max(_damage(model, rounder, quantized, tokens, reference), 1e-12)
+        steps = {name: max(PROBE * rounder.spread(name), rounder.finest(name)) for name in names}
+        damage = max(_damage(model, rounder, steps, tokens, reference), 1e-12)
         weights = {name: rounder.stored[name].tensor.numel() for name in names}
         for name in names:
             share = weights[name] / sum(weights.values())
@@ -91,15 +88,15 @@ def log_probs_of(model: LanguageModel, tokens: Iterable[Tensor]) -> Iterable[Ten
 def _damage(
     model: LanguageModel,
     rounder: Rounder,
-    quantized: Mapping[str, Quantized],
+    steps: Mapping[str, float],
     tokens: list[Tensor],
     reference: list[Tensor],
 ) -> float:
     """The divergence with these tensors quantized; the model is as before afterwards."""
-    before = {name: rounder.stored[name].tensor.clone() for name in quantized}
+    before = {name: rounder.stored[name].tensor.clone() for name in steps}
     try:
-        for name, integers in quantized.items():
-            rounder.restore(name, integers)
+        for name, step in steps.items():
+            rounder.restore(name, rounder.quantize(name, step))
         return divergence(model, tokens, reference)
     finally:
         for name, tensor in before.items():

@@ -13,8 +13,7 @@ E[g^2]^(-1/2), g the gradient of its output; a token's, in a table, to its frequ
 """
 
 import copy
-from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -243,22 +242,6 @@ class Rounder:
         if trellis:
             return found._replace(codes=codes, columns=columns[order])
         return found._replace(codes=codes[:, np.argsort(order)])
-
-    def quantize_all(self, steps: Mapping[str, float]) -> dict[str, Quantized]:
-        """Tensors' integers at their steps, as many at a time as torch has threads.
-
-        The operations of a search are too small to be divided: with two threads for each of them
-        it took longer than with one.
-        """
-        largest_first = sorted(steps, key=lambda name: -self.stored[name].tensor.numel())
-        threads, one = torch.get_num_threads(), (1,)
-        try:
-            with ThreadPoolExecutor(threads, "round", torch.set_num_threads, one) as pool:
-                found = pool.map(lambda name: self.quantize(name, steps[name]), largest_first)
-                by_name = dict(zip(largest_first, found, strict=True))
-        finally:
-            torch.set_num_threads(threads)  # of threads yet to come, too
-        return {name: by_name[name] for name in steps}
 
     def restore(self, name: str, quantized: Quantized) -> None:
         """Put what a file would give back in the place of the tensor."""

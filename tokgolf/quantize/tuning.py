@@ -69,11 +69,11 @@ def round_in_parts(
         for number, names in enumerate(parts):
             if number:
                 rounder.observe(names)
-            rounded = {name: max(steps[name], rounder.finest(name)) for name in names}
-            for name, quantized in rounder.quantize_all(rounded).items():
-                floats[name] = rounder.stored[name].tensor.detach().clone()
-                found[name] = quantized
-                rounder.restore(name, quantized)
+            for name in names:
+                tensor = rounder.stored[name].tensor
+                floats[name] = tensor.detach().clone()
+                found[name] = rounder.quantize(name, max(steps[name], rounder.finest(name)))
+                rounder.restore(name, found[name])
             left = [name for part in parts[number + 1 :] for name in part]
             if left and rounder.config.tune:
                 rates = [
