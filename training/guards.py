@@ -15,6 +15,7 @@ from tokgolf.heads.base import Head, joined, masked
 from tokgolf.heads.tied import TABLE_STD
 from tokgolf.model import LanguageModel
 from tokgolf.tokenizers import Tokenizer
+from tokgolf.training.optimizers import OptimizerConfig
 
 FIRST_LOSS_ABOVE, FIRST_LOSS_BELOW = 0.02, 0.1
 """How far the first loss may be from what the head declares, beside what `first_loss_slack` adds.
@@ -88,7 +89,7 @@ def listed(names: Sequence[str]) -> str:
 
 def way_on(saved: int, rates: Rates, blamed: Collection[str], *, usable: bool = True) -> str:
     """What is left of a run that must not go on, and what to do: half the learning rate of the
-    tensors to blame (a checkpoint's names end in theirs), or of all.
+    tensors to blame (a checkpoint's names end in theirs), or of all; at most the baseline's.
 
     A checkpoint of the very weights that gave no loss is not `usable`.
     """
@@ -102,8 +103,10 @@ def way_on(saved: int, rates: Rates, blamed: Collection[str], *, usable: bool = 
         )
     at_fault = [n for n in rates if any(b == n or b.endswith(f".{n}") for b in blamed)]
     options = dict(rates[name] for name in at_fault or rates)
-    halved = " ".join(f"--set {option}={options[option] / 2:g}" for option in sorted(options))
-    return f"{kept}. Start again in another -o with lower learning rates, e.g. {halved}"
+    baseline = {f"optimizer.{name}": rate for name, rate in vars(OptimizerConfig()).items()}
+    lower = {option: min(options[option] / 2, baseline[option]) for option in sorted(options)}
+    advice = " ".join(f"--set {option}={rate:g}" for option, rate in lower.items())
+    return f"{kept}. Start again in another -o with lower learning rates, e.g. {advice}"
 
 
 @torch.no_grad()

@@ -471,6 +471,11 @@ def test_what_is_advised_is_half_the_rate_that_trains_the_tensor(blamed: str) ->
     assert str(raised.value).endswith(f"e.g. {HALVED[blamed]}")
 
 
+def test_a_rate_far_too_high_is_not_advised_by_half() -> None:
+    advice = guards.way_on(0, {"trunk.a": ("optimizer.lr_vector", 1e20)}, ["trunk.a"])
+    assert advice.endswith("e.g. --set optimizer.lr_vector=0.04")
+
+
 @pytest.mark.parametrize("declared", [2.0, 7.0])
 def test_the_first_loss_may_be_two_percent_above_and_ten_below(declared: float) -> None:
     for sound in (0.901, 1.0, 1.019):
