@@ -13,7 +13,6 @@ import math
 import os
 import signal
 import time
-import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ import torch
 from torch import Tensor
 
 from tokgolf.artifact.checkpoint import Checkpoint, holds_checkpoint, read_sound_checkpoint
-from tokgolf.config import flat, to_dict
+from tokgolf.config import flat, read_toml, to_dict
 from tokgolf.corpora import Corpus, check_disjoint, document_digests, write_digests
 from tokgolf.device import in_one_order, resolve_device
 from tokgolf.errors import ConfigError, Interrupted, TrainingError
@@ -123,7 +122,7 @@ def train(
         hold = functools.cache(lambda: _hold(run, held, say))
         if ranks.leads and run.is_dir():
             hold()
-        started = _checkpoint(run, resume, ranks, say)
+        started = _checkpoint(run, resume, say)
         fresh = started is None and config.trunk_from and ranks.leads
         trunk = trunk_of(Path(config.trunk_from), config.trunk, tokenizer) if fresh else None
         state = ranks.on_lead(
@@ -164,9 +163,7 @@ def _unseen(value: Any) -> None:
     """What another rank than the lead would say."""
 
 
-def _checkpoint(
-    run: Path, resume: bool, ranks: Ranks, say: Callable[[str], None]
-) -> Checkpoint | None:
+def _checkpoint(run: Path, resume: bool, say: Callable[[str], None]) -> Checkpoint | None:
     """The checkpoint to go on from, if any."""
     exists = holds_checkpoint(run)
     if exists and not resume:
@@ -215,9 +212,8 @@ def _prepare(
         raise TrainingError(ALREADY.format(run))
     begun = run / "config.toml"
     if started is None and begun.is_file():
-        with contextlib.suppress(ValueError):  # cut short, when the run was killed
-            before = {"config": tomllib.loads(begun.read_text("utf-8"))}
-            if differ := _differences(before, state):
+        with contextlib.suppress(ConfigError):  # damaged, and about to be written anew
+            if differ := _differences({"config": read_toml(begun)}, state):
                 say(f"run       {run} was begun with {listed([*differ.values()])}, and starts anew")
     write_bytes(run / "tokenizer.tok", tokenizer.asset())
     write_digests(run / "train_documents.npy", digests)

@@ -17,6 +17,7 @@ TRUNK = TrunkConfig(layers=1, d_model=16, heads=2, kv_heads=1, mlp_hidden=24, se
 CONFIG = RunConfig(trunk=TRUNK, batch_tokens=64, steps=12, compile="off")
 TOKENIZER = build_tokenizer("byte", [], None)
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
+TEXT = torch.randint(0, 257, (4, 17), generator=torch.Generator().manual_seed(3))
 
 
 def session_of(precision: Any) -> Session:
@@ -30,18 +31,14 @@ def session_of(precision: Any) -> Session:
 
 
 def gradients_of(session: Session) -> dict[str, Tensor]:
-    torch.manual_seed(3)
-    tokens = torch.randint(0, 257, (4, 17))
-    session.accumulate(tokens[:, :-1], tokens[:, 1:])
+    session.accumulate(TEXT[:, :-1], TEXT[:, 1:])
     return {n: p.grad for n, p in session.model.named_parameters() if p.grad is not None}
 
 
 def test_a_step_in_bf16_has_the_gradients_of_bf16_products() -> None:
-    torch.manual_seed(3)
-    tokens = torch.randint(0, 257, (4, 17))
     twin = session_of("fp32").model
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = twin.loss(tokens[:, :-1], tokens[:, 1:]) / tokens[:, 1:].numel()
+        loss = twin.loss(TEXT[:, :-1], TEXT[:, 1:]) / TEXT[:, 1:].numel()
     loss.backward()  # type: ignore[no-untyped-call]
     expected = {n: p.grad for n, p in twin.named_parameters() if p.grad is not None}
     mixed, whole = gradients_of(session_of("bf16")), gradients_of(session_of("fp32"))
