@@ -841,7 +841,7 @@ def waits(s: Setting) -> Result:
         torch.cuda.set_sync_debug_mode("error")
         try:
             late = [step()]
-            session.rounding_errors = errors
+            session.rounding.errors = errors
             late.append(step())
         finally:
             torch.cuda.set_sync_debug_mode(before)

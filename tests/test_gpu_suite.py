@@ -145,7 +145,7 @@ def test_a_step_that_waits_for_the_device_fails_and_the_mode_is_put_back(
 
     def waiting(session: Session, step: Step) -> None:
         if mode[-1] == "error":
-            watched.append((step.largest_weights is not None, bool(session.rounding_errors)))
+            watched.append((step.largest_weights is not None, bool(session.rounding.errors)))
             if waits:
                 raise RuntimeError("called a synchronizing CUDA operation")
         update(session, step)

@@ -6,9 +6,6 @@ after four steps every tensor must have moved. A violation stops the run and nam
 """
 
 import contextlib
-import errno
-import functools
-import json
 import math
 import os
 import signal
@@ -18,31 +15,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tomli_w
 import torch
-from torch import Tensor
 
-from tokgolf.artifact.checkpoint import Checkpoint, holds_checkpoint, read_sound_checkpoint
-from tokgolf.config import flat, read_toml, to_dict
-from tokgolf.corpora import Corpus, check_disjoint, document_digests, write_digests
+from tokgolf.config import to_dict
+from tokgolf.corpora import Corpus, check_disjoint, document_digests
 from tokgolf.device import in_one_order, resolve_device
 from tokgolf.errors import ConfigError, Interrupted, TrainingError
-from tokgolf.files import write_bytes, write_text
 from tokgolf.heads import head_config, head_to_dict
 from tokgolf.heap import freed_memory_kept
-from tokgolf.locks import locked
 from tokgolf.tokenizers import Tokenizer
 from tokgolf.training.config import RunConfig
 from tokgolf.training.data import Batches, Prefetcher, tokenize, tokenized
+from tokgolf.training.directory import RunDirectory
 from tokgolf.training.distributed import ALONE, Ranks
-from tokgolf.training.guards import FIRST_LOSS_ABOVE, listed
+from tokgolf.training.guards import FIRST_LOSS_ABOVE
 from tokgolf.training.retok import VALUES, trunk_of, with_digests_of
 from tokgolf.training.session import Session, Step
 
 LOG_FIRST, LOG_EVERY = 3, 10
-LOCK_FILE = ".training"
-ALREADY = "{} already holds a run; use --resume, or another -o"
-MAY_CHANGE = ("steps", "minutes", "checkpoint_minutes", "max_gradient")  # when a run is resumed
 SLOW_SECONDS, SLOW_TIMES = 10.0, 20.0
 """A step of more than so many seconds and so many times the mean is one that something stopped."""
 
@@ -101,8 +91,74 @@ def train(
     It seeds torch's global generator, for the caller too, and sets what torch has once a process:
     runs in threads of one process disturb each other; give each a process of its own.
     """
-    run = Path(run)
     resolve_device(device)  # before anything is written
+    rows, micro = _shared(config, ranks)
+    length = config.trunk.sequence_length
+    if not ranks.leads:
+        on_step, say = _unseen, _unseen
+    with RunDirectory(Path(run), say) as directory, contextlib.ExitStack() as held:
+        path = directory.path
+        if ranks.leads and path.is_dir():
+            directory.hold()
+        started = directory.checkpoint(resume=resume)
+        fresh = started is None and config.trunk_from and ranks.leads
+        trunk = trunk_of(Path(config.trunk_from), config.trunk, tokenizer) if fresh else None
+
+        def prepare() -> dict[str, Any]:
+            digests = document_digests(corpus)
+            if config.trunk_from:
+                seen = Path(config.trunk_from) if started is None else path
+                digests = with_digests_of(seen, digests)
+            if held_out is not None:
+                check_disjoint(digests, held_out, held_out_name=held_out.name)
+            state = _described(config, tokenizer, corpus)
+            if started is not None:
+                return directory.go_on(started[1], tokenizer, digests, state)
+            values = config.trunk.value_embeddings and trunk is not None and VALUES not in trunk
+            state["afresh"] = [VALUES] if values else []
+            return directory.begin(tokenizer, digests, state)
+
+        state = ranks.on_lead(prepare)
+        folder = path / "tokens"
+        with ranks.lead_first():
+            if ranks.leads:
+                data = tokenize(corpus, tokenizer, folder, "train", state["corpus"]["sha256"], say)
+            else:
+                data = tokenized(tokenizer, folder, "train")
+        if config.batch_tokens > len(data.stream):
+            say(
+                f"tokens    a batch of {config.batch_tokens:,} reads the corpus, of "
+                f"{len(data.stream):,} tokens, more than once; choose a smaller batch_tokens"
+            )
+        counts = data.stream.counts(tokenizer.vocab_size)
+        held.enter_context(_memory_named(rows, micro, length))
+        session = Session(config, tokenizer, counts, device, say, trunk, ranks, state["afresh"])
+        batches = Batches(
+            data.stream,
+            rows=rows,
+            length=length,
+            seed=config.seed,
+            part=ranks.rank,
+            parts=ranks.size,
+        )
+        if started is not None:
+            with directory.damage_named():
+                session.load(*started)
+            directory.say_changes(started[1], state)
+        place = session.device
+        with Prefetcher(batches, place) as ahead, in_one_order(place), freed_memory_kept(place):
+            return _Loop(session, ahead, directory, state, on_step).run()
+
+
+def _unseen(value: Any) -> None:
+    """What another rank than the lead would say."""
+
+
+def _shared(config: RunConfig, ranks: Ranks) -> tuple[int, int]:
+    """Sequences of a batch that are each rank's, and of its micro-batches.
+
+    Raises `ConfigError` where the ranks or the micro-batches would not have as many each.
+    """
     rows, left = divmod(config.batch_tokens // config.trunk.sequence_length, ranks.size)
     if left:
         raise ConfigError(
@@ -116,313 +172,165 @@ def train(
             f"each of {ranks.size} processes has {rows} sequences, no multiple of the {micro} of a "
             f"micro-batch; choose another --nproc-per-node, or --set micro_batch_tokens"
         )
-    if not ranks.leads:
-        on_step, say = _unseen, _unseen
-    with contextlib.ExitStack() as held:
-        hold = functools.cache(lambda: _hold(run, held, say))
-        if ranks.leads and run.is_dir():
-            hold()
-        started = _checkpoint(run, resume, say)
-        fresh = started is None and config.trunk_from and ranks.leads
-        trunk = trunk_of(Path(config.trunk_from), config.trunk, tokenizer) if fresh else None
-        state = ranks.on_lead(
-            lambda: _prepare(config, tokenizer, corpus, run, held_out, started, trunk, hold, say)
-        )
-        folder, sha256 = run / "tokens", state["corpus"]["sha256"]
-        with ranks.lead_first():
-            if ranks.leads:
-                data = tokenize(corpus, tokenizer, folder, "train", sha256, say)
-            else:
-                data = tokenized(tokenizer, folder, "train")
-        if config.batch_tokens > len(data.stream):
-            say(
-                f"tokens    a batch of {config.batch_tokens:,} reads the corpus, of "
-                f"{len(data.stream):,} tokens, more than once; choose a smaller batch_tokens"
-            )
-        counts = data.stream.counts(tokenizer.vocab_size)
-        held.enter_context(_memory_named(rows, micro, config.trunk.sequence_length))
-        session = Session(config, tokenizer, counts, device, say, trunk, ranks, state["afresh"])
-        batches = Batches(
-            data.stream,
-            rows=rows,
-            length=config.trunk.sequence_length,
-            seed=config.seed,
-            part=ranks.rank,
-            parts=ranks.size,
-        )
-        if started is not None:
-            with _damage_named(run):
-                session.load(*started)
-            _say_changes(started[1], state, say)
-        place = session.device
-        with Prefetcher(batches, place) as ahead, in_one_order(place), freed_memory_kept(place):
-            return _run(session, ahead, run, state, on_step)
+    return rows, micro
 
 
-def _unseen(value: Any) -> None:
-    """What another rank than the lead would say."""
-
-
-def _checkpoint(run: Path, resume: bool, say: Callable[[str], None]) -> Checkpoint | None:
-    """The checkpoint to go on from, if any."""
-    exists = holds_checkpoint(run)
-    if exists and not resume:
-        raise TrainingError(ALREADY.format(run))
-    if resume and not exists:
-        say(f"resume    {run} holds no checkpoint yet: the run starts")
-        return None
-    return read_sound_checkpoint(run, say) if resume else None
-
-
-def _prepare(
-    config: RunConfig,
-    tokenizer: Tokenizer,
-    corpus: Corpus,
-    run: Path,
-    held_out: Corpus | None,
-    started: Checkpoint | None,
-    trunk: dict[str, Tensor] | None,
-    hold: Callable[[], None],
-    say: Callable[[str], None],
-) -> dict[str, Any]:
-    """Check and write all that a run needs before its first step; what checkpoints say of it.
-
-    `trunk` are the weights that it starts from. When `hold` was called, nobody else trains there.
-    """
+def _described(config: RunConfig, tokenizer: Tokenizer, corpus: Corpus) -> dict[str, Any]:
+    """What checkpoints say of the run that they belong to."""
     summary = corpus.summary()
-    digests = document_digests(corpus)
-    if config.trunk_from:
-        digests = with_digests_of(Path(config.trunk_from) if started is None else run, digests)
-    if held_out is not None:
-        check_disjoint(digests, held_out, held_out_name=held_out.name)
-    resolved = {**to_dict(config), "head": head_to_dict(head_config(config.head))}
-    values = config.trunk.value_embeddings and trunk is not None and VALUES not in trunk
-    state = {
-        "config": resolved,
+    return {
+        "config": {**to_dict(config), "head": head_to_dict(head_config(config.head))},
         "tokenizer": tokenizer.fingerprint,
         "corpus": {"name": corpus.name, "sha256": summary.sha256, "bytes": summary.bytes},
-        "afresh": [VALUES] if values else [],
     }
-    if started is not None:
-        with _damage_named(run):
-            _check_same_run(run, started[1], state)
-            state["afresh"] = [*started[1].get("afresh", [])]
-    hold()
-    if started is None and holds_checkpoint(run):  # trained by another process meanwhile
-        raise TrainingError(ALREADY.format(run))
-    begun = run / "config.toml"
-    if started is None and begun.is_file():
-        with contextlib.suppress(ConfigError):  # damaged, and about to be written anew
-            if differ := _differences({"config": read_toml(begun)}, state):
-                say(f"run       {run} was begun with {listed([*differ.values()])}, and starts anew")
-    write_bytes(run / "tokenizer.tok", tokenizer.asset())
-    write_digests(run / "train_documents.npy", digests)
-    # A recipe that repeats this run; the corpus is no part of a recipe, hence the comment.
-    origin = f"# {corpus.name}, {summary.bytes:,} bytes, SHA-256 {summary.sha256}\n"
-    write_text(run / "config.toml", origin + tomli_w.dumps(resolved))
-    return state
 
 
-def _run(
-    session: Session,
-    batches: Prefetcher,
-    run: Path,
-    state: dict[str, Any],
-    on_step: Callable[[StepReport], None],
-) -> TrainResult:
-    """Train until the budget is spent."""
-    config = session.config
-    if session.step < session.check_at:
-        session.remember()
-    saved = session.seconds
-    ranks = session.ranks
-    offset = time.perf_counter() - session.seconds
-    behind: Step | None = None  # started, and not yet read
+class _Loop:
+    """The steps of a run, until its budget is spent.
 
-    def settle() -> None:
-        nonlocal behind
-        if behind is not None:
-            session.judge(behind)
-            finish(behind)
-            behind = None
+    On a GPU a step is read when the next one is under way: until then it is `behind`.
+    """
 
-    def finish(step: Step) -> None:
-        session.seconds = time.perf_counter() - offset
-        report = _report(session, step)
-        on_step(report)
-        if report.step % LOG_EVERY == 0 or report.step <= LOG_FIRST:
-            metrics(report)
+    def __init__(
+        self,
+        session: Session,
+        batches: Prefetcher,
+        directory: RunDirectory,
+        state: dict[str, Any],
+        on_step: Callable[[StepReport], None],
+    ) -> None:
+        self.session, self.batches = session, batches
+        self.directory, self.state, self.on_step = directory, state, on_step
+        self.metrics = directory.metrics(session.step) if session.ranks.leads else _unseen
+        self.offset = time.perf_counter() - session.clock.seconds
+        self.saved = session.clock.seconds  # when the latest checkpoint was written
+        self.compiled = False
+        self.behind: Step | None = None
 
-    def decide() -> tuple[float, bool, bool]:
+    def run(self) -> TrainResult:
+        """Train. Raises `Interrupted` on Ctrl-C, with a checkpoint."""
+        session, run = self.session, self.directory.path
+        if session.step < session.check_at:
+            session.remember()
+        with _interrupt_flag() as interrupted:
+            remaining, _, _ = self.decide(interrupted())
+            while remaining > 0:
+                self.step(remaining)
+                remaining, stop, due = self.decide(interrupted())
+                if stop or due:
+                    self.settle()
+                    session.save(run, self.state)
+                    self.saved = session.clock.seconds
+                if stop:
+                    raise Interrupted(
+                        f"interrupted after step {session.step:,}; the checkpoint in {run} is "
+                        "usable: go on with --resume, or export it as it is"
+                    )
+            self.settle()
+            session.save(run, self.state, finished=True)
+        if interrupted():  # while the last checkpoint was written
+            raise Interrupted(
+                f"interrupted after step {session.step:,}, the last; the checkpoint in {run} is "
+                "usable"
+            )
+        self.say_how_it_ended()
+        return TrainResult(
+            run=run,
+            steps=session.step,
+            tokens=session.step * session.config.batch_tokens,
+            seconds=session.clock.seconds,
+            compile_seconds=session.clock.compile_seconds,
+            loss=session.loss,
+            params=sum(p.numel() for p in session.model.parameters()),
+        )
+
+    def decide(self, interrupted: bool) -> tuple[float, bool, bool]:
         """Steps that remain, whether to stop, whether a checkpoint is due: the lead's word."""
-        due = session.seconds - saved > config.checkpoint_minutes * 60
-        stop = interrupted() or ranks.should_end()
+        session = self.session
+        due = session.clock.seconds - self.saved > session.config.checkpoint_minutes * 60
+        stop = interrupted or session.ranks.should_end()
         own = [session.remaining_steps(), stop, due]
-        remaining, stopping, writing = ranks.broadcast_numbers(own)
+        remaining, stopping, writing = session.ranks.broadcast_numbers(own)
         return remaining, bool(stopping), bool(writing)
 
-    metrics = _metrics(run, session.step) if ranks.leads else _unseen
-    with _interrupt_flag() as interrupted:
-        remaining, _, _ = decide()
-        compiled = False
-        while remaining > 0:
-            tokens, targets = batches.step(session.step)
-            changed = [
-                session.untie_if_due(remaining),
-                session.lengthen_if_due(remaining),
-                session.begin_loops_if_due(remaining),
-            ]
-            if any(changed) or not compiled:
-                session.compile(tokens, targets)
-                compiled = True
-            if session.rounding_errors_due(remaining):
-                settle()  # or a step that went wrong would be met here first, without its name
-                session.find_rounding_errors(run)
-            late, began = session.reads_late(), time.perf_counter()
-            usual = session.pace().per_step if session.step else math.inf
-            step = session.start(remaining, tokens, targets)
-            if not late:
-                session.judge(step)
-            session.update(step)
-            settle()
-            if late:
-                behind = step
-            else:
-                finish(step)
-            now = time.perf_counter()
-            session.seconds = now - offset
-            if now - began > max(SLOW_SECONDS, SLOW_TIMES * usual):
-                session.say(
-                    f"clock     step {step.number + 1:,} took {now - began:.1f} s, where "
-                    f"{usual:.3g} are usual: something stopped this process, and it counts as "
-                    "training time"
-                )
-            remaining, stop, due = decide()
-            if stop or due:
-                settle()
-            if stop:
-                session.save(run, state)
-                raise Interrupted(
-                    f"interrupted after step {session.step:,}; the checkpoint in {run} is usable: "
-                    "go on with --resume, or export it as it is"
-                )
-            if due:
-                session.save(run, state)
-                saved = session.seconds
-        settle()
-        session.save(run, state, finished=True)
-    if interrupted():  # while the last checkpoint was written
-        raise Interrupted(
-            f"interrupted after step {session.step:,}, the last; the checkpoint in {run} is usable"
+    def step(self, remaining: float) -> None:
+        """The next step, before which whatever is due by now begins."""
+        session, clock = self.session, self.session.clock
+        tokens, targets = self.batches.step(session.step)
+        changed = [
+            session.untie_if_due(remaining),
+            session.lengthen_if_due(remaining),
+            session.begin_loops_if_due(remaining),
+        ]
+        if any(changed) or not self.compiled:
+            session.compile(tokens, targets)
+            self.compiled = True
+        if session.rounding_errors_due(remaining):
+            self.settle()  # or a step that went wrong would be met here first, without its name
+            session.find_rounding_errors(self.directory.path)
+        late, began = session.reads_late(), time.perf_counter()
+        usual = session.pace().per_step if session.step else math.inf
+        step = session.start(remaining, tokens, targets)
+        if not late:
+            session.judge(step)
+        session.update(step)
+        self.settle()
+        if late:
+            self.behind = step
+        else:
+            self.report(step)
+        now = time.perf_counter()
+        clock.seconds = now - self.offset
+        if now - began > max(SLOW_SECONDS, SLOW_TIMES * usual):
+            session.say(
+                f"clock     step {step.number + 1:,} took {now - began:.1f} s, where "
+                f"{usual:.3g} are usual: something stopped this process, and it counts as "
+                "training time"
+            )
+
+    def settle(self) -> None:
+        """Read the step that is not yet read, if there is one."""
+        if self.behind is not None:
+            self.session.judge(self.behind)
+            self.report(self.behind)
+            self.behind = None
+
+    def report(self, step: Step) -> None:
+        """Tell of a step that was read."""
+        session, clock, done = self.session, self.session.clock, step.number + 1
+        clock.seconds = time.perf_counter() - self.offset
+        tokens = done * session.config.batch_tokens
+        report = StepReport(
+            step=done,
+            loss=session.loss,
+            tokens=tokens,
+            seconds=clock.seconds,
+            learning_rate_scale=step.scale,
+            tokens_per_second=tokens / clock.step_seconds,
+            seconds_left=max(0.0, session.pace().seconds_for(session.remaining_steps())),
         )
-    if session.step < config.steps:
-        once = session.compile_seconds
-        beside = f", beside {once:.1f} s for compiling and what else is done once" if once else ""
-        session.say(
-            f"ended     its {config.minutes:g} minutes had time for {session.step:,} of "
-            f"{config.steps:,} steps{beside}"
-        )
-    guess = math.log(session.tokenizer.vocab_size)
-    if session.loss > guess * (1 + FIRST_LOSS_ABOVE):
-        session.say(
-            f"diverged  the loss is {session.loss:.4f} nats at the end, where a guess among all "
-            f"tokens has {guess:.4f}; train with lower learning rates"
-        )
-    for line in session.never_begun():
-        session.say(line)
-    return TrainResult(
-        run=run,
-        steps=session.step,
-        tokens=session.step * config.batch_tokens,
-        seconds=session.seconds,
-        compile_seconds=session.compile_seconds,
-        loss=session.loss,
-        params=sum(p.numel() for p in session.model.parameters()),
-    )
+        self.on_step(report)
+        if done % LOG_EVERY == 0 or done <= LOG_FIRST:
+            self.metrics(vars(report))
 
-
-def _report(session: Session, step: Step) -> StepReport:
-    done = step.number + 1
-    tokens = done * session.config.batch_tokens
-    return StepReport(
-        step=done,
-        loss=session.loss,
-        tokens=tokens,
-        seconds=session.seconds,
-        learning_rate_scale=step.scale,
-        tokens_per_second=tokens / max(session.seconds - session.paid_apart(), 1e-9),
-        seconds_left=max(0.0, session.pace().seconds_for(session.remaining_steps())),
-    )
-
-
-def _hold(run: Path, held: contextlib.ExitStack, say: Callable[[str], None]) -> None:
-    """Let no other process train in this folder until `held` ends."""
-    try:
-        ours = held.enter_context(locked(run / LOCK_FILE, wait=False))
-    except OSError as error:
-        if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK):
-            raise
-        say(f"lock      the file system of {run} has no locks: train it by one command at a time")
-        return
-    if not ours:
-        raise TrainingError(
-            f"another process is training {run}; wait until it has ended, or choose another -o"
-        )
-
-
-def _differences(before: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
-    """What is another in a resumed run's config, by key."""
-    theirs, ours = flat(before["config"]), flat(now["config"])
-    return {
-        key: f"{key} {theirs.get(key, 'unset')} (now {ours.get(key, 'unset')})"
-        for key in sorted(theirs.keys() | ours.keys())
-        if theirs.get(key) != ours.get(key)
-    }
-
-
-def _say_changes(before: dict[str, Any], now: dict[str, Any], say: Callable[[str], None]) -> None:
-    """What may change in a resumed run: whoever forgets an option should know."""
-    if differ := _differences(before, now):
-        say(f"resume    with other options than the run had: {', '.join(differ.values())}")
-
-
-def _check_same_run(run: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """A resumed run must be the same run but for what `MAY_CHANGE` names, and no budget that is
-    spent."""
-    if before["tokenizer"] != now["tokenizer"]:
-        raise TrainingError(
-            f"{run} was trained with tokenizer {before['tokenizer'][:16]}, this one is "
-            f"{now['tokenizer'][:16]}; resume with the run's own tokenizer.tok"
-        )
-    if before["corpus"]["sha256"] != now["corpus"]["sha256"]:
-        raise TrainingError(
-            f"{run} was trained on {before['corpus']['name']} "
-            f"({before['corpus']['sha256'][:16]}), this is {now['corpus']['name']} "
-            f"({now['corpus']['sha256'][:16]}); resume with the same corpus"
-        )
-    changed = [line for key, line in _differences(before, now).items() if key not in MAY_CHANGE]
-    if changed:
-        raise TrainingError(
-            f"{run} was started with {listed(changed)}; resume with the run's own config.toml as "
-            "--recipe, or start another -o"
-        )
-    if now["config"]["steps"] < before["step"]:
-        raise TrainingError(
-            f"{run} has done {before['step']:,} steps, and is to end after "
-            f"{now['config']['steps']:,}; resume with as many --steps or more, or export it"
-        )
-
-
-@contextlib.contextmanager
-def _damage_named(run: Path) -> Iterator[None]:
-    """Turn what a checkpoint without the right keys, types or shapes raises into one error."""
-    try:
-        yield
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        reason = " ".join(f"{error!r}".split())[:200]
-        raise TrainingError(
-            f"the checkpoint in {run} cannot be resumed from: {reason}; start again in another -o"
-        ) from error
+    def say_how_it_ended(self) -> None:
+        """What a person should know of a run that its result does not show."""
+        session, config = self.session, self.session.config
+        if session.step < config.steps:
+            once = session.clock.compile_seconds
+            beside = f", beside {once:.1f} s for compiling and what else is done once"
+            session.say(
+                f"ended     its {config.minutes:g} minutes had time for {session.step:,} of "
+                f"{config.steps:,} steps{beside if once else ''}"
+            )
+        guess = math.log(session.tokenizer.vocab_size)
+        if session.loss > guess * (1 + FIRST_LOSS_ABOVE):
+            session.say(
+                f"diverged  the loss is {session.loss:.4f} nats at the end, where a guess among "
+                f"all tokens has {guess:.4f}; train with lower learning rates"
+            )
+        for line in session.never_begun():
+            session.say(line)
 
 
 @contextlib.contextmanager
@@ -461,26 +369,3 @@ def _interrupt_flag() -> Iterator[Callable[[], bool]]:
         yield lambda: hit
     finally:
         signal.signal(signal.SIGINT, old)
-
-
-def _metrics(run: Path, step: int) -> Callable[[StepReport], None]:
-    """Append reports to `metrics.jsonl`, after dropping those a resumed run will repeat."""
-    path = run / "metrics.jsonl"
-    kept = []
-    if step and path.is_file():
-        for line in path.read_text("utf-8", errors="replace").splitlines():
-            # a line cut short when the run was killed, or damaged
-            with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
-                report = json.loads(line)
-                if report["step"] <= step:
-                    kept.append(report)
-    write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
-
-    def write(report: StepReport) -> None:
-        try:
-            with open(path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(vars(report)) + "\n")
-        except OSError as error:  # a full disk's has no name
-            raise OSError(error.errno, error.strerror, str(path)) from error
-
-    return write

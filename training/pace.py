@@ -1,10 +1,14 @@
-"""How many steps a time has room for, where finding errors anew (`qat`) takes its part of it.
+"""A run's clock, and how many steps a time has room for.
 
-Unlike compiling it comes again and again until the end: left out, the end would look far.
+Compiling is paid from the budget, but is no step: counted as one, it would make the end look near
+and the learning rate fall at the start. Finding errors anew (`qat`) comes again and again until the
+end: left out, the end would look far.
 """
 
 import math
+import operator
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,3 +40,40 @@ class Pace:
         """
         times = max(math.ceil((steps - self.until_next) / self.every), 0)
         return steps * self.per_step + times * self.per_quantizing
+
+
+class Clock:
+    """Where the seconds of a run went, those of the runs that it was resumed from included."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0  # all
+        self.compile_seconds = 0.0  # and of all else that is paid once
+        self.quantize_seconds = 0.0  # of finding errors anew, and how many times that was
+        self.quantizings = 0
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint says of it."""
+        return dict(vars(self))
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` returned; older checkpoints know less."""
+        self.seconds = float(state["seconds"])
+        self.compile_seconds = float(state["compile_seconds"])
+        self.quantize_seconds = float(state.get("quantize_seconds", 0.0))
+        self.quantizings = operator.index(state.get("quantizings", 0))
+
+    @property
+    def step_seconds(self) -> float:
+        """Those of steps: all but what is said apart."""
+        return max(self.seconds - self.compile_seconds - self.quantize_seconds, 1e-9)
+
+    def pace(self, steps: int, every: int, until_next: int) -> Pace:
+        """The mean times of so many steps. For the time of finding errors, nothing is guessed
+        before it is known: too high a guess would begin errors and the warmdown for good, too low a
+        one is put right."""
+        return Pace(
+            per_step=self.step_seconds / steps,
+            per_quantizing=self.quantize_seconds / max(self.quantizings, 1),
+            every=every,
+            until_next=until_next,
+        )

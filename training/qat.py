@@ -13,10 +13,11 @@ compiled graph could have folded away.
 """
 
 import contextlib
+import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -117,6 +118,39 @@ class Quantizer:
                 gone = ~tensor.any(dim=-1, keepdim=True)
                 errors[name].masked_fill_(gone, 0)
         return errors
+
+
+class RoundingErrors:
+    """The errors that a run's weights have in its forward passes, and when they are found."""
+
+    def __init__(self, config: QatConfig) -> None:
+        self.config = config
+        self.errors: dict[str, Tensor] = {}  # by full name; none before they begin
+        self.since = 0  # the step before which they were found first
+        self.quantizer: Quantizer | None = None  # the lead's, of this process
+        self.steps: dict[str, float] = {}  # the lead's
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint says of them, beside `errors`."""
+        return {"quantized_from": self.since, "quantizer_steps": self.steps}
+
+    def load(self, errors: dict[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint's."""
+        self.errors = errors
+        self.since = operator.index(state.get("quantized_from", 0))
+        self.steps = {name: float(s) for name, s in state.get("quantizer_steps", {}).items()}
+
+    def due(self, step: int, remaining: float) -> bool:
+        """Whether to find them before the next step: from a fraction of the budget on, after so
+        many steps each."""
+        if self.errors:
+            return (step - self.since) % self.config.every == 0
+        started = self.config.start < 1 and step >= self.config.start * (step + remaining)
+        return started and remaining >= self.config.every  # one time would not be worth it
+
+    def until_next(self, step: int) -> int:
+        """Steps until they are found anew."""
+        return (self.since - step) % self.config.every
 
 
 @contextlib.contextmanager

@@ -42,8 +42,8 @@ from tokgolf.training.guards import (
     tied_self_logit,
 )
 from tokgolf.training.optimizers import Optimizers
-from tokgolf.training.pace import Pace
-from tokgolf.training.qat import Quantizer, shifted
+from tokgolf.training.pace import Clock, Pace
+from tokgolf.training.qat import Quantizer, RoundingErrors, shifted
 
 LIVE_PREFIX = "live."
 """Weights that training goes on from, where an average of them is the model."""
@@ -121,16 +121,10 @@ class Session:
         self.step = self.saved = 0  # steps done, and those of the latest checkpoint
         self.untied = False
         self.looped_from = None if config.loops_from else 0  # the step before which they began
-        self.rounding_errors: dict[str, Tensor] = {}
-        self.quantized_from = 0  # the step before which they were found first
-        self.quantizer_steps: dict[str, float] = {}  # the lead's
-        self.quantizer: Quantizer | None = None  # the lead's, of this process
+        self.rounding = RoundingErrors(config.qat)
         self.initial: dict[str, Tensor] = {}
         self.check_at = STEPS_TO_MOVE
-        self.seconds = 0.0
-        self.compile_seconds = 0.0  # and of all else that is paid once
-        self.quantize_seconds = 0.0  # of finding errors anew, and how many times that was
-        self.quantizings = 0
+        self.clock = Clock()
         self.loss = math.nan
 
     def load(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
@@ -149,21 +143,17 @@ class Session:
         self.optimizers.load(tensors)
         for name, average in self.averages.weights.items():
             average.copy_(tensors[MODEL_PREFIX + name])
-        self.rounding_errors = {
+        errors = {
             name.removeprefix(ERROR_PREFIX): tensor.to(self.device)
             for name, tensor in tensors.items()
             if name.startswith(ERROR_PREFIX)
         }
-        self.quantized_from = operator.index(state.get("quantized_from", 0))
-        self.quantizer_steps = {n: float(s) for n, s in state.get("quantizer_steps", {}).items()}
+        self.rounding.load(errors, state)
         self.averages.count = operator.index(state.get("averaged", 0))
         self.step = self.saved = operator.index(state["step"])
         self.check_at = operator.index(state.get("check_at", STEPS_TO_MOVE))
         self.loss = float(state["loss"])
-        self.seconds = float(state["seconds"])
-        self.compile_seconds = float(state["compile_seconds"])
-        self.quantize_seconds = float(state.get("quantize_seconds", 0.0))
-        self.quantizings = operator.index(state.get("quantizings", 0))
+        self.clock.load(state)
 
     def save(self, run: Path, state: dict[str, Any], *, finished: bool = False) -> None:
         """Write a checkpoint, all of it from the lead; it is there when any rank goes on.
@@ -177,19 +167,15 @@ class Session:
                 check_finite(tensors, self.step, self.saved, self.optimizers.rates)
                 progress = {
                     "step": self.step,
-                    "seconds": self.seconds,
-                    "compile_seconds": self.compile_seconds,
-                    "quantize_seconds": self.quantize_seconds,
-                    "quantizings": self.quantizings,
                     "loss": self.loss,
                     "untied": self.untied,
                     "length": self.length,
                     "check_at": self.check_at,
                     "looped_from": self.looped_from,
                     "averaged": self.averages.count,
-                    "quantized_from": self.quantized_from,
-                    "quantizer_steps": self.quantizer_steps,
                     "finished": finished,
+                    **self.clock.state(),
+                    **self.rounding.state(),
                 }
                 write_checkpoint(run, tensors, {**state, **progress})
         self.saved = self.step
@@ -199,7 +185,8 @@ class Session:
         own, averages = self.model.state_dict(), self.averages.exported()
         weights = {MODEL_PREFIX + n: averages.get(n, t).cpu() for n, t in own.items()}
         weights.update({LIVE_PREFIX + n: own[n].cpu() for n in averages})
-        weights.update({ERROR_PREFIX + n: error.cpu() for n, error in self.rounding_errors.items()})
+        errors = self.rounding.errors
+        weights.update({ERROR_PREFIX + n: error.cpu() for n, error in errors.items()})
         return weights
 
     def untie(self) -> None:
@@ -256,21 +243,17 @@ class Session:
         return due
 
     def rounding_errors_due(self, remaining: float) -> bool:
-        """Whether to find them: from a fraction of the budget on, after so many steps each."""
-        config = self.config.qat
-        if self.rounding_errors:
-            return (self.step - self.quantized_from) % config.every == 0
-        started = config.start < 1 and self.step >= config.start * (self.step + remaining)
-        worth = remaining >= config.every  # one time would not be
-        return started and worth and self._passes_trained()
+        """Whether to find what an export would do to the weights, for the steps from here on."""
+        may_begin = bool(self.rounding.errors) or self._passes_trained()
+        return may_begin and self.rounding.due(self.step, remaining)
 
     def find_rounding_errors(self, run: Path) -> None:
-        """Find what an export would do to the weights, for the steps from here on."""
-        config = self.config.qat
+        """Find it; `run` has the training tokens to calibrate on."""
+        config, rounding, clock = self.config.qat, self.rounding, self.clock
         began = time.perf_counter()
-        first = not self.rounding_errors
+        first = not rounding.errors
         if first:
-            self.quantized_from = self.step
+            rounding.since = self.step
             self.say(
                 f"qat       from step {self.step + 1:,} on, weights have the errors of an export "
                 f"at {config.bits} bits, found anew after every {config.every} steps"
@@ -280,17 +263,17 @@ class Session:
             if self.ranks.leads:
                 quantizer = self._quantizer(run)
                 made = time.perf_counter()  # takes time once, and once more after a resume
-                self.compile_seconds += made - began
+                clock.compile_seconds += made - began
                 began = made
                 found = quantizer.errors(self.model.state_dict())
-                self.quantizer_steps = quantizer.steps
-        self.rounding_errors = self.ranks.broadcast_named(found)
+                rounding.steps = quantizer.steps
+        rounding.errors = self.ranks.broadcast_named(found)
         seconds = time.perf_counter() - began
         if first:  # it measures damages, in many times the time of those that follow
-            self.compile_seconds += seconds
+            clock.compile_seconds += seconds
         else:
-            self.quantize_seconds += seconds
-            self.quantizings += 1
+            clock.quantize_seconds += seconds
+            clock.quantizings += 1
 
     def never_begun(self) -> list[str]:
         """A line for each option that was asked for and has not begun, though the run has ended."""
@@ -306,7 +289,7 @@ class Session:
             f"the mean of weights (average.swa_from {average.swa_from:g}, average.swa_every "
             f"{average.swa_every})": average.swa_from < 1 and not self.averages.count,
             f"quantization-aware training (qat.start {qat.start:g}, qat.every {qat.every})": (
-                qat.start < 1 and not self.rounding_errors
+                qat.start < 1 and not self.rounding.errors
             ),
         }
         return [
@@ -325,20 +308,20 @@ class Session:
         return self.step >= looped_from + STEPS_TO_MOVE
 
     def _quantizer(self, run: Path) -> Quantizer:
-        if self.quantizer is None:
+        if self.rounding.quantizer is None:
             options = head_to_dict(head_config(self.config.head))
             if self.untied:
                 options["untie_at"] = 0.0
-            self.quantizer = Quantizer(
+            self.rounding.quantizer = Quantizer(
                 self.config.trunk,
                 head_config(options),
                 self.tokenizer,
                 run,
                 self.config.qat,
                 self.device,
-                self.quantizer_steps,
+                self.rounding.steps,
             )
-        return self.quantizer
+        return self.rounding.quantizer
 
     def compile(self, tokens: Tensor, targets: Tensor) -> None:
         """Compile the loss for micro-batches of this shape; "auto" stays eager where that fails,
@@ -371,31 +354,20 @@ class Session:
         self.model.zero_grad(set_to_none=True)
         # Or waiting for the slowest rank would be the first step's time.
         self.ranks.all_gather_object(None)
-        self.compile_seconds += time.perf_counter() - began
+        self.clock.compile_seconds += time.perf_counter() - began
 
     def remaining_steps(self) -> float:
         """Steps that are left of the budget, by count or by the clock, whichever is less."""
         left = float(self.config.steps - self.step)
         if self.config.minutes is not None and self.step:
-            left = min(left, self.pace().steps_in(self.config.minutes * 60 - self.seconds))
+            seconds = self.config.minutes * 60 - self.clock.seconds
+            left = min(left, self.pace().steps_in(seconds))
         return left
 
-    def paid_apart(self) -> float:
-        """Seconds that are no step's."""
-        return self.compile_seconds + self.quantize_seconds
-
     def pace(self) -> Pace:
-        """The mean times so far. Compiling is paid from the budget, but is no step: counted as one,
-        it would make the end look near and the learning rate fall at the start. For the time of
-        finding errors, nothing is guessed before it is known: too high a guess would begin errors
-        and the warmdown for good, too low a one is put right."""
-        every = self.config.qat.every
-        return Pace(
-            per_step=max(self.seconds - self.paid_apart(), 1e-9) / self.step,
-            per_quantizing=self.quantize_seconds / max(self.quantizings, 1),
-            every=every,
-            until_next=(self.quantized_from - self.step) % every,
-        )
+        """What the steps so far say of those to come."""
+        until_next = self.rounding.until_next(self.step)
+        return self.clock.pace(self.step, self.config.qat.every, until_next)
 
     def rate_scale(self, remaining: float) -> float:
         """The factor on every learning rate: 1, then linearly down to `warmdown_to` at the end."""
@@ -429,7 +401,7 @@ class Session:
         tokens, targets = (
             t.reshape(-1, self.length).to(self.device, non_blocking=True) for t in (tokens, targets)
         )
-        with shifted(self.model, self.rounding_errors):
+        with shifted(self.model, self.rounding.errors):
             for start in range(0, len(tokens), rows):
                 x, y = tokens[start : start + rows], targets[start : start + rows]
                 with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):

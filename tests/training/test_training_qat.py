@@ -180,7 +180,7 @@ def test_gradients_are_those_at_the_weights_with_errors(
     source: FloatModel, errors: dict[str, Tensor], batch: tuple[Tensor, Tensor]
 ) -> None:
     aware, twin = session_of(source, micro_batch_tokens=32), session_of(source)
-    aware.rounding_errors = errors
+    aware.rounding.errors = errors
     found = aware.gradients(*batch)
     with torch.no_grad():
         for name, parameter in twin.model.named_parameters():
@@ -204,7 +204,7 @@ def test_a_compiled_step_sees_errors_that_are_found_after_compiling(
     compiled.compile(*batch)
     assert compiled.loss_of is not compiled.model.loss
     before = float(compiled.gradients(*batch)[0])
-    compiled.rounding_errors = eager.rounding_errors = errors
+    compiled.rounding.errors = eager.rounding.errors = errors
     after = float(compiled.gradients(*batch)[0])
     assert abs(after - before) > 1e-3
     assert after == pytest.approx(float(eager.gradients(*batch)[0]), abs=1e-5)
@@ -222,7 +222,7 @@ def test_errors_start_at_their_part_of_a_budget_of_time_too(
     assert session.rounding_errors_due(remaining) == due
     if due:
         session.find_rounding_errors(plain)
-        assert session.rounding_errors and session.compile_seconds > 0
+        assert session.rounding.errors and session.clock.compile_seconds > 0
 
 
 def test_errors_are_found_anew_after_so_many_steps(source: FloatModel, plain: Path) -> None:
@@ -231,7 +231,7 @@ def test_errors_are_found_anew_after_so_many_steps(source: FloatModel, plain: Pa
     for session.step in range(9, 16):
         if session.rounding_errors_due(7.0):
             session.find_rounding_errors(plain)
-        found.append(session.rounding_errors)
+        found.append(session.rounding.errors)
     assert [one is two for one, two in pairwise(found)] == [True, True, False] * 2
 
 
