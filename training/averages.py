@@ -22,13 +22,16 @@ class AverageConfig:
     """Which average of the weights a run exports: none, `ema`, or the plain mean (SWA)."""
 
     ema: float = 0.0
-    """Decay of an exponential average over all steps, below 1, usually 0.99 to 0.999 (0: off)."""
+    """Decay of an exponential average over all steps, below 1, usually 0.99 to 0.999 (0: off). It
+    starts as the weights at the start, and with less decay (`EMA_WARMUP`)."""
 
     swa_from: float = 1.0
-    """The fraction of the budget from which on the plain mean is taken (1: off)."""
+    """The fraction of the budget from which on the plain mean is taken (1: off): of the weights
+    after steps that end there or later."""
 
     swa_every: int = 10
-    """Every so many steps one goes into the plain mean."""
+    """Of these, the weights after every step whose number, from 1, is a multiple of this go into
+    the plain mean; if none does, the last weights are exported."""
 
     def __post_init__(self) -> None:
         check_types(self)

@@ -35,7 +35,8 @@ MOST_BATCH_TOKENS = 1 << 26
 class RunConfig:
     """Everything that decides what a run computes, but for tokenizer and corpus.
 
-    It ends after `steps` steps or `minutes` of training, whichever comes first: its budget.
+    It ends after `steps` steps or `minutes` of training, whichever comes first: its budget. What
+    begins at a fraction of it begins with the first step before which so much of it is spent.
     """
 
     trunk: TrunkConfig = field(default_factory=TrunkConfig)
@@ -55,7 +56,8 @@ class RunConfig:
     minutes: float | None = None
 
     warmdown_steps: int = 1_200
-    """The learning rate falls linearly to `warmdown_to` of itself over the last so many steps."""
+    """The learning rate falls linearly to `warmdown_to` of itself over the last so many steps; the
+    end of that would be the step after the last: with 2, the rates are 1, 1, ..., 1, 1/2."""
 
     warmdown_fraction: float = 0.0
     """The same, where `warmdown_steps` is 0, over the last part of the budget, from 0 to 1."""
@@ -81,7 +83,7 @@ class RunConfig:
     """A fraction of the budget, up to 1; 0 where `short_length` is, and only there."""
 
     seed: int = 1337
-    """From 0 to 2^63 - 1."""
+    """Of the weights at the start and of the order of batches; from 0 to 2^63 - 1."""
 
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """With "auto" it is bf16 where the hardware has it."""

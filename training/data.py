@@ -152,7 +152,11 @@ def encoded(
 class Batches:
     """Windows of `length` tokens and their targets, shuffled anew in every epoch.
 
-    Each epoch starts at another offset, so that documents are cut at other places. Of `parts`
+    Each epoch starts at another offset, so that documents are cut at other places. Window w of an
+    epoch, targets included, is the `length` + 1 tokens from offset + `length` * order[w] on; offset
+    (below `length`), then order (a permutation of the windows for which any offset leaves room)
+    are drawn from NumPy's `Generator(PCG64([seed, epoch]))`. Step s has the next `rows`
+    windows of all epochs one after the other, also where one ends. Of `parts`
     processes with `rows` rows each, `part` gets its rows of the batch that they make together.
     """
 

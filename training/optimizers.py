@@ -1,4 +1,5 @@
-"""Muon for hidden matrices, Adam for everything else, and the coverage check over both.
+"""Muon for matrices between vectors, the trunk's and the projections of heads and add-ons; Adam for
+everything else; and the coverage check over both.
 
 Muon (Jordan 2024) replaces a matrix's momentum by its nearest semi-orthogonal matrix, found with
 a few Newton-Schulz steps. Matrices of one shape are orthogonalised as one batch: at the sizes
@@ -49,7 +50,7 @@ class OptimizerConfig:
     muon_momentum_start: float = 0.85
 
     muon_momentum_steps: int = 500
-    """Steps of training until `muon_momentum` is reached."""
+    """Steps of training until `muon_momentum` is reached; the first has `muon_momentum_start`."""
 
     muon_iterations: int = 5
     """Steps of `orthogonalize`; at least 1."""
@@ -58,11 +59,12 @@ class OptimizerConfig:
     """The second brings the singular values nearer to 1 in as many steps."""
 
     muon_rows: bool = False
-    """Brings all rows of the momentum to one length before it is orthogonalised."""
+    """Brings all rows of what is to be orthogonalised, the gradient with Nesterov's momentum, to
+    one length, but for 1e-7 that is added to each row's own."""
 
     muon_decay: float = 0.0
-    """Decoupled weight decay of matrices, a part of the learning rate; 0.1 is usual. Times
-    `lr_matrix` it is from 0 to below 1."""
+    """Decoupled weight decay of matrices, a part of the step's learning rate, taken off before the
+    step; 0.1 is usual. Times `lr_matrix` it is from 0 to below 1."""
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -116,6 +118,8 @@ Source, of the factor too: Amsel et al., arXiv 2505.16932."""
 def orthogonalize(matrices: Tensor, iterations: int = 5, *, polar_express: bool = False) -> Tensor:
     """Approximate the nearest semi-orthogonal matrices by quintic Newton-Schulz steps, in bf16.
 
+    They start from the matrix over its Frobenius norm + 1e-7; with `polar_express`, that norm
+    times 1.01.
     Singular values that are 0.001 to 1 of their matrix's norm are 0.47 to 1.20 after 5 steps, and
     with `polar_express` 0.84 to 1.12 after 5 and within 0.7 % of 1 after 6, but for the rounding.
 
@@ -135,6 +139,12 @@ def orthogonalize(matrices: Tensor, iterations: int = 5, *, polar_express: bool 
 
 class Muon:
     """Nesterov momentum, orthogonalised; the step is scaled by sqrt(max(1, rows / columns)).
+
+        momentum = beta * momentum + gradient
+        update = orthogonalize(gradient + beta * momentum)
+
+    The gradient's factor is 1 as in Jordan's, not 1 - beta as in torch.optim.Muon: while beta rises
+    they are not the same.
 
     Tensors that require no gradient yet are left as they are, without decay too, until they do:
     all at once.

@@ -1,8 +1,10 @@
 """Checkpoints: the float model and all that training needs to go on, in a run directory.
 
     run/tokenizer.tok            the tokenizer's asset
-    run/checkpoints/step-*       model.* and optimizer tensors, "step-000123-1a2b3c4d.safetensors";
-                                 the start of its hash keeps it apart from another of this step
+    run/checkpoints/step-*       model.*, live.* (the weights that training goes on from, where an
+                                 average of them is the model) and optimizer tensors,
+                                 "step-000123-1a2b3c4d.safetensors"; the start of its hash keeps it
+                                 apart from another of this step
     run/checkpoints/latest.json  which file is the latest, its SHA-256, and the state; sealed
     run/checkpoints/previous.json  the same of the one before, which resuming falls back to
 
