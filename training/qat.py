@@ -140,12 +140,12 @@ class RoundingErrors:
         self.since = operator.index(state.get("quantized_from", 0))
         self.steps = {name: float(s) for name, s in state.get("quantizer_steps", {}).items()}
 
-    def due(self, step: int, remaining: float) -> bool:
-        """Whether to find them before the next step: from a fraction of the budget on, after so
-        many steps each."""
+    def due(self, step: int, remaining: float, spent: float) -> bool:
+        """Whether to find them before the next step: from a fraction of the budget on, of which
+        `spent` is spent, after so many steps each."""
         if self.errors:
             return (step - self.since) % self.config.every == 0
-        started = self.config.start < 1 and step >= self.config.start * (step + remaining)
+        started = spent >= self.config.start  # which is never at 1, as a step remains
         return started and remaining >= self.config.every  # one time would not be worth it
 
     def until_next(self, step: int) -> int:

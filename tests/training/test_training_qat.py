@@ -225,6 +225,12 @@ def test_errors_start_at_their_part_of_a_budget_of_time_too(
         assert session.rounding.errors and session.clock.compile_seconds > 0
 
 
+def test_errors_start_where_a_product_would_round_up(source: FloatModel) -> None:
+    session = session_of(source, qat=dataclasses.replace(QUICK, start=0.28))
+    session.step = 7  # of 25; 0.28 * 25 is 7.000000000000001
+    assert session.rounding_errors_due(18.0)
+
+
 def test_errors_are_found_anew_after_so_many_steps(source: FloatModel, plain: Path) -> None:
     session = session_of(source, qat=dataclasses.replace(QUICK, every=3))
     found = []

@@ -132,6 +132,13 @@ CASES: dict[str, dict[str, Any]] = {
     "mean of none": {"average": {"swa_from": 0.95, "swa_every": 5}},
     "short": {"short_length": 4, "short_until": 0.5, "micro_batch_tokens": 16},
     "loops": {"trunk": LOOPS, "loops_from": 0.4},
+    "a product that rounds up": {
+        "steps": 25,
+        "trunk": LOOPS,
+        "loops_from": 0.28,
+        "short_length": 8,
+        "short_until": 0.28,
+    },
     "loops of a rank": {"trunk": {**LOOPS, "loop_rank": 2}, "optimizer": {"muon_decay": 0.1}},
     "untied midway": {"head": {"name": "untied", "untie_at": 0.4}, "average": {"swa_from": 0.1}},
     "add-ons": {"head": {"name": "factorized", "rank": 4, "shared": False, "add": ADDONS}},
