@@ -362,7 +362,7 @@ def parts_of(config: RunConfig, vocab_size: int, ranks: int) -> tuple[list[Part]
     return divided(shapes, {n for n in shapes if roles[n] == "matrix"}, ranks), shapes
 
 
-tensors = st.tuples(st.lists(st.integers(1, 12), max_size=3).map(torch.Size), st.booleans())
+tensors = st.tuples(st.lists(st.integers(1, 20), max_size=3).map(torch.Size), st.booleans())
 
 
 @given(given=st.dictionaries(st.text(max_size=3), tensors, min_size=1), ranks=st.integers(1, 8))
@@ -397,6 +397,21 @@ def test_every_number_has_one_owner_and_no_rank_much_more_than_the_mean(
     load = loads(found, shapes, ranks)
     assert 0 < min(load)
     assert max(load) <= sum(load) / ranks + max(uncut)
+
+
+def test_a_table_is_cut_where_the_others_leave_room() -> None:
+    shapes = {"table": torch.Size([4, 16]), "matrix": torch.Size([2, 16])}
+    assert divided(shapes, {"matrix"}, 2) == [
+        Part("table", 0, slice(0, 1)),
+        Part("table", 1, slice(1, 4)),
+        Part("matrix", 0),
+    ]
+    shapes = {"table": torch.Size([8, 16]), "matrix": torch.Size([99, 16])}  # more than the mean
+    assert divided(shapes, {"matrix"}, 3) == [
+        Part("table", 1, slice(0, 4)),
+        Part("table", 2, slice(4, 8)),
+        Part("matrix", 0),
+    ]
 
 
 @pytest.mark.parametrize("vocab_size", [257, 1024, 8192, 32768])

@@ -228,6 +228,16 @@ def test_another_seed_has_other_weights(
     assert not torch.equal(one["model.head.table"], two["model.head.table"])
 
 
+def test_the_seed_decides_what_weights_begin_as(tokenizer: Tokenizer) -> None:
+    tables = []
+    for seed in (1, 1, 2):
+        config = dataclasses.replace(CONFIG, seed=seed)
+        begun = Session(config, tokenizer, np.ones(270, np.int64), "cpu").model.state_dict()
+        tables.append(begun["head.table"])
+    assert torch.equal(tables[0], tables[1])
+    assert not torch.equal(tables[0], tables[2])
+
+
 @pytest.mark.parametrize("at", [1, 3, 5])
 @pytest.mark.parametrize("head", ["tied", "every add-on", "untied halfway"])
 def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one_bit_by_bit(

@@ -46,7 +46,7 @@ CONFIG = RunConfig(
     compile="off",
     checkpoint_minutes=1e-9,  # after every step
 )
-BEGUN = {
+BEGUN: dict[str, Any] = {
     "trunk": dataclasses.replace(TRUNK, loop_blocks=1, loops=2, loop_rank=2, smear=True),
     "head": {"name": "untied", "untie_at": 0.3},
     "loops_from": 0.2,
@@ -389,7 +389,7 @@ def test_a_jump_of_the_wall_clock_changes_nothing(
 def test_no_step_draws_random_numbers_of_torch(tmp_path: Path) -> None:
     """What is random is a function of the seed and the step: there is no generator to save."""
     states: list[Tensor] = []
-    run_it(tmp_path / "run", on_step=lambda report: states.append(torch.get_rng_state()))
+    run_it(tmp_path / "run", on_step=lambda report: states.append(torch.get_rng_state()), **BEGUN)
     assert all(torch.equal(states[0], state) for state in states)
 
 

@@ -203,6 +203,17 @@ def test_of_a_trunk_that_never_repeated_its_recipe_is_no_advice(tmp_path: Path) 
     run_it(run, trunk=dataclasses.replace(looped, loops=1, loop_rank=0), steps=4, **taken)
 
 
+def test_a_frozen_trunk_stays_so_when_its_blocks_are_repeated(tmp_path: Path) -> None:
+    """What its later passes add does not move, and no check asks for that."""
+    looped = dataclasses.replace(TRUNK, loop_blocks=1, loops=2, loop_rank=2)
+    run_it(tmp_path / "old", trunk=looped, steps=4)
+    taken: dict[str, Any] = {"trunk_from": str(tmp_path / "old"), "freeze_trunk": True}
+    run_it(tmp_path / "run", trunk=looped, loops_from=0.25, **taken)
+    theirs, ours = (load_run(tmp_path / run).model.trunk.state_dict() for run in ("old", "run"))
+    assert theirs.keys() == ours.keys()
+    assert all(torch.equal(value, ours[name]) for name, value in theirs.items())
+
+
 def test_longer_sequences_are_no_other_trunk(old: Path, tmp_path: Path) -> None:
     longer = dataclasses.replace(TRUNK, sequence_length=32)
     run_it(tmp_path / "run", trunk_from=str(old), freeze_trunk=True, trunk=longer, steps=4)
