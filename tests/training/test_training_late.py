@@ -201,11 +201,20 @@ def test_an_interrupt_waits_for_the_step_that_is_under_way(
 def test_batches_made_ahead_are_the_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = TokenStream([np.arange(1000, dtype=np.uint16)])
     plain, made = (Batches(stream, rows=3, length=8, seed=1) for _ in range(2))
+    steps: list[int] = []
+    step_of = made.step
+
+    def watched(step: int) -> tuple[Tensor, Tensor]:
+        steps.append(step)
+        return step_of(step)
+
+    monkeypatch.setattr(made, "step", watched)
     monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: tensor)  # it needs a GPU
     with Prefetcher(made, torch.device("cuda")) as ahead:
         for step in (0, 0, 1, 2, 50, 51, 3):
             for one, two in zip(ahead.step(step), plain.step(step), strict=True):
                 assert torch.equal(one, two)
+    assert steps == [0, 1, 0, 1, 2, 3, 50, 51, 52, 3, 4]
     with Prefetcher(plain, torch.device("cpu")) as ahead:
         assert torch.equal(ahead.step(4)[0], made.step(4)[0])
 

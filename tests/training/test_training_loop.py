@@ -486,8 +486,10 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint_before
         rf"the loss is {value} at step 5;.* the checkpoint of step 4 has the same weights .*"
         r"optimizer\.lr_"
     )
-    with pytest.raises(TrainingError, match=match):
-        run_it(tmp_path, checkpoint_minutes=1e-9)
+    for resume in (False, True):
+        with pytest.raises(TrainingError, match=match):
+            run_it(tmp_path, checkpoint_minutes=1e-9, resume=resume)
+        calls = 4
     assert load_run(tmp_path).state["step"] == 4
     assert all(bool(tensor.isfinite().all()) for tensor in tensors_of(tmp_path).values())
     monkeypatch.setattr(LanguageModel, "loss", loss)

@@ -555,7 +555,7 @@ def test_a_rate_far_too_high_is_not_advised_by_half() -> None:
 def test_the_first_loss_may_be_two_percent_above_and_ten_below(declared: float) -> None:
     for sound in (0.901, 1.0, 1.019):
         guards.check_first_loss(sound * declared, declared, 0.0, 0.0)
-    for odd in (0.899, 1.021):
+    for odd in (0.899, 1.021, math.nan):
         with pytest.raises(TrainingError, match="its initialisation is not what it says"):
             guards.check_first_loss(odd * declared, declared, 0.0, 0.0)
 
