@@ -26,11 +26,13 @@ from tokgolf.training.optimizers import (
     OptimizerConfig,
     orthogonalize,
 )
+from tokgolf.training.qat import QatConfig
 
 TRUNK = TrunkConfig(layers=1, d_model=16, heads=2, kv_heads=1, mlp_hidden=24, sequence_length=16)
 CONFIG = RunConfig(
     trunk=TRUNK, batch_tokens=64, steps=12, warmdown_steps=3, precision="fp32", compile="off"
 )
+LOOPED = TrunkConfig(loop_blocks=1, loops=2)
 DOCUMENTS = [Document(str(i), f"an average of {i} weights. ".encode()) for i in range(30)]
 CORPUS = Corpus(name="tiny", split=None, source=lambda: iter(DOCUMENTS))
 
@@ -299,7 +301,8 @@ def test_the_rate_falls_to_its_floor(tmp_path: Path) -> None:
         (RunConfig, {"warmdown_to": -0.1}, r"warmdown_to is -0\.1"),
         (RunConfig, {"warmdown_steps": 0, "warmdown_fraction": -0.5}, r"fraction is -0\.5"),
         (RunConfig, {"micro_batch_tokens": 0}, "micro_batch_tokens is 0"),
-        (RunConfig, {"loops_from": -0.1}, r"loops_from is -0\.1"),
+        (RunConfig, {"micro_batch_tokens": 512}, "micro_batch_tokens 512, and both of .* 1024"),
+        (RunConfig, {"loops_from": -0.1, "trunk": LOOPED}, r"loops_from is -0\.1"),
         (RunConfig, {"max_gradient": 0.0}, r"max_gradient is 0\.0"),
         (RunConfig, {"short_length": 100, "short_until": 0.5}, "short_length 100 .* 1024"),
         (RunConfig, {"short_length": 64}, r"short_until is 0\.0 and short_length 64; set both"),
@@ -326,7 +329,20 @@ def test_values_without_a_meaning_are_refused(
         (RunConfig, {"seed": 0}),
         (RunConfig, {"seed": MAX_SEED}),
         (RunConfig, {"batch_tokens": MOST_BATCH_TOKENS}),
-        (RunConfig, {"loops_from": 0.5, "trunk": TrunkConfig(loop_blocks=1, loops=2)}),
+        (RunConfig, {"loops_from": 0.5, "trunk": LOOPED, "qat": QatConfig(start=0.5)}),
+        (
+            RunConfig,  # a trained trunk's later passes are trained
+            {
+                "loops_from": 0.5,
+                "trunk": dataclasses.replace(LOOPED, loop_rank=2),
+                "trunk_from": "a run",
+                "qat": QatConfig(start=0.5),
+            },
+        ),
+        (
+            RunConfig,
+            {"head": {"name": "untied", "untie_at": 0.5}, "qat": QatConfig(start=0.5)},
+        ),
     ],
 )
 def test_the_ends_of_what_is_allowed_are_allowed(part: Any, values: dict[str, Any]) -> None:

@@ -306,3 +306,5 @@ def test_values_without_a_meaning_are_refused(values: dict[str, Any], message: s
 def test_steps_cannot_be_chosen_before_a_table_is_there() -> None:
     with pytest.raises(ConfigError, match=r"qat\.start is 0\.5 and head\.untie_at 0\.75"):
         dataclasses.replace(CONFIG, qat=QAT, head={"name": "untied", "untie_at": 0.75})
+    # Without errors it is the head that refuses what is no part of the budget.
+    dataclasses.replace(CONFIG, head={"name": "untied", "untie_at": 1.5})
