@@ -98,6 +98,7 @@ def test_what_is_wrong_in_the_recipe_is_said_of_the_recipe(tmp_path: Path) -> No
     path = tmp_path / "r.toml"
     for text, message in (
         ("qat = 1", f"recipe {path}.qat is 1; it is a table"),
+        ("head = 3", f"recipe {path}.head is 3; it must be of type dict"),
         ("[trunk]\nlayer = 2", f"recipe {path}.trunk: unknown key 'layer'"),
         ("[head]\nsoftcap = 15.0", f"recipe {path} names no head; choose one with --head: tied, "),
     ):
