@@ -217,6 +217,32 @@ def two_that_run() -> Ranks:
     return ranks
 
 
+def test_a_rank_that_runs_elsewhere_and_does_not_answer_is_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whether it runs cannot be seen here, whatever process has its number."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    ranks = two_that_run()
+    ranks.where[1] = ("another machine", ended.pid)
+    monkeypatch.setattr(distributed, "TIMEOUT", timedelta(seconds=0.05))
+    with pytest.raises(TrainingError, match="^a rank of 2 has ended or does not answer"):
+        ranks.all_gather_object(None)
+
+
+def test_a_rank_that_has_answered_and_ended_was_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = HashStore()
+    ranks = Ranks(size=2, store=store)
+    ranks.where = [(this_machine(), os.getpid())] * 2
+
+    def ends(process: int) -> bool:
+        store.set("1/1", json.dumps("last"))
+        return False
+
+    monkeypatch.setattr(distributed, "_runs", ends)
+    assert ranks.all_gather_object("first") == ["first", "last"]
+
+
 @pytest.mark.parametrize(
     ("error", "line"),
     [

@@ -357,6 +357,14 @@ def test_a_run_that_has_no_checkpoint_yet_says_what_is_another_in_its_config(
     )
 
 
+def test_a_damaged_config_of_a_run_without_a_checkpoint_is_written_anew(
+    run_it: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "config.toml").write_bytes(b"steps = \xff")
+    run_it(tmp_path, steps=1)
+    assert read_toml(tmp_path / "config.toml")["steps"] == 1
+
+
 @pytest.mark.parametrize("signals", [1, 2])
 def test_a_ctrl_c_at_the_end_waits_for_the_last_checkpoint(
     signals: int, run_it: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

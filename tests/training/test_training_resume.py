@@ -278,6 +278,25 @@ def test_a_run_that_was_trained_while_this_one_read_its_corpus_is_left_alone(
     assert_same_run(run, whole)
 
 
+def test_a_run_is_held_before_its_checkpoint_is_read(tmp_path: Path) -> None:
+    """Or it would go on from where another process has gone on, too."""
+    run = tmp_path / "run"
+    run_it(run, steps=4)
+    refused: list[str] = []
+
+    def documents() -> Iterator[Document]:
+        if not refused:
+            with pytest.raises(TrainingError, match="another process is training") as error:
+                run_it(run, resume=True, steps=8)
+            refused.append(str(error.value))
+        return iter(DOCUMENTS)
+
+    slow = Corpus(name="tiny", split=None, source=documents)
+    longer = dataclasses.replace(CONFIG, steps=6)
+    train(longer, TOKENIZER, slow, run, device="cpu", resume=True)
+    assert refused and read_checkpoint(run)[1]["step"] == 6
+
+
 def test_a_file_system_without_locks_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
