@@ -318,6 +318,7 @@ def test_a_rank_that_waits_in_the_store_can_still_tell_the_lead_to_end() -> None
     ranks.end()
     assert waiter.is_alive()  # one connection for both would have let it wait first
     assert ranks.should_end() and lead.should_end()
+    assert not Ranks(rank=1, size=2, store=server).should_end()  # the lead says so to all
     server.set("late", "")
     waiter.join()
 
@@ -479,6 +480,16 @@ def test_shares_of_a_process_alone_touch_nothing() -> None:
     shares.gather()
     assert shares.own["p"] is p
     assert p.grad is None
+
+
+def test_processes_that_cannot_work_together_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    ranks = Ranks("cpu", size=2, store=HashStore())
+    kinds = ["cpu with torch 2.9.0", "cuda with torch 2.9.0"]
+    answers = iter([[(this_machine(), os.getpid())] * 2, kinds])
+    monkeypatch.setattr(ranks, "all_gather_object", lambda value: next(answers))
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *given, **more: None)
+    with pytest.raises(ConfigError, match=f"2 processes of this run differ: {' and '.join(kinds)}"):
+        ranks.join()
 
 
 def test_each_process_has_its_own_gpu_or_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -192,6 +192,26 @@ def test_a_step_that_something_stopped_is_said_and_its_time_counts(
     )
 
 
+@pytest.mark.usefixtures("clock")
+def test_checkpoints_are_so_many_minutes_of_training_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: list[int] = []
+    save = Session.save
+
+    def watched(session: Session, *given: Any, **more: Any) -> None:
+        saved.append(session.step)
+        save(session, *given, **more)
+
+    monkeypatch.setattr(Session, "save", watched)
+    for steps in (25, 40):
+        config = dataclasses.replace(
+            CONFIG, qat=QatConfig(), minutes=None, steps=steps, checkpoint_minutes=10 / 60
+        )
+        run_it(tmp_path, config, resume=steps == 40)
+    assert saved == [11, 22, 25, 36, 40]
+
+
 def test_waiting_for_a_rank_that_compiles_longer_is_no_steps_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
