@@ -217,14 +217,21 @@ def two_that_run() -> Ranks:
     return ranks
 
 
-def test_a_rank_that_runs_elsewhere_and_does_not_answer_is_given_up(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("where", ["on another machine", "as another user"])
+def test_a_rank_whose_process_cannot_be_seen_is_given_up_when_it_does_not_answer(
+    where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whether it runs cannot be seen here, whatever process has its number."""
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     ranks = two_that_run()
-    ranks.where[1] = ("another machine", ended.pid)
+    if where == "on another machine":
+        ranks.where[1] = ("another machine", ended.pid)  # a number that says nothing here
+    else:
+
+        def forbidden(process: int, number: int) -> None:
+            raise PermissionError
+
+        monkeypatch.setattr(os, "kill", forbidden)
     monkeypatch.setattr(distributed, "TIMEOUT", timedelta(seconds=0.05))
     with pytest.raises(TrainingError, match="^a rank of 2 has ended or does not answer"):
         ranks.all_gather_object(None)
@@ -501,8 +508,18 @@ def test_each_process_has_its_own_gpu_or_is_told(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(ConfigError, match="would put all 4 processes on one GPU"):
         own_device("cuda:0", here)
     del here["LOCAL_WORLD_SIZE"]  # torchrun sets it, and not every launcher
+    assert own_device("cuda", {"WORLD_SIZE": "4", "RANK": "3"}) == "cuda:1"
     with pytest.raises(ConfigError, match="has 2 CUDA devices and no other for .* LOCAL_RANK 2,"):
         own_device("cuda", {**here, "LOCAL_RANK": "2"})
+
+
+def test_one_process_alone_meets_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    place = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "none"}
+    for key, value in place.items():
+        monkeypatch.setenv(key, value)
+    with joined("cpu") as ranks:
+        assert (ranks.device, ranks.rank, ranks.size) == ("cpu", 0, 1)
+        assert not torch.distributed.is_initialized()
 
 
 # --- torchrun itself

@@ -27,7 +27,7 @@ from tokgolf.heads import ADDONS, HEADS, head_config, head_to_dict
 from tokgolf.model import LanguageModel
 from tokgolf.tokenizers import Tokenizer, build_tokenizer
 from tokgolf.training import RunConfig, StepReport, TrainResult, run_config, session, train
-from tokgolf.training.session import Session
+from tokgolf.training.session import Session, Step
 
 TRUNK = TrunkConfig(layers=2, d_model=16, heads=2, kv_heads=1, mlp_hidden=24, sequence_length=16)
 CONFIG = RunConfig(
@@ -502,6 +502,20 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint_before
     assert all(bool(tensor.isfinite().all()) for tensor in tensors_of(tmp_path).values())
     monkeypatch.setattr(LanguageModel, "loss", loss)
     assert run_it(tmp_path, checkpoint_minutes=1e-9, resume=True).steps == 6
+
+
+@pytest.mark.parametrize(("part", "lines"), [(1.019, 0), (1.021, 1)])
+def test_a_loss_more_than_two_percent_above_a_guess_at_the_end_is_said(
+    part: float, lines: int, run_it: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def judge(session: Session, step: Step) -> None:
+        session.loss = part * math.log(270)
+
+    monkeypatch.setattr(Session, "judge", judge)
+    said: list[str] = []
+    run_it(tmp_path, steps=1, warmdown_steps=0, say=said.append)
+    expected = f"diverged  the loss is {part * math.log(270):.4f} nats at the end, where a guess "
+    assert [line.startswith(expected) for line in said] == [True] * lines
 
 
 # --- budget and schedule

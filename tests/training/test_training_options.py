@@ -250,10 +250,10 @@ def test_sequences_are_short_until_their_part_of_the_budget_is_over(
         return loss(model, tokens, targets)
 
     monkeypatch.setattr(LanguageModel, "loss", watched)
-    run_it(tmp_path / "short", **SHORT)
-    run_it(tmp_path / "whole")
-    short, whole = batches[:12], batches[12:]
-    assert [tuple(tokens.shape) for tokens in short] == [(16, 4)] * 6 + [(4, 16)] * 6
+    run_it(tmp_path / "short", micro_batch_tokens=32, **SHORT)
+    run_it(tmp_path / "whole", micro_batch_tokens=32)
+    short, whole = batches[:24], batches[24:]
+    assert [tuple(tokens.shape) for tokens in short] == [(8, 4)] * 12 + [(2, 16)] * 12
     for one, two in zip(short, whole, strict=True):
         assert torch.equal(one.flatten(), two.flatten())  # the same text in the same order
 

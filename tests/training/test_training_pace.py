@@ -156,6 +156,7 @@ def test_a_resumed_run_keeps_what_it_knows_of_its_times(at: int, tmp_path: Path)
         # 20 times the mean are much, and 10 s where steps are quick.
         (1.0, {4: 18.5, 9: 61.6}, ["step 10 took 62.6 s, where 3.06 are usual"]),
         (0.1, {4: 9.8}, []),
+        (0.1, {0: 30.0}, []),  # of the first nobody knows yet what is usual
         (0.1, {4: 10.0}, ["step 5 took 10.1 s, where 0.1 are usual"]),
     ],
 )
