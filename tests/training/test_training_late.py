@@ -21,7 +21,7 @@ from tokgolf.model import LanguageModel
 from tokgolf.training import RunConfig, StepReport
 from tokgolf.training import session as sessions
 from tokgolf.training.data import Batches, Prefetcher, TokenStream
-from tokgolf.training.guards import STEPS_TO_MOVE
+from tokgolf.training.guards import STEPS_TO_MOVE, tied_self_logit
 from tokgolf.training.qat import QatConfig
 from tokgolf.training.session import Session, Step
 
@@ -186,6 +186,24 @@ def test_what_a_step_found_is_read_when_it_is_there() -> None:
     )
     session.judge(step)
     assert session.loss == started.loss.item()
+
+
+def test_the_first_loss_is_judged_by_what_head_and_text_say(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    judged: list[tuple[float, ...]] = []
+    monkeypatch.setattr(sessions, "check_first_loss", lambda *given: judged.append(given))
+    session = Session(CONFIG, TOKENIZER, np.ones(257, np.int64), "cpu")
+    rows = torch.arange(8).repeat_interleave(4).repeat(2)[:64].view(4, 16)
+    tokens, targets = rows, rows.roll(-1, 1)
+    for _ in range(2):
+        step = session.start(12.0 - session.step, tokens, targets)
+        session.judge(step)
+        session.update(step)
+    repeats = float((tokens == targets).double().mean())
+    assert 0.5 < repeats < 1
+    score = tied_self_logit(session.model.head)
+    assert judged == [(judged[0][0], pytest.approx(math.log(257)), score, repeats)]
 
 
 @pytest.mark.usefixtures("late")

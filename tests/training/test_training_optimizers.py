@@ -22,6 +22,7 @@ from tokgolf.heads.untied import UntiedConfig, UntiedHead
 from tokgolf.model import LanguageModel, Trunk
 from tokgolf.tokenizers import build_tokenizer
 from tokgolf.training import RunConfig, guards, session, train
+from tokgolf.training.distributed import Ranks
 from tokgolf.training.optimizers import (
     Adam,
     Muon,
@@ -450,6 +451,21 @@ def test_what_guards_read_is_of_each_tensor_by_name_and_of_new_ones_too() -> Non
         assert largest == float(named[name].detach().abs().max()), name
     assert optimizers.rates["head.input"] == optimizers.rates["head.output"]
     assert optimizers.rates["trunk.blocks.0.mlp.up.weight"] == ("optimizer.lr_matrix", 0.04)
+
+
+def test_a_rank_trains_a_copy_of_what_it_trains_alone() -> None:
+    trunk = dataclasses.replace(TRUNK, layers=1, mlp_hidden=2048)  # two matrices, two ranks
+    trained = []
+    for rank in range(3):
+        head = UntiedHead(SHAPE, UntiedConfig(untie_at=0.5))
+        model = LanguageModel(Trunk(trunk), head)
+        optimizers = Optimizers(model, OptimizerConfig(), ranks=Ranks(rank=rank, size=3))
+        for parameter in optimizers.adam.parameters.values():
+            parameter.grad = torch.ones_like(parameter)
+        optimizers.adam.step(1.0)
+        optimizers.adopt({f"head.{new}": f"head.{old}" for new, old in head.untie().items()})
+        trained.append({"head.input", "head.output"} & optimizers.adam.parameters.keys())
+    assert trained == [set(), set(), {"head.input", "head.output"}]
 
 
 def test_a_trunk_of_one_layer_has_no_skips_and_trains() -> None:

@@ -108,11 +108,13 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_rate_falls_to_where_errors_found_anew_leave_the_end(tmp_path: Path) -> None:
     reports: list[StepReport] = []
     said: list[str] = []
-    run_it(tmp_path, CONFIG, on_step=reports.append, say=said.append)
+    result = run_it(tmp_path, CONFIG, on_step=reports.append, say=said.append)
     # 30 steps, 12 s for the first errors, 4 steps: 46 s. Of 14 s, twice 2 s and 4 steps; then the
     # errors of 2 s, which would be found for no step.
     assert [report.step for report in reports] == [*range(1, 43)]
-    assert reports[-1].seconds == 30 + 12 + 4 + 2 * 6
+    assert reports[-1].seconds == result.seconds == 30 + 12 + 4 + 2 * 6
+    assert result.compile_seconds == 12
+    assert all(report.tokens_per_second == 32 for report in reports)  # in the time of steps
     assert said[-1] == (
         "ended     its 1 minutes had time for 42 of 10,000 steps, beside 12.0 s for compiling and "
         "what else is done once"
@@ -183,6 +185,7 @@ def test_a_step_that_something_stopped_is_said_and_its_time_counts(
     config = dataclasses.replace(CONFIG, qat=QatConfig(), steps=steps)
     run_it(tmp_path, config, on_step=reports.append, say=said.append)
     if each == 1:
+        assert reports[-1].seconds_left == 0
         assert said.pop().endswith("had time for 10 of 10,000 steps")
     assert [line.split(": ")[0] for line in said] == [f"clock     {line}" for line in lines]
     assert [report.seconds for report in reports] == pytest.approx(

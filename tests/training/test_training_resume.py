@@ -297,14 +297,21 @@ def test_a_run_is_held_before_its_checkpoint_is_read(tmp_path: Path) -> None:
     assert refused and read_checkpoint(run)[1]["step"] == 6
 
 
+@pytest.mark.parametrize("name", ["ENOSYS", "ENOTSUP", "EOPNOTSUPP", "ENOLCK", "EIO"])
 def test_a_file_system_without_locks_is_said(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    number = getattr(errno, name)
+
     def none(*given: int) -> None:
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+        raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr("tokgolf.locks.fcntl.flock", none)
     said: list[str] = []
+    if name == "EIO":  # that says nothing of locks
+        with pytest.raises(OSError, match=os.strerror(number)):
+            run_it(tmp_path / "run")
+        return
     run_it(tmp_path / "run", say=said.append, steps=2)
     assert [line.split()[0] for line in said] == ["lock"]
 
