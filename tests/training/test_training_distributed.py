@@ -29,6 +29,7 @@ from tokgolf.artifact.checkpoint import read_checkpoint
 from tokgolf.errors import ConfigError, OtherRankError, TrainingError
 from tokgolf.heads import HeadShape, head_config
 from tokgolf.model import build_model
+from tokgolf.signals import heard
 from tokgolf.training import RunConfig, distributed, run_config
 from tokgolf.training.distributed import ALONE, Ranks, in_order, joined, own_device, this_machine
 from tokgolf.training.optimizers import Adam, OptimizerConfig, check_coverage
@@ -344,6 +345,23 @@ def test_a_process_that_does_not_come_back_ends_after_a_sigterm_with_a_line(
 ) -> None:
     assert lines_of(ends, "stuck") == ["silent", "killed"]
     assert "error: told to end: " in (folder / "2.txt").read_text()
+
+
+def test_who_heard_signals_before_a_group_hears_them_again() -> None:
+    numbers = heard()
+    before = [signal.getsignal(number) for number in numbers]
+    ours, other = socket.socketpair()
+    ours.setblocking(False)
+    outer = signal.set_wakeup_fd(ours.fileno())
+    try:
+        with distributed._terminated(ranks := Ranks()):
+            assert numbers and not {*before} & {signal.getsignal(n) for n in numbers}
+        assert [signal.getsignal(number) for number in numbers] == before
+        assert not ranks.ending.is_set()  # no signal has come
+    finally:
+        assert signal.set_wakeup_fd(outer) == ours.fileno()
+        ours.close()
+        other.close()
 
 
 # --- the parts

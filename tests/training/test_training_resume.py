@@ -194,6 +194,37 @@ def test_a_checkpoint_of_before_it_held_when_to_look_is_resumed(
     assert_same_run(run, whole)
 
 
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda tensors, state: tensors.pop("model.head.table"), "resumed from: KeyError"),
+        (
+            lambda tensors, state: tensors.pop("muon.trunk.blocks.0.mlp.up.weight"),
+            r"holds no optimizer state 'muon\.trunk\.blocks\.0\.mlp\.up\.weight'",
+        ),
+        (
+            lambda tensors, state: tensors.update({"model.head.table": torch.ones(3)}),
+            "resumed from: RuntimeError",
+        ),
+        (lambda tensors, state: state.pop("corpus"), "resumed from: KeyError"),
+        (lambda tensors, state: state.update(corpus=3), "resumed from: TypeError"),
+        (lambda tensors, state: state.update(loss="small"), "resumed from: ValueError"),
+        (lambda tensors, state: state.update(quantizer_steps=[]), "resumed from: AttributeError"),
+    ],
+)
+def test_a_checkpoint_of_other_content_is_refused_in_one_line(
+    damage: Callable[..., Any], reason: str, whole: Path, tmp_path: Path
+) -> None:
+    """Sound as a file: its seal is right."""
+    tensors, state = read_checkpoint(whole)
+    damage(tensors, state)
+    shutil.copytree(whole, tmp_path / "run")
+    write_checkpoint(tmp_path / "run", tensors, state)
+    with pytest.raises(TrainingError, match=reason) as error:
+        run_it(tmp_path / "run", resume=True, steps=STEPS + 1)
+    assert "\n" not in str(error.value)
+
+
 def test_a_checkpoint_that_cannot_be_read_is_passed_over(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
