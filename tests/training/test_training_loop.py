@@ -291,8 +291,9 @@ def test_untying_may_come_before_and_after_the_first_check(
 def test_a_resumed_run_repeats_no_metrics(run_it: Run, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="interrupted"):
         run_it(tmp_path, steps=25, on_step=stops_at(12))
-    with open(tmp_path / "metrics.jsonl", "a") as file:  # as a killed run would leave it
-        file.write(json.dumps({"step": 20, "loss": 0.0}) + "\n")
+    with open(tmp_path / "metrics.jsonl", "ab") as file:  # as a killed run, or damage, may leave it
+        odd = b"\xff", b"[" * 10**5, b'{"loss": 1.0}', b'{"step": "2"}', b'{"step": 2, "lo'
+        file.writelines(line + b"\n" for line in (b'{"step": 20, "loss": 0.0}', *odd))
     run_it(tmp_path, steps=25, resume=True)
     lines = metrics_of(tmp_path)
     assert [line["step"] for line in lines] == [1, 2, 3, 10, 20]
