@@ -265,6 +265,17 @@ def test_shards_with_sidecars_that_are_not_ours_are_left_alone(
     assert all((tmp_path / name).read_bytes() == b"{}" for name in names)
 
 
+def test_shards_without_a_sidecar_are_left_alone_and_counted(
+    tmp_path: Path, byte: Tokenizer
+) -> None:
+    tokens_in(tmp_path, byte, TEXTS)
+    bare = tmp_path / "train_000001.bin"
+    bare.write_bytes((tmp_path / "train_000000.bin").read_bytes())
+    with pytest.raises(TrainingError, match=r"holds 1 train shards without the \.json beside them"):
+        tokens_in(tmp_path, byte, [*TEXTS, b"one more"])
+    assert bare.exists() and (tmp_path / "train.complete").exists()
+
+
 def test_a_process_that_does_not_find_the_lead_s_shards_says_so(
     tmp_path: Path, byte: Tokenizer, bpe: Tokenizer
 ) -> None:

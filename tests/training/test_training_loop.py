@@ -8,6 +8,7 @@ import re
 import signal
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,12 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(run_it: Run, tmp_pat
     for name in whole:
         if name.startswith("muon."):  # after one step, momentum is the gradient
             torch.testing.assert_close(parts[name], whole[name], rtol=1e-4, atol=1e-7)
+
+
+def test_a_run_in_another_thread_leaves_signals_alone(run_it: Run, tmp_path: Path) -> None:
+    """Where Python handles none."""
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(run_it, tmp_path, steps=1).result().steps == 1
 
 
 # --- what it leaves behind

@@ -211,7 +211,8 @@ def test_a_frozen_trunk_stays_so_when_its_blocks_are_repeated(tmp_path: Path) ->
     taken: dict[str, Any] = {"trunk_from": str(tmp_path / "old"), "freeze_trunk": True}
     qat = QatConfig(start=0.125, every=4, method="nearest")
     run_it(tmp_path / "run", trunk=looped, loops_from=0.25, qat=qat, **taken)
-    assert read_checkpoint(tmp_path / "run")[1]["quantized_from"] == 1
+    state = read_checkpoint(tmp_path / "run")[1]
+    assert (state["quantized_from"], state["afresh"]) == (1, [])
     theirs, ours = (load_run(tmp_path / run).model.trunk.state_dict() for run in ("old", "run"))
     assert theirs.keys() == ours.keys()
     assert all(torch.equal(value, ours[name]) for name, value in theirs.items())
