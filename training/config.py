@@ -158,7 +158,7 @@ class RunConfig:
                 "trained: set qat.start to more than loops_from"
             )
         micro = min(self.micro_batch_tokens, self.batch_tokens)
-        if self.batch_tokens % length or micro % length or self.batch_tokens % micro:
+        if micro % length or self.batch_tokens % micro:
             raise ConfigError(
                 f"batch_tokens {self.batch_tokens} must be a multiple of micro_batch_tokens "
                 f"{micro}, and both of trunk.sequence_length {length}"

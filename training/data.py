@@ -99,7 +99,7 @@ def tokenize(
     try:
         sidecars = [read_sidecar(path) for path in paths]
         same = all(s is not None and (s.tokenizer, s.corpus) == wanted for s in sidecars)
-        if paths and same and had == str(len(paths)):
+        if same and had == str(len(paths)):
             return tokenized(tokenizer, folder, prefix)
         found = f"{len(paths)} of {had:.20} token shards" if same else "another text's tokens"
     except CorpusError as error:

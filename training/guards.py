@@ -45,7 +45,7 @@ def loss_error(
     of the trained tensors by name.
     """
     bad = [name for name, most in largest.items() if not math.isfinite(most)]
-    worst = bad[0] if bad else max(largest, key=largest.__getitem__)
+    worst = max(largest, key=largest.__getitem__)
     found = f"the largest weight is {largest[worst]:.3g}, in {worst}"
     if bad:
         found = f"not all numbers are finite of {listed(bad)}"
@@ -152,9 +152,9 @@ def first_loss_slack(declared: float, score: float, repeats: float) -> tuple[flo
         return math.log1p(math.expm1(score) / vocab) - repeats * score
 
     # Convex in the score: the most at an end, the least where its probability is `repeats`.
-    odds = repeats * max(vocab - 1, 0.0) / (1 - repeats) if repeats < 1 else math.inf
+    odds = repeats * (vocab - 1) / (1 - repeats) if repeats < 1 else math.inf
     best = min(max(math.log(odds) if odds > 0 else 0.0, 0.0), score)
-    return min(nats(best), 0.0), max(nats(score), 0.0)
+    return nats(best), max(nats(score), 0.0)
 
 
 def check_first_loss(loss: float, declared: float, score: float, repeats: float) -> None:

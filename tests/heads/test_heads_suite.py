@@ -735,6 +735,17 @@ def test_a_wide_table_of_both_ends_may_start(case: str, width: int, repeats: flo
     check_first_loss(*first_loss(head, text), tied_self_logit(head), repeated)
 
 
+@pytest.mark.parametrize("softcap", [0.0, 5.0, 30.0])
+def test_a_wide_table_of_both_ends_scores_the_token_before_as_is_said(softcap: float) -> None:
+    shape = dataclasses.replace(SHAPE, d_model=2048)
+    head = head_config({"name": "tied", "softcap": softcap}).build(shape)
+    tokens = torch.arange(VOCAB)
+    hidden = F.rms_norm(head.embed(tokens[None], tokens[None])[0], (2048,))
+    nats = -head.log_probs(hidden, tokens).detach()
+    own, others = nats.diagonal().mean(), (nats.sum() - nats.trace()) / VOCAB / (VOCAB - 1)
+    assert float(others - own) == pytest.approx(tied_self_logit(head), rel=0.02)
+
+
 @pytest.mark.parametrize("width", [1024, 2048])
 def test_a_table_twice_as_loud_as_it_says_may_not_start(width: int) -> None:
     head, text = start_on_text("tied", width)

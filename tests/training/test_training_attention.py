@@ -38,6 +38,15 @@ def test_attention_in_parts_has_the_values_and_gradients_of_the_trunk_s_own(
         torch.testing.assert_close(two, one)
 
 
+def test_attention_in_parts_of_bf16_is_bf16_and_right_but_for_its_rounding() -> None:
+    q, k, v = (t.detach().bfloat16() for t in inputs(16, 4, 2))
+    found = attend_in_parts(q, k, v)
+    assert found.dtype == torch.bfloat16
+    exact = attend(q.double(), k.double(), v.double(), None)
+    # Queries, scores, weights and sums are rounded, each to 2^-8 of itself at most.
+    assert float((found - exact).abs().max()) < 4 * 2**-8 * float(v.abs().max())
+
+
 def test_too_many_scores_are_left_to_the_kernel_that_holds_none(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -33,9 +33,17 @@ def test_the_defaults_are_the_challenges_baseline() -> None:
         qk_gain=1.5,
     )
     assert (config.batch_tokens, config.steps, config.warmdown_steps) == (524_288, 20_000, 1_200)
+    assert (config.minutes, config.warmdown_fraction, config.warmdown_to) == (None, 0.0, 0.0)
+    assert (config.micro_batch_tokens, config.seed) == (131_072, 1337)
+    assert (config.checkpoint_minutes, config.max_gradient) == (5.0, 1e6)
     shape = HeadShape(vocab_size=1024, d_model=512, bos_id=256)
     head = head_config(config.head)
     assert config.trunk.num_params() + head.num_params(shape) == 17_059_912
+
+
+def test_what_is_off_has_its_usual_values_for_whoever_turns_it_on() -> None:
+    assert AverageConfig() == AverageConfig(ema=0.0, swa_from=1.0, swa_every=10)
+    assert QatConfig() == QatConfig(start=1.0, bits=3.3, every=16, method="trellis")
 
 
 def test_the_baseline_recipe_is_the_defaults_but_for_its_time() -> None:
@@ -90,6 +98,7 @@ def test_what_is_wrong_in_the_recipe_is_said_of_the_recipe(tmp_path: Path) -> No
     path = tmp_path / "r.toml"
     for text, message in (
         ("qat = 1", f"recipe {path}.qat is 1; it is a table"),
+        ("head = 3", f"recipe {path}.head is 3; it must be of type dict"),
         ("[trunk]\nlayer = 2", f"recipe {path}.trunk: unknown key 'layer'"),
         ("[head]\nsoftcap = 15.0", f"recipe {path} names no head; choose one with --head: tied, "),
     ):

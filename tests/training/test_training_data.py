@@ -14,7 +14,7 @@ from tokgolf.corpora import Corpus, Document, ShardWriter, read_shard, shard_fil
 from tokgolf.errors import CorpusError, TrainingError
 from tokgolf.tokenizers import Tokenizer, build_tokenizer
 from tokgolf.training import data as data_module
-from tokgolf.training.data import Batches, TokenStream, tokenize
+from tokgolf.training.data import Batches, TokenStream, tokenize, tokenized
 
 TEXTS = [b"first document", b"", b"\xff\x00 bytes", b"the last of four documents"]
 
@@ -85,6 +85,12 @@ def test_counts_equal_counting_one_by_one(parts: list[list[int]]) -> None:
     assert counts.tolist() == [whole.count(token) for token in range(300)]
 
 
+def test_a_shard_is_counted_to_its_end_however_long_it_is() -> None:
+    shard = np.zeros((1 << 24) + 3, dtype=np.uint16)  # more than is counted at once
+    shard[-2:] = 1
+    assert TokenStream([shard]).counts(2).tolist() == [(1 << 24) + 1, 2]
+
+
 def test_an_id_outside_the_vocabulary_is_refused_with_both_numbers() -> None:
     stream = stream_of([[0, 1, 2], [3, 299]])
     assert stream.counts(300).sum() == 5
@@ -129,6 +135,8 @@ def test_epochs_differ_in_order_and_offset() -> None:
     assert len({tuple(np.argsort(epoch)) for epoch in epochs}) == len(epochs)
     assert len({min(epoch) for epoch in epochs}) > 1
     assert all(epoch != sorted(epoch) for epoch in epochs)
+    few = Batches(counting(20), rows=4, length=4, seed=0)  # a step is an epoch
+    assert {int(few.step(epoch)[0].min()) for epoch in range(64)} == {0, 1, 2, 3}
 
 
 @given(st.integers(0, 2**31), st.lists(st.integers(0, 60), min_size=1, max_size=8))
@@ -142,6 +150,9 @@ def test_a_batch_is_a_function_of_seed_and_step_alone(seed: int, steps: list[int
 def test_another_seed_gives_another_order() -> None:
     one, two = (Batches(counting(300), rows=30, length=8, seed=seed) for seed in (1, 2))
     assert not torch.equal(one.step(0)[0], two.step(0)[0])
+    one, two = (Batches(counting(300), rows=36, length=8, seed=seed) for seed in (1, 2))
+    assert one.windows == 36
+    assert not torch.equal(one.step(1)[0], two.step(0)[0])  # nor that of a later epoch
 
 
 def test_rows_do_not_change_the_order_of_windows() -> None:
@@ -222,7 +233,6 @@ def test_half_a_corpus_is_never_taken_for_the_whole_after_another_one(
     tmp_path: Path, byte: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The mark of an earlier, complete corpus must not cover a later, interrupted one."""
-    tokens_in(tmp_path, byte, [b"an earlier corpus"])
     with monkeypatch.context() as patch:
 
         class OneEach(ShardWriter):
@@ -235,10 +245,13 @@ def test_half_a_corpus_is_never_taken_for_the_whole_after_another_one(
                 self._write()
 
         patch.setattr(data_module, "ShardWriter", OneEach)
+        tokens_in(tmp_path, byte, [b"an earlier", b"corpus"])  # of as many shards
         with pytest.raises(KeyboardInterrupt):
             tokens_in(tmp_path, byte, TEXTS)
     assert len(shard_files(tmp_path, "train")) == 2
     assert tokens_in(tmp_path, byte, TEXTS).tolist() == expected(byte, TEXTS).tolist()
+    left = {"train.complete", "train_000000.bin", "train_000000.json"}
+    assert {path.name for path in tmp_path.iterdir()} == left
 
 
 def test_shards_with_sidecars_that_are_not_ours_are_left_alone(
@@ -250,6 +263,28 @@ def test_shards_with_sidecars_that_are_not_ours_are_left_alone(
     with pytest.raises(CorpusError, match="is no sound sidecar: it has no 'seal'"):
         tokens_in(tmp_path, byte, TEXTS)
     assert all((tmp_path / name).read_bytes() == b"{}" for name in names)
+
+
+def test_shards_without_a_sidecar_are_left_alone_and_counted(
+    tmp_path: Path, byte: Tokenizer
+) -> None:
+    tokens_in(tmp_path, byte, TEXTS)
+    bare = tmp_path / "train_000001.bin"
+    bare.write_bytes((tmp_path / "train_000000.bin").read_bytes())
+    with pytest.raises(TrainingError, match=r"holds 1 train shards without the \.json beside them"):
+        tokens_in(tmp_path, byte, [*TEXTS, b"one more"])
+    assert bare.exists() and (tmp_path / "train.complete").exists()
+
+
+def test_a_process_that_does_not_find_the_lead_s_shards_says_so(
+    tmp_path: Path, byte: Tokenizer, bpe: Tokenizer
+) -> None:
+    for folder in (tmp_path, tmp_path / "none"):
+        with pytest.raises(TrainingError, match="holds no train shards here; all machines of a"):
+            tokenized(byte, folder, "train")
+    tokens_in(tmp_path, bpe, TEXTS)
+    with pytest.raises(CorpusError, match="tokenizer"):
+        tokenized(byte, tmp_path, "train")
 
 
 def test_other_prefixes_in_the_folder_stay_as_they_are(tmp_path: Path, byte: Tokenizer) -> None:

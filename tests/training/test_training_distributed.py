@@ -29,6 +29,7 @@ from tokgolf.artifact.checkpoint import read_checkpoint
 from tokgolf.errors import ConfigError, OtherRankError, TrainingError
 from tokgolf.heads import HeadShape, head_config
 from tokgolf.model import build_model
+from tokgolf.signals import heard
 from tokgolf.training import RunConfig, distributed, run_config
 from tokgolf.training.distributed import ALONE, Ranks, in_order, joined, own_device, this_machine
 from tokgolf.training.optimizers import Adam, OptimizerConfig, check_coverage
@@ -217,6 +218,39 @@ def two_that_run() -> Ranks:
     return ranks
 
 
+@pytest.mark.parametrize("where", ["on another machine", "as another user"])
+def test_a_rank_whose_process_cannot_be_seen_is_given_up_when_it_does_not_answer(
+    where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    ranks = two_that_run()
+    if where == "on another machine":
+        ranks.where[1] = ("another machine", ended.pid)  # a number that says nothing here
+    else:
+
+        def forbidden(process: int, number: int) -> None:
+            raise PermissionError
+
+        monkeypatch.setattr(os, "kill", forbidden)
+    monkeypatch.setattr(distributed, "TIMEOUT", timedelta(seconds=0.05))
+    with pytest.raises(TrainingError, match="^a rank of 2 has ended or does not answer"):
+        ranks.all_gather_object(None)
+
+
+def test_a_rank_that_has_answered_and_ended_was_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = HashStore()
+    ranks = Ranks(size=2, store=store)
+    ranks.where = [(this_machine(), os.getpid())] * 2
+
+    def ends(process: int) -> bool:
+        store.set("1/1", json.dumps("last"))
+        return False
+
+    monkeypatch.setattr(distributed, "_runs", ends)
+    assert ranks.all_gather_object("first") == ["first", "last"]
+
+
 @pytest.mark.parametrize(
     ("error", "line"),
     [
@@ -292,6 +326,7 @@ def test_a_rank_that_waits_in_the_store_can_still_tell_the_lead_to_end() -> None
     ranks.end()
     assert waiter.is_alive()  # one connection for both would have let it wait first
     assert ranks.should_end() and lead.should_end()
+    assert not Ranks(rank=1, size=2, store=server).should_end()  # the lead says so to all
     server.set("late", "")
     waiter.join()
 
@@ -310,6 +345,23 @@ def test_a_process_that_does_not_come_back_ends_after_a_sigterm_with_a_line(
 ) -> None:
     assert lines_of(ends, "stuck") == ["silent", "killed"]
     assert "error: told to end: " in (folder / "2.txt").read_text()
+
+
+def test_who_heard_signals_before_a_group_hears_them_again() -> None:
+    numbers = heard()
+    before = [signal.getsignal(number) for number in numbers]
+    ours, other = socket.socketpair()
+    ours.setblocking(False)
+    outer = signal.set_wakeup_fd(ours.fileno())
+    try:
+        with distributed._terminated(ranks := Ranks()):
+            assert numbers and not {*before} & {signal.getsignal(n) for n in numbers}
+        assert [signal.getsignal(number) for number in numbers] == before
+        assert not ranks.ending.is_set()  # no signal has come
+    finally:
+        assert signal.set_wakeup_fd(outer) == ours.fileno()
+        ours.close()
+        other.close()
 
 
 # --- the parts
@@ -362,7 +414,7 @@ def parts_of(config: RunConfig, vocab_size: int, ranks: int) -> tuple[list[Part]
     return divided(shapes, {n for n in shapes if roles[n] == "matrix"}, ranks), shapes
 
 
-tensors = st.tuples(st.lists(st.integers(1, 12), max_size=3).map(torch.Size), st.booleans())
+tensors = st.tuples(st.lists(st.integers(1, 20), max_size=3).map(torch.Size), st.booleans())
 
 
 @given(given=st.dictionaries(st.text(max_size=3), tensors, min_size=1), ranks=st.integers(1, 8))
@@ -397,6 +449,21 @@ def test_every_number_has_one_owner_and_no_rank_much_more_than_the_mean(
     load = loads(found, shapes, ranks)
     assert 0 < min(load)
     assert max(load) <= sum(load) / ranks + max(uncut)
+
+
+def test_a_table_is_cut_where_the_others_leave_room() -> None:
+    shapes = {"table": torch.Size([4, 16]), "matrix": torch.Size([2, 16])}
+    assert divided(shapes, {"matrix"}, 2) == [
+        Part("table", 0, slice(0, 1)),
+        Part("table", 1, slice(1, 4)),
+        Part("matrix", 0),
+    ]
+    shapes = {"table": torch.Size([8, 16]), "matrix": torch.Size([99, 16])}  # more than the mean
+    assert divided(shapes, {"matrix"}, 3) == [
+        Part("table", 1, slice(0, 4)),
+        Part("table", 2, slice(4, 8)),
+        Part("matrix", 0),
+    ]
 
 
 @pytest.mark.parametrize("vocab_size", [257, 1024, 8192, 32768])
@@ -440,6 +507,16 @@ def test_shares_of_a_process_alone_touch_nothing() -> None:
     assert p.grad is None
 
 
+def test_processes_that_cannot_work_together_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    ranks = Ranks("cpu", size=2, store=HashStore())
+    kinds = ["cpu with torch 2.9.0", "cuda with torch 2.9.0"]
+    answers = iter([[(this_machine(), os.getpid())] * 2, kinds])
+    monkeypatch.setattr(ranks, "all_gather_object", lambda value: next(answers))
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *given, **more: None)
+    with pytest.raises(ConfigError, match=f"2 processes of this run differ: {' and '.join(kinds)}"):
+        ranks.join()
+
+
 def test_each_process_has_its_own_gpu_or_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
@@ -449,8 +526,18 @@ def test_each_process_has_its_own_gpu_or_is_told(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(ConfigError, match="would put all 4 processes on one GPU"):
         own_device("cuda:0", here)
     del here["LOCAL_WORLD_SIZE"]  # torchrun sets it, and not every launcher
+    assert own_device("cuda", {"WORLD_SIZE": "4", "RANK": "3"}) == "cuda:1"
     with pytest.raises(ConfigError, match="has 2 CUDA devices and no other for .* LOCAL_RANK 2,"):
         own_device("cuda", {**here, "LOCAL_RANK": "2"})
+
+
+def test_one_process_alone_meets_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    place = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "none"}
+    for key, value in place.items():
+        monkeypatch.setenv(key, value)
+    with joined("cpu") as ranks:
+        assert (ranks.device, ranks.rank, ranks.size) == ("cpu", 0, 1)
+        assert not torch.distributed.is_initialized()
 
 
 # --- torchrun itself

@@ -21,7 +21,7 @@ from tokgolf.model import LanguageModel
 from tokgolf.training import RunConfig, StepReport
 from tokgolf.training import session as sessions
 from tokgolf.training.data import Batches, Prefetcher, TokenStream
-from tokgolf.training.guards import STEPS_TO_MOVE
+from tokgolf.training.guards import STEPS_TO_MOVE, tied_self_logit
 from tokgolf.training.qat import QatConfig
 from tokgolf.training.session import Session, Step
 
@@ -110,8 +110,9 @@ def test_a_tensor_that_a_step_found_spoiled_is_named_when_that_is_read_late(
         run_it(tmp_path / "run")
 
 
+@pytest.mark.parametrize("stops", [(1, 7), (3, 9)])  # the checks are after 4 and 10
 def test_a_run_resumed_just_after_a_head_was_untied_still_sees_that_both_tables_move(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stops: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked: list[bool] = []
     monkeypatch.setattr(
@@ -119,9 +120,9 @@ def test_a_run_resumed_just_after_a_head_was_untied_still_sees_that_both_tables_
     )
 
     head = {"name": "untied", "untie_at": 0.5}
-    for step in (1, 7):
+    for step in stops:
         with pytest.raises(TrainingError, match="interrupted"):
-            run_it(tmp_path, on_step=stops_at(step), head=head, resume=step > 1)
+            run_it(tmp_path, on_step=stops_at(step), head=head, resume=step != stops[0])
     run_it(tmp_path, head=head, resume=True)
     assert looked == [False, True]
 
@@ -187,6 +188,26 @@ def test_what_a_step_found_is_read_when_it_is_there() -> None:
     assert session.loss == started.loss.item()
 
 
+def test_the_first_loss_is_judged_by_what_head_and_text_say(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    judged: list[tuple[float, ...]] = []
+    monkeypatch.setattr(sessions, "check_first_loss", lambda *given: judged.append(given))
+    session = Session(CONFIG, TOKENIZER, np.ones(257, np.int64), "cpu")
+    rows = torch.arange(8).repeat_interleave(4).repeat(2)[:64].view(4, 16)
+    tokens, targets = rows, rows.roll(-1, 1)
+    for _ in range(2):
+        step = session.start(12.0 - session.step, tokens, targets)
+        session.judge(step)
+        session.update(step)
+    repeats = float((tokens == targets).double().mean())
+    assert 0.5 < repeats < 1
+    score = tied_self_logit(session.model.head)
+    ((_, declared, *others),) = judged
+    assert declared == pytest.approx(math.log(257))
+    assert others == [score, repeats]
+
+
 @pytest.mark.usefixtures("late")
 def test_an_interrupt_waits_for_the_step_that_is_under_way(
     early: tuple[Path, list[tuple[int, float]]], tmp_path: Path
@@ -201,11 +222,20 @@ def test_an_interrupt_waits_for_the_step_that_is_under_way(
 def test_batches_made_ahead_are_the_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = TokenStream([np.arange(1000, dtype=np.uint16)])
     plain, made = (Batches(stream, rows=3, length=8, seed=1) for _ in range(2))
+    steps: list[int] = []
+    step_of = made.step
+
+    def watched(step: int) -> tuple[Tensor, Tensor]:
+        steps.append(step)
+        return step_of(step)
+
+    monkeypatch.setattr(made, "step", watched)
     monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: tensor)  # it needs a GPU
     with Prefetcher(made, torch.device("cuda")) as ahead:
         for step in (0, 0, 1, 2, 50, 51, 3):
             for one, two in zip(ahead.step(step), plain.step(step), strict=True):
                 assert torch.equal(one, two)
+    assert steps == [0, 1, 0, 1, 2, 3, 50, 51, 52, 3, 4]
     with Prefetcher(plain, torch.device("cpu")) as ahead:
         assert torch.equal(ahead.step(4)[0], made.step(4)[0])
 

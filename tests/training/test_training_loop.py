@@ -8,6 +8,7 @@ import re
 import signal
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from tokgolf.heads import ADDONS, HEADS, head_config, head_to_dict
 from tokgolf.model import LanguageModel
 from tokgolf.tokenizers import Tokenizer, build_tokenizer
 from tokgolf.training import RunConfig, StepReport, TrainResult, run_config, session, train
-from tokgolf.training.session import Session
+from tokgolf.training.session import Session, Step
 
 TRUNK = TrunkConfig(layers=2, d_model=16, heads=2, kv_heads=1, mlp_hidden=24, sequence_length=16)
 CONFIG = RunConfig(
@@ -137,6 +138,12 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(run_it: Run, tmp_pat
             torch.testing.assert_close(parts[name], whole[name], rtol=1e-4, atol=1e-7)
 
 
+def test_a_run_in_another_thread_leaves_signals_alone(run_it: Run, tmp_path: Path) -> None:
+    """Where Python handles none."""
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(run_it, tmp_path, steps=1).result().steps == 1
+
+
 # --- what it leaves behind
 
 
@@ -228,6 +235,16 @@ def test_another_seed_has_other_weights(
     assert not torch.equal(one["model.head.table"], two["model.head.table"])
 
 
+def test_the_seed_decides_what_weights_begin_as(tokenizer: Tokenizer) -> None:
+    tables = []
+    for seed in (1, 1, 2):
+        config = dataclasses.replace(CONFIG, seed=seed)
+        begun = Session(config, tokenizer, np.ones(270, np.int64), "cpu").model.state_dict()
+        tables.append(begun["head.table"])
+    assert torch.equal(tables[0], tables[1])
+    assert not torch.equal(tables[0], tables[2])
+
+
 @pytest.mark.parametrize("at", [1, 3, 5])
 @pytest.mark.parametrize("head", ["tied", "every add-on", "untied halfway"])
 def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one_bit_by_bit(
@@ -281,8 +298,9 @@ def test_untying_may_come_before_and_after_the_first_check(
 def test_a_resumed_run_repeats_no_metrics(run_it: Run, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="interrupted"):
         run_it(tmp_path, steps=25, on_step=stops_at(12))
-    with open(tmp_path / "metrics.jsonl", "a") as file:  # as a killed run would leave it
-        file.write(json.dumps({"step": 20, "loss": 0.0}) + "\n")
+    with open(tmp_path / "metrics.jsonl", "ab") as file:  # as a killed run, or damage, may leave it
+        odd = b"\xff", b"[" * 10**5, b'{"loss": 1.0}', b'{"step": "2"}', b'{"step": 2, "lo'
+        file.writelines(line + b"\n" for line in (b'{"step": 20, "loss": 0.0}', *odd))
     run_it(tmp_path, steps=25, resume=True)
     lines = metrics_of(tmp_path)
     assert [line["step"] for line in lines] == [1, 2, 3, 10, 20]
@@ -345,6 +363,14 @@ def test_a_run_that_has_no_checkpoint_yet_says_what_is_another_in_its_config(
     assert said[-1] == (
         f"run       {tmp_path} was begun with seed {CONFIG.seed} (now 7), and starts anew"
     )
+
+
+def test_a_damaged_config_of_a_run_without_a_checkpoint_is_written_anew(
+    run_it: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "config.toml").write_bytes(b"steps = \xff")
+    run_it(tmp_path, steps=1)
+    assert read_toml(tmp_path / "config.toml")["steps"] == 1
 
 
 @pytest.mark.parametrize("signals", [1, 2])
@@ -476,12 +502,28 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint_before
         rf"the loss is {value} at step 5;.* the checkpoint of step 4 has the same weights .*"
         r"optimizer\.lr_"
     )
-    with pytest.raises(TrainingError, match=match):
-        run_it(tmp_path, checkpoint_minutes=1e-9)
+    for resume in (False, True):
+        with pytest.raises(TrainingError, match=match):
+            run_it(tmp_path, checkpoint_minutes=1e-9, resume=resume)
+        calls = 4
     assert load_run(tmp_path).state["step"] == 4
     assert all(bool(tensor.isfinite().all()) for tensor in tensors_of(tmp_path).values())
     monkeypatch.setattr(LanguageModel, "loss", loss)
     assert run_it(tmp_path, checkpoint_minutes=1e-9, resume=True).steps == 6
+
+
+@pytest.mark.parametrize(("part", "lines"), [(1.019, 0), (1.021, 1)])
+def test_a_loss_more_than_two_percent_above_a_guess_at_the_end_is_said(
+    part: float, lines: int, run_it: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def judge(session: Session, step: Step) -> None:
+        session.loss = part * math.log(270)
+
+    monkeypatch.setattr(Session, "judge", judge)
+    said: list[str] = []
+    run_it(tmp_path, steps=1, warmdown_steps=0, say=said.append)
+    expected = f"diverged  the loss is {part * math.log(270):.4f} nats at the end, where a guess "
+    assert [line.startswith(expected) for line in said] == [True] * lines
 
 
 # --- budget and schedule

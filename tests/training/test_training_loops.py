@@ -203,6 +203,12 @@ def test_what_never_began_is_said_and_passes_that_nobody_trained_are_not_loaded(
     assert torch.equal(whole.model.log_probs(tokens), run.model.log_probs(tokens))
 
 
+def test_sequences_that_are_short_to_the_end_are_no_option_that_never_began(tmp_path: Path) -> None:
+    said: list[str] = []
+    losses_of(tmp_path, say=said.append, steps=1, short_length=8, short_until=1.0)
+    assert said == []
+
+
 def test_a_pass_that_adds_nothing_is_an_error_once_it_is_due() -> None:
     trunk = replace(TRUNK, loop_rank=3)
     config = replace(CONFIG, trunk=trunk, loops_from=0.5)

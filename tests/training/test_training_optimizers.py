@@ -22,6 +22,7 @@ from tokgolf.heads.untied import UntiedConfig, UntiedHead
 from tokgolf.model import LanguageModel, Trunk
 from tokgolf.tokenizers import build_tokenizer
 from tokgolf.training import RunConfig, guards, session, train
+from tokgolf.training.distributed import Ranks
 from tokgolf.training.optimizers import (
     Adam,
     Muon,
@@ -97,9 +98,10 @@ def test_orthogonalizing_keeps_the_singular_vectors(shape: tuple[int, int]) -> N
     assert float(torch.diagonal(inside, dim1=-2, dim2=-1)[large].min()) > 0.6
 
 
-def test_orthogonalizing_ignores_the_scale() -> None:
+@pytest.mark.parametrize("scale", [2.0**-10, 2.0**10])
+def test_orthogonalizing_ignores_the_scale(scale: float) -> None:
     x = torch.randn(2, 12, 20)
-    assert torch.allclose(orthogonalize(x).float(), orthogonalize(1024 * x).float(), atol=1e-2)
+    assert torch.allclose(orthogonalize(x).float(), orthogonalize(scale * x).float(), atol=1e-2)
 
 
 def test_orthogonalizing_zero_gives_zero() -> None:
@@ -171,16 +173,35 @@ def test_muon_steps_are_in_proportion_to_the_scale() -> None:
     torch.testing.assert_close(2 * (half["p0"] - start), full["p0"] - start)
 
 
+def test_a_matrix_that_waits_is_left_as_it_is_beside_one_of_its_shape() -> None:
+    """Without decay too, and what moves does so as if it were alone."""
+    named = parameters((8, 12), (8, 12))
+    alone = copies({"p1": named["p1"]})
+    waits = named["p0"].detach().clone()
+    named["p0"].requires_grad_(False)
+    give_gradients(alone, named)
+    config = OptimizerConfig(muon_decay=0.2)
+    Muon(named, config).step(0, 1.0)
+    Muon(alone, config).step(0, 1.0)
+    assert torch.equal(named["p0"], waits)
+    assert torch.equal(named["p1"], alone["p1"])
+
+
 # --- Adam
 
 
-def test_adam_equals_torch_with_a_rate_for_each_tensor() -> None:
+@pytest.mark.parametrize(
+    ("beta1", "beta2", "eps"), [(0.9, 0.95, 1e-8), (0.5, 0.7, 0.1)], ids=["default", "other"]
+)
+def test_adam_equals_torch_with_a_rate_for_each_tensor(
+    beta1: float, beta2: float, eps: float
+) -> None:
     ours = parameters((5, 3), (7,), (2, 2))
     theirs = copies(ours)
     rates = {"p0": 0.05, "p1": 0.6, "p2": 0.008}
-    adam = Adam(ours, rates, OptimizerConfig())
+    adam = Adam(ours, rates, OptimizerConfig(adam_beta1=beta1, adam_beta2=beta2, adam_eps=eps))
     oracles = {
-        name: torch.optim.Adam([p], lr=rates[name], betas=(0.9, 0.95), eps=1e-8)
+        name: torch.optim.Adam([p], lr=rates[name], betas=(beta1, beta2), eps=eps)
         for name, p in theirs.items()
     }
     for scale in (1.0, 1.0, 0.5, 0.25):
@@ -191,6 +212,23 @@ def test_adam_equals_torch_with_a_rate_for_each_tensor() -> None:
             oracle.step()
     for name in ours:
         torch.testing.assert_close(ours[name], theirs[name])
+
+
+def test_a_copy_goes_on_as_its_source_would() -> None:
+    """At the same rate and from the same averages of gradients, each with its own from then on."""
+    named = parameters((5, 3), (7,))
+    adam = Adam(named, {"p0": 0.6, "p1": 0.008}, OptimizerConfig())
+    give_gradients(named)
+    adam.step(1.0)
+    for new, source in (("p2", "p0"), ("p3", "p2")):
+        adam.copy(new, nn.Parameter(named[source].detach().clone()), source)
+    for _ in range(3):
+        gradient = torch.randn(5, 3)
+        for name, p in named.items():
+            p.grad = torch.ones(7) if name == "p1" else gradient.clone()
+        adam.step(1.0)
+    assert torch.equal(named["p2"], named["p0"]) and torch.equal(named["p3"], named["p0"])
+    assert len({adam.adam.state[p]["exp_avg"].data_ptr() for p in named.values()}) == 4
 
 
 def test_defaults_are_the_baselines_constants() -> None:
@@ -315,8 +353,8 @@ def model_of(head: Head) -> LanguageModel:
     return LanguageModel(Trunk(TRUNK), head)
 
 
-def one_step(model: LanguageModel) -> None:
-    optimizers = Optimizers(model, OptimizerConfig())
+def one_step(model: LanguageModel, optimizers: Optimizers | None = None) -> None:
+    optimizers = optimizers or Optimizers(model, OptimizerConfig())
     tokens = torch.randint(0, SHAPE.vocab_size, (2, 9))
     model.nll(tokens[:, :-1], tokens[:, 1:]).mean().backward()  # type: ignore[no-untyped-call]
     optimizers.step(0, 1.0)
@@ -392,6 +430,44 @@ def test_optimizer_state_restores_and_a_missing_tensor_is_named() -> None:
         two.load(state)
 
 
+def test_what_guards_read_is_of_each_tensor_by_name_and_of_new_ones_too() -> None:
+    head = UntiedHead(SHAPE, UntiedConfig(untie_at=0.5))
+    model = model_of(head)
+    optimizers = Optimizers(model, OptimizerConfig())
+    one_step(model, optimizers)
+    optimizers.adopt({f"head.{new}": f"head.{old}" for new, old in head.untie().items()})
+    tokens = torch.randint(0, SHAPE.vocab_size, (2, 9))
+    model.nll(tokens[:, :-1], tokens[:, 1:]).mean().backward()  # type: ignore[no-untyped-call]
+    named = dict(model.named_parameters())
+    assert {*optimizers.names} == {n for n, p in named.items() if p.numel()} == {*optimizers.rates}
+    found = zip(
+        optimizers.names,
+        optimizers.gradient_norms().tolist(),
+        optimizers.largest_weights().tolist(),
+        strict=True,
+    )
+    for name, norm, largest in found:
+        assert norm == pytest.approx(float(gradient_of(name, named[name]).norm())), name
+        assert largest == float(named[name].detach().abs().max()), name
+    assert optimizers.rates["head.input"] == optimizers.rates["head.output"]
+    assert optimizers.rates["trunk.blocks.0.mlp.up.weight"] == ("optimizer.lr_matrix", 0.04)
+
+
+def test_a_rank_trains_a_copy_of_what_it_trains_alone() -> None:
+    trunk = dataclasses.replace(TRUNK, layers=1, mlp_hidden=2048)  # two matrices, two ranks
+    trained = []
+    for rank in range(3):
+        head = UntiedHead(SHAPE, UntiedConfig(untie_at=0.5))
+        model = LanguageModel(Trunk(trunk), head)
+        optimizers = Optimizers(model, OptimizerConfig(), ranks=Ranks(rank=rank, size=3))
+        for parameter in optimizers.adam.parameters.values():
+            parameter.grad = torch.ones_like(parameter)
+        optimizers.adam.step(1.0)
+        optimizers.adopt({f"head.{new}": f"head.{old}" for new, old in head.untie().items()})
+        trained.append({"head.input", "head.output"} & optimizers.adam.parameters.keys())
+    assert trained == [set(), set(), {"head.input", "head.output"}]
+
+
 def test_a_trunk_of_one_layer_has_no_skips_and_trains() -> None:
     trunk = Trunk(dataclasses.replace(TRUNK, layers=1))
     assert trunk.skips.numel() == 0
@@ -401,10 +477,11 @@ def test_a_trunk_of_one_layer_has_no_skips_and_trains() -> None:
 # --- the same through the training loop, which must stop
 
 
-def masked_without(before: bytes, after: bytes) -> Head:
-    """A tied head with a mask that forbids one pair of bytes."""
+def masked_without(*pairs: bytes) -> Head:
+    """A tied head with a mask that forbids these pairs of bytes."""
     may = np.ones((257, 257), dtype=bool)
-    may[before[0], after[0]] = False
+    for before, after in pairs:
+        may[before, after] = False
     packed: Any = np.packbits(may, axis=1)
     shape = dataclasses.replace(SHAPE, successors=lambda: packed)
     return head_config({"name": "tied", "add": {"canonical-mask": {}}}).build(shape)
@@ -412,16 +489,22 @@ def masked_without(before: bytes, after: bytes) -> Head:
 
 def test_the_first_pair_that_a_mask_forbids_is_found() -> None:
     text = torch.tensor([list(b"a small document"), list(b"of small letters")])
-    for before, after in (b"oc", b"le", b"a ", b"rs"):
-        pair = guards.forbidden_pair(
-            masked_without(bytes([before]), bytes([after])), text[:, :-1], text[:, 1:]
-        )
-        assert pair == (before, after)
-    assert guards.forbidden_pair(masked_without(b"x", b"y"), text[:, :-1], text[:, 1:]) is None
-    tied = TiedHead(SHAPE, TiedConfig())
-    assert guards.forbidden_pair(tied, text[:, :-1], text[:, 1:]) is None
+    for pair in (b"oc", b"le", b"a ", b"rs"):
+        head = masked_without(pair, b"rs")  # the last
+        assert guards.forbidden_pair(head, text[:, :-1], text[:, 1:]) == (*pair,)
+    assert guards.forbidden_pair(masked_without(b"xy"), text[:, :-1], text[:, 1:]) is None
+    for head in (TiedHead(SHAPE, TiedConfig()), head_config(BIASED).build(SHAPE)):
+        assert guards.forbidden_pair(head, text[:, :-1], text[:, 1:]) is None
 
 
+def test_a_forbidden_pair_is_named_whichever_part_of_the_batch_has_it() -> None:
+    guards.check_pairs([None, None], BYTES, 3)
+    with pytest.raises(TrainingError, match=r"at step 3: .* token 98 \(b'b'\) follows token 97 "):
+        guards.check_pairs([None, (97, 98)], BYTES, 3)
+
+
+BIASED: dict[str, Any] = {"name": "tied", "add": {"bigram-logits": {"rank": 2}}}
+BYTES = build_tokenizer("byte", [], None)
 RATES = {
     "trunk.a": ("optimizer.lr_vector", 0.04),
     "head.b": ("optimizer.lr_tied", 0.05),
@@ -440,8 +523,9 @@ HALVED = {
 @pytest.mark.parametrize(
     ("largest", "found", "blamed"),
     [
-        ([3.5, 2.0, 1.0, 0.5], "the largest weight is 3.5, in trunk.a; ", "all"),
-        ([1e20, 2.0, 1.0, 0.5], "the largest weight is 1e+20, in trunk.a; ", "trunk.a"),
+        ([99.0, 2.0, 1.0, 0.5], "the largest weight is 99, in trunk.a; ", "all"),
+        ([101.0, 2.0, 1.0, 0.5], "the largest weight is 101, in trunk.a; ", "trunk.a"),
+        ([1.0, 2.0, 1e20, 0.5], "the largest weight is 1e+20, in trunk.c; ", "trunk.c"),
         ([9.0, 1.0, math.nan, math.inf], "not all numbers are finite of trunk.c, ", "trunk.c"),
     ],
 )
@@ -457,7 +541,9 @@ def test_a_loss_that_is_not_finite_is_blamed_on_a_tensor_and_its_rate(
 
 @pytest.mark.parametrize("blamed", [name for name in RATES if name in HALVED])
 def test_what_is_advised_is_half_the_rate_that_trains_the_tensor(blamed: str) -> None:
-    norms = dict.fromkeys(RATES, 1.0) | {blamed: 1e9}
+    norms = dict.fromkeys(RATES, 100.0)
+    guards.check_gradients(norms, 7, 100, 0, RATES)
+    norms[blamed] = 1e9
     with pytest.raises(TrainingError, match="above max_gradient 100 for") as raised:
         guards.check_gradients(norms, 7, 100, 0, RATES)
     assert str(raised.value).endswith(
@@ -471,6 +557,11 @@ def test_what_is_advised_is_half_the_rate_that_trains_the_tensor(blamed: str) ->
     assert str(raised.value).endswith(f"e.g. {HALVED[blamed]}")
 
 
+def test_three_names_are_listed_and_the_others_counted() -> None:
+    assert guards.listed(["a", "b", "c"]) == "a, b, c"
+    assert guards.listed([*"abcde"]) == "a, b, c and 2 more"
+
+
 def test_a_rate_far_too_high_is_not_advised_by_half() -> None:
     advice = guards.way_on(0, {"trunk.a": ("optimizer.lr_vector", 1e20)}, ["trunk.a"])
     assert advice.endswith("e.g. --set optimizer.lr_vector=0.04")
@@ -480,7 +571,7 @@ def test_a_rate_far_too_high_is_not_advised_by_half() -> None:
 def test_the_first_loss_may_be_two_percent_above_and_ten_below(declared: float) -> None:
     for sound in (0.901, 1.0, 1.019):
         guards.check_first_loss(sound * declared, declared, 0.0, 0.0)
-    for odd in (0.899, 1.021):
+    for odd in (0.899, 1.021, math.nan):
         with pytest.raises(TrainingError, match="its initialisation is not what it says"):
             guards.check_first_loss(odd * declared, declared, 0.0, 0.0)
 
@@ -503,6 +594,7 @@ def test_that_difference_is_met_at_the_ends_and_where_the_probability_is_right()
     assert guards.first_loss_slack(math.log(vocab), score, 0.0) == pytest.approx((0.0, at_most))
     below, above = guards.first_loss_slack(math.log(vocab), score, 1.0)
     assert (below, above) == pytest.approx((at_most - score, 0.0))
+    assert guards.first_loss_slack(math.log(vocab), score, 1 / 128)[0] == 0.0  # below a guess
     # Of 64 tokens one has half of the probability, and half of the targets.
     best = 0.5 * math.log(2) + 0.5 * math.log(2 * (vocab - 1)) - math.log(vocab)
     assert guards.first_loss_slack(math.log(vocab), score, 0.5)[0] == pytest.approx(best)
@@ -514,9 +606,9 @@ def test_that_difference_is_met_at_the_ends_and_where_the_probability_is_right()
         (Forgotten, r"head\.gain is trainable but in no parameter group"),
         (Twice, r"head\.output is in two parameter groups"),
         (Unused, r"head\.gain received no gradient"),
-        (Stuck, r"have not moved: head\.left, head\.right;"),
+        (Stuck, r"after 4 steps these tensors have not moved: head\.left, head\.right;"),
         (
-            lambda: masked_without(b"m", b"a"),
+            lambda: masked_without(b"ma"),
             r"not finite at step 1: in the text token 97 \(b'a'\) follows token 109 \(b'm'\), "
             "which canonical-mask forbids",
         ),
@@ -535,7 +627,6 @@ def test_training_a_broken_head_stops_and_says_what_is_wrong(
     config = RunConfig(
         trunk=TRUNK, batch_tokens=64, steps=5, warmdown_steps=0, precision="fp32", compile="off"
     )
-    tokenizer = build_tokenizer("byte", [], None)
     with pytest.raises(TrainingError, match=message):
-        train(config, tokenizer, corpus, tmp_path / "run", device="cpu")
+        train(config, BYTES, corpus, tmp_path / "run", device="cpu")
     assert not (tmp_path / "run" / "checkpoints").exists()

@@ -1,7 +1,7 @@
 """Options of the optimizers, averages of the weights and the learning rate's floor."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from tokgolf.corpora import Corpus, Document
 from tokgolf.errors import ConfigError, TrainingError
 from tokgolf.model import LanguageModel
 from tokgolf.training import RunConfig
-from tokgolf.training.averages import EMA_WARMUP, AverageConfig, Averages
+from tokgolf.training.averages import AverageConfig, Averages
+from tokgolf.training.config import MAX_SEED, MOST_BATCH_TOKENS
 from tokgolf.training.optimizers import (
     POLAR_EXPRESS,
     SAFETY,
@@ -25,11 +26,13 @@ from tokgolf.training.optimizers import (
     OptimizerConfig,
     orthogonalize,
 )
+from tokgolf.training.qat import QatConfig
 
 TRUNK = TrunkConfig(layers=1, d_model=16, heads=2, kv_heads=1, mlp_hidden=24, sequence_length=16)
 CONFIG = RunConfig(
     trunk=TRUNK, batch_tokens=64, steps=12, warmdown_steps=3, precision="fp32", compile="off"
 )
+LOOPED = TrunkConfig(loop_blocks=1, loops=2)
 DOCUMENTS = [Document(str(i), f"an average of {i} weights. ".encode()) for i in range(30)]
 CORPUS = Corpus(name="tiny", split=None, source=lambda: iter(DOCUMENTS))
 
@@ -103,8 +106,35 @@ def test_rows_are_brought_to_one_length_before_they_are_orthogonalised() -> None
     )
 
 
+@pytest.mark.parametrize("express", [False, True])
+@pytest.mark.parametrize("iterations", [1, 6])
+def test_a_step_is_the_rate_times_a_gradient_orthogonalised_as_is_asked(
+    iterations: int, express: bool
+) -> None:
+    start, gradient = torch.randn(20, 12), torch.randn(20, 12)
+    found = muon_step(
+        OptimizerConfig(
+            muon_iterations=iterations,
+            muon_coefficients="polar-express" if express else "constant",
+        ),
+        start,
+        gradient,
+    )
+    update = orthogonalize(gradient[None], iterations, polar_express=express)[0].float()
+    expected = start - 0.04 * 0.5 * (20 / 12) ** 0.5 * update
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
+
+
+def test_polar_express_starts_below_the_end_of_its_range() -> None:
+    """A matrix of rank 1 has one singular value, its norm, which rounding may not make larger."""
+    a, b, c = POLAR_EXPRESS[0]
+    found = float(orthogonalize(torch.ones(1, 1, 1), 1, polar_express=True))
+    below, at_the_end = (a * x + b * x**3 + c * x**5 for x in (1 / SAFETY, 1.0))
+    assert abs(found - below) < abs(found - at_the_end)
+
+
 def test_decay_takes_its_part_of_the_rate_from_a_matrix() -> None:
-    start, gradient = torch.randn(12, 20), torch.randn(12, 20)
+    start, gradient = torch.randn(20, 12), torch.randn(20, 12)
     plain = muon_step(OptimizerConfig(), start, gradient)
     decayed = muon_step(OptimizerConfig(muon_decay=0.3), start, gradient)
     torch.testing.assert_close(plain - decayed, 0.04 * 0.5 * 0.3 * start)
@@ -144,23 +174,29 @@ def test_an_exponential_average_equals_its_slow_twin() -> None:
         if averages is None:
             averages = Averages(layer, AverageConfig(ema=0.6))
             expected = layer.weight.detach().clone()
-        decay = min(0.6, (1 + step) / (EMA_WARMUP + step))
+        decay = min(0.6, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * layer.weight.detach()
         averages.update(step, 0.0)
         torch.testing.assert_close(averages.exported()["weight"], expected)
 
 
-def test_a_plain_average_is_the_mean_of_the_steps_it_names() -> None:
+@pytest.mark.parametrize(
+    ("swa_from", "named"), [(0.0, range(4, 21, 4)), (0.6, (12, 16, 20)), (1.0, ())]
+)
+def test_a_plain_average_is_the_mean_of_the_steps_it_names(
+    swa_from: float, named: Collection[int]
+) -> None:
     averages, seen = None, []
     for layer, step in weights_over_time(20):
-        averages = averages or Averages(layer, AverageConfig(swa_from=0.5, swa_every=3))
+        averages = averages or Averages(layer, AverageConfig(swa_from=swa_from, swa_every=4))
         averages.update(step, step / 20)
-        if step in (12, 15, 18):
+        if step in named:
             seen.append(layer.weight.detach().clone())
         if not seen:
             assert averages.exported() == {}
-    assert averages is not None
-    torch.testing.assert_close(averages.exported()["weight"], torch.stack(seen).mean(0))
+    assert averages is not None and averages.count == len(seen)
+    if seen:
+        torch.testing.assert_close(averages.exported()["weight"], torch.stack(seen).mean(0))
 
 
 AVERAGES: dict[str, dict[str, Any]] = {
@@ -214,10 +250,10 @@ def test_sequences_are_short_until_their_part_of_the_budget_is_over(
         return loss(model, tokens, targets)
 
     monkeypatch.setattr(LanguageModel, "loss", watched)
-    run_it(tmp_path / "short", **SHORT)
-    run_it(tmp_path / "whole")
-    short, whole = batches[:12], batches[12:]
-    assert [tuple(tokens.shape) for tokens in short] == [(16, 4)] * 6 + [(4, 16)] * 6
+    run_it(tmp_path / "short", micro_batch_tokens=32, **SHORT)
+    run_it(tmp_path / "whole", micro_batch_tokens=32)
+    short, whole = batches[:24], batches[24:]
+    assert [tuple(tokens.shape) for tokens in short] == [(8, 4)] * 12 + [(2, 16)] * 12
     for one, two in zip(short, whole, strict=True):
         assert torch.equal(one.flatten(), two.flatten())  # the same text in the same order
 
@@ -250,16 +286,30 @@ def test_the_rate_falls_to_its_floor(tmp_path: Path) -> None:
     ("part", "values", "message"),
     [
         (AverageConfig, {"ema": 1.0}, r"ema is 1\.0"),
+        (AverageConfig, {"ema": -0.1}, r"ema is -0\.1"),
+        (AverageConfig, {"swa_from": -0.5}, r"swa_from is -0\.5"),
         (AverageConfig, {"swa_from": 1.5}, r"swa_from is 1\.5"),
         (AverageConfig, {"swa_every": 0}, "swa_every is 0"),
         (AverageConfig, {"ema": 0.9, "swa_from": 0.5}, "set ema to 0 or swa_from to 1"),
         (OptimizerConfig, {"muon_decay": -0.1}, r"muon_decay -0\.1"),
-        (OptimizerConfig, {"muon_decay": 30.0}, r"muon_decay 30\.0 times lr_matrix 0\.04"),
+        (OptimizerConfig, {"muon_decay": 25.0}, r"muon_decay 25\.0 times lr_matrix 0\.04"),
+        (OptimizerConfig, {"muon_momentum_start": 1.0}, r"muon_momentum_start is 1\.0"),
+        (OptimizerConfig, {"muon_momentum_steps": 0}, "muon_momentum_steps is 0"),
+        (OptimizerConfig, {"muon_iterations": 0}, "muon_iterations is 0"),
+        (OptimizerConfig, {"adam_eps": 0.0}, r"adam_eps is 0\.0"),
         (RunConfig, {"warmdown_to": 1.0}, r"warmdown_to is 1\.0"),
+        (RunConfig, {"warmdown_to": -0.1}, r"warmdown_to is -0\.1"),
+        (RunConfig, {"warmdown_steps": 0, "warmdown_fraction": -0.5}, r"fraction is -0\.5"),
+        (RunConfig, {"micro_batch_tokens": 0}, "micro_batch_tokens is 0"),
+        (RunConfig, {"micro_batch_tokens": 512}, "micro_batch_tokens 512, and both of .* 1024"),
+        (RunConfig, {"loops_from": -0.1, "trunk": LOOPED}, r"loops_from is -0\.1"),
         (RunConfig, {"max_gradient": 0.0}, r"max_gradient is 0\.0"),
         (RunConfig, {"short_length": 100, "short_until": 0.5}, "short_length 100 .* 1024"),
         (RunConfig, {"short_length": 64}, r"short_until is 0\.0 and short_length 64; set both"),
         (RunConfig, {"short_length": 64, "short_until": 1.5}, r"short_until is 1\.5"),
+        (RunConfig, {"short_length": 64, "short_until": -0.5}, r"short_until is -0\.5"),
+        (RunConfig, {"short_length": -64, "short_until": 0.5}, "short_length -64 does not divide"),
+        (RunConfig, {"short_until": 0.5}, r"short_until is 0\.5 and short_length 0; set both"),
     ],
 )
 def test_values_without_a_meaning_are_refused(
@@ -267,3 +317,34 @@ def test_values_without_a_meaning_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         part(**values)
+
+
+@pytest.mark.parametrize(
+    ("part", "values"),
+    [
+        (OptimizerConfig, {"adam_beta1": 0.0, "adam_beta2": 0.0}),
+        (OptimizerConfig, {"muon_momentum": 0.0, "muon_momentum_start": 0.0}),
+        (RunConfig, {"warmdown_steps": 0, "warmdown_fraction": 1.0}),
+        (RunConfig, {"short_length": 512, "short_until": 1.0}),
+        (RunConfig, {"seed": 0}),
+        (RunConfig, {"seed": MAX_SEED}),
+        (RunConfig, {"batch_tokens": MOST_BATCH_TOKENS}),
+        (RunConfig, {"loops_from": 0.5, "trunk": LOOPED, "qat": QatConfig(start=0.5)}),
+        (
+            RunConfig,  # a trained trunk's later passes are trained
+            {
+                "loops_from": 0.5,
+                "trunk": dataclasses.replace(LOOPED, loop_rank=2),
+                "trunk_from": "a run",
+                "qat": QatConfig(start=0.5),
+            },
+        ),
+        (
+            RunConfig,
+            {"head": {"name": "untied", "untie_at": 0.5}, "qat": QatConfig(start=0.5)},
+        ),
+    ],
+)
+def test_the_ends_of_what_is_allowed_are_allowed(part: Any, values: dict[str, Any]) -> None:
+    made = part(**values)
+    assert {name: getattr(made, name) for name in values} == values

@@ -4,6 +4,7 @@ import dataclasses
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -107,11 +108,13 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_rate_falls_to_where_errors_found_anew_leave_the_end(tmp_path: Path) -> None:
     reports: list[StepReport] = []
     said: list[str] = []
-    run_it(tmp_path, CONFIG, on_step=reports.append, say=said.append)
+    result = run_it(tmp_path, CONFIG, on_step=reports.append, say=said.append)
     # 30 steps, 12 s for the first errors, 4 steps: 46 s. Of 14 s, twice 2 s and 4 steps; then the
     # errors of 2 s, which would be found for no step.
     assert [report.step for report in reports] == [*range(1, 43)]
-    assert reports[-1].seconds == 30 + 12 + 4 + 2 * 6
+    assert reports[-1].seconds == result.seconds == 30 + 12 + 4 + 2 * 6
+    assert result.compile_seconds == 12
+    assert all(report.tokens_per_second == 32 for report in reports)  # in the time of steps
     assert said[-1] == (
         "ended     its 1 minutes had time for 42 of 10,000 steps, beside 12.0 s for compiling and "
         "what else is done once"
@@ -149,27 +152,68 @@ def test_a_resumed_run_keeps_what_it_knows_of_its_times(at: int, tmp_path: Path)
 
 
 @pytest.mark.usefixtures("clock")
+@pytest.mark.parametrize(
+    ("each", "stops", "lines"),
+    [
+        # 20 times the mean are much, and 10 s where steps are quick.
+        (1.0, {4: 18.5, 9: 61.6}, ["step 10 took 62.6 s, where 3.06 are usual"]),
+        (0.1, {4: 9.8}, []),
+        (0.1, {0: 30.0}, []),  # of the first nobody knows yet what is usual
+        (0.1, {4: 10.0}, ["step 5 took 10.1 s, where 0.1 are usual"]),
+    ],
+)
 def test_a_step_that_something_stopped_is_said_and_its_time_counts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    each: float,
+    stops: dict[int, float],
+    lines: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     said: list[str] = []
     reports: list[StepReport] = []
     ahead, stopped = time.perf_counter, 0.0
-    monkeypatch.setattr(time, "perf_counter", lambda: ahead() + stopped)
+    monkeypatch.setattr(time, "perf_counter", lambda: each * ahead() + stopped)
     update = Session.update
 
-    def stops(session: Session, step: Step) -> None:
+    def stop(session: Session, step: Step) -> None:
         nonlocal stopped
-        stopped += {4: 15.0, 9: 60.0}.get(step.number, 0.0)  # at 1 s a step 20 are much
+        stopped += stops.get(step.number, 0.0)
         update(session, step)
 
-    monkeypatch.setattr(Session, "update", stops)
-    config = dataclasses.replace(CONFIG, qat=QatConfig())
+    monkeypatch.setattr(Session, "update", stop)
+    steps = 10_000 if each == 1 else 8
+    config = dataclasses.replace(CONFIG, qat=QatConfig(), steps=steps)
     run_it(tmp_path, config, on_step=reports.append, say=said.append)
-    clock, ended = said
-    assert clock.startswith("clock     step 10 took 61.0 s, where 2.67 are usual")
-    assert ended.endswith("had time for 10 of 10,000 steps")
-    assert [report.seconds for report in reports] == [1, 2, 3, 4, 20, 21, 22, 23, 24, 85]
+    if each == 1:
+        assert reports[-1].seconds_left == 0
+        assert said.pop().endswith("had time for 10 of 10,000 steps")
+    assert [line.split(": ")[0] for line in said] == [f"clock     {line}" for line in lines]
+    assert [report.seconds for report in reports] == pytest.approx(
+        [
+            each * report.step + sum(stops[number] for number in stops if number < report.step)
+            for report in reports
+        ]
+    )
+
+
+@pytest.mark.usefixtures("clock")
+def test_checkpoints_are_so_many_minutes_of_training_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: list[int] = []
+    save = Session.save
+
+    def watched(session: Session, *given: Any, **more: Any) -> None:
+        saved.append(session.step)
+        save(session, *given, **more)
+
+    monkeypatch.setattr(Session, "save", watched)
+    for steps in (25, 40):
+        config = dataclasses.replace(
+            CONFIG, qat=QatConfig(), minutes=None, steps=steps, checkpoint_minutes=10 / 60
+        )
+        run_it(tmp_path, config, resume=steps == 40)
+    assert saved == [11, 22, 25, 36, 40]
 
 
 def test_waiting_for_a_rank_that_compiles_longer_is_no_steps_time(
@@ -190,6 +234,34 @@ def test_waiting_for_a_rank_that_compiles_longer_is_no_steps_time(
     tokens = torch.zeros(2, 16, dtype=torch.long)
     session.compile(tokens, tokens)
     assert session.clock.compile_seconds == 5
+
+
+def test_to_make_what_finds_errors_is_paid_once_in_every_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+
+    def made(quantizer: Quantizer, *given: Any) -> None:
+        nonlocal now
+        now += 5.0
+        quantizer.steps = {}
+
+    def errors(quantizer: Quantizer, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        nonlocal now
+        now += 2.0
+        return {"head.table": torch.zeros_like(values["head.table"])}
+
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    monkeypatch.setattr(Quantizer, "__init__", made)
+    monkeypatch.setattr(Quantizer, "errors", errors)
+    first, resumed = (Session(CONFIG, TOKENIZER, np.ones(257, np.int64), "cpu") for _ in range(2))
+    first.find_rounding_errors(tmp_path)
+    assert (first.compile_seconds, first.quantize_seconds) == (5 + 2, 0)
+    first.find_rounding_errors(tmp_path)
+    assert (first.compile_seconds, first.quantize_seconds) == (5 + 2, 2)
+    resumed.rounding_errors = first.rounding_errors
+    resumed.find_rounding_errors(tmp_path)
+    assert (resumed.compile_seconds, resumed.quantize_seconds) == (5, 2)
 
 
 def test_a_checkpoint_from_before_these_times_were_kept_can_be_resumed(tmp_path: Path) -> None:

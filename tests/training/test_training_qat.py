@@ -120,6 +120,22 @@ def test_errors_are_found_anew_at_the_steps_of_the_first_time(
     assert all(torch.equal(e, again[name]) for name, e in resumed.errors(moved).items())
 
 
+def test_of_weights_that_have_grown_nothing_is_cut_off(
+    source: FloatModel, plain: Path, quantizer: Quantizer, errors: dict[str, Tensor]
+) -> None:
+    """The steps of the first time would be too fine for the integers that there are."""
+    first = dict(quantizer.steps)
+    later = Quantizer(source.trunk, source.head, source.tokenizer, plain, QUICK, CPU, first)
+    grown = {name: value * 1000 for name, value in source.model.state_dict().items()}
+    for name, error in later.errors(grown).items():
+        assert float(error.norm()) <= 0.5 * float(grown[name].norm()), name
+
+
+def test_errors_are_found_as_the_model_is_scored(quantizer: Quantizer) -> None:
+    """Which may repeat blocks more often than in training."""
+    assert not any(module.training for module in quantizer.source.model.modules())
+
+
 @pytest.mark.parametrize("method", ["trellis", "gptq", "nearest"])
 def test_the_first_time_the_integers_of_the_measured_file_are_taken(
     method: Any, source: FloatModel, plain: Path, monkeypatch: pytest.MonkeyPatch
@@ -296,3 +312,5 @@ def test_values_without_a_meaning_are_refused(values: dict[str, Any], message: s
 def test_steps_cannot_be_chosen_before_a_table_is_there() -> None:
     with pytest.raises(ConfigError, match=r"qat\.start is 0\.5 and head\.untie_at 0\.75"):
         dataclasses.replace(CONFIG, qat=QAT, head={"name": "untied", "untie_at": 0.75})
+    # Without errors it is the head that refuses what is no part of the budget.
+    dataclasses.replace(CONFIG, head={"name": "untied", "untie_at": 1.5})

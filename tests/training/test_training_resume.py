@@ -46,7 +46,7 @@ CONFIG = RunConfig(
     compile="off",
     checkpoint_minutes=1e-9,  # after every step
 )
-BEGUN = {
+BEGUN: dict[str, Any] = {
     "trunk": dataclasses.replace(TRUNK, loop_blocks=1, loops=2, loop_rank=2, smear=True),
     "head": {"name": "untied", "untie_at": 0.3},
     "loops_from": 0.2,
@@ -194,6 +194,37 @@ def test_a_checkpoint_of_before_it_held_when_to_look_is_resumed(
     assert_same_run(run, whole)
 
 
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda tensors, state: tensors.pop("model.head.table"), "resumed from: KeyError"),
+        (
+            lambda tensors, state: tensors.pop("muon.trunk.blocks.0.mlp.up.weight"),
+            r"holds no optimizer state 'muon\.trunk\.blocks\.0\.mlp\.up\.weight'",
+        ),
+        (
+            lambda tensors, state: tensors.update({"model.head.table": torch.ones(3)}),
+            "resumed from: RuntimeError",
+        ),
+        (lambda tensors, state: state.pop("corpus"), "resumed from: KeyError"),
+        (lambda tensors, state: state.update(corpus=3), "resumed from: TypeError"),
+        (lambda tensors, state: state.update(loss="small"), "resumed from: ValueError"),
+        (lambda tensors, state: state.update(quantizer_steps=[]), "resumed from: AttributeError"),
+    ],
+)
+def test_a_checkpoint_of_other_content_is_refused_in_one_line(
+    damage: Callable[..., Any], reason: str, whole: Path, tmp_path: Path
+) -> None:
+    """Sound as a file: its seal is right."""
+    tensors, state = read_checkpoint(whole)
+    damage(tensors, state)
+    shutil.copytree(whole, tmp_path / "run")
+    write_checkpoint(tmp_path / "run", tensors, state)
+    with pytest.raises(TrainingError, match=reason) as error:
+        run_it(tmp_path / "run", resume=True, steps=STEPS + 1)
+    assert "\n" not in str(error.value)
+
+
 def test_a_checkpoint_that_cannot_be_read_is_passed_over(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -278,14 +309,40 @@ def test_a_run_that_was_trained_while_this_one_read_its_corpus_is_left_alone(
     assert_same_run(run, whole)
 
 
+def test_a_run_is_held_before_its_checkpoint_is_read(tmp_path: Path) -> None:
+    """Or it would go on from where another process has gone on, too."""
+    run = tmp_path / "run"
+    run_it(run, steps=4)
+    refused: list[str] = []
+
+    def documents() -> Iterator[Document]:
+        if not refused:
+            with pytest.raises(TrainingError, match="another process is training") as error:
+                run_it(run, resume=True, steps=8)
+            refused.append(str(error.value))
+        return iter(DOCUMENTS)
+
+    slow = Corpus(name="tiny", split=None, source=documents)
+    longer = dataclasses.replace(CONFIG, steps=6)
+    train(longer, TOKENIZER, slow, run, device="cpu", resume=True)
+    assert refused and read_checkpoint(run)[1]["step"] == 6
+
+
+@pytest.mark.parametrize("name", ["ENOSYS", "ENOTSUP", "EOPNOTSUPP", "ENOLCK", "EIO"])
 def test_a_file_system_without_locks_is_said(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    number = getattr(errno, name)
+
     def none(*given: int) -> None:
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+        raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr("tokgolf.locks.fcntl.flock", none)
     said: list[str] = []
+    if name == "EIO":  # that says nothing of locks
+        with pytest.raises(OSError, match=os.strerror(number)):
+            run_it(tmp_path / "run")
+        return
     run_it(tmp_path / "run", say=said.append, steps=2)
     assert [line.split()[0] for line in said] == ["lock"]
 
@@ -389,7 +446,7 @@ def test_a_jump_of_the_wall_clock_changes_nothing(
 def test_no_step_draws_random_numbers_of_torch(tmp_path: Path) -> None:
     """What is random is a function of the seed and the step: there is no generator to save."""
     states: list[Tensor] = []
-    run_it(tmp_path / "run", on_step=lambda report: states.append(torch.get_rng_state()))
+    run_it(tmp_path / "run", on_step=lambda report: states.append(torch.get_rng_state()), **BEGUN)
     assert all(torch.equal(states[0], state) for state in states)
 
 

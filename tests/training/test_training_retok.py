@@ -19,6 +19,7 @@ from tokgolf.errors import ConfigError, CorpusError, TrainingError
 from tokgolf.tokenizers import Tokenizer, build_tokenizer
 from tokgolf.training import RunConfig, StepReport, run_config
 from tokgolf.training.averages import AverageConfig
+from tokgolf.training.qat import QatConfig
 
 TRUNK = TrunkConfig(layers=2, d_model=16, heads=2, kv_heads=1, mlp_hidden=24, sequence_length=16)
 CONFIG = RunConfig(
@@ -201,6 +202,20 @@ def test_of_a_trunk_that_never_repeated_its_recipe_is_no_advice(tmp_path: Path) 
     ):
         run_it(run, trunk=looped, **taken)
     run_it(run, trunk=dataclasses.replace(looped, loops=1, loop_rank=0), steps=4, **taken)
+
+
+def test_a_frozen_trunk_stays_so_when_its_blocks_are_repeated(tmp_path: Path) -> None:
+    """What its later passes add does not move, no check asks for that, and errors wait for none."""
+    looped = dataclasses.replace(TRUNK, loop_blocks=1, loops=2, loop_rank=2)
+    run_it(tmp_path / "old", trunk=looped, steps=4)
+    taken: dict[str, Any] = {"trunk_from": str(tmp_path / "old"), "freeze_trunk": True}
+    qat = QatConfig(start=0.125, every=4, method="nearest")
+    run_it(tmp_path / "run", trunk=looped, loops_from=0.25, qat=qat, **taken)
+    state = read_checkpoint(tmp_path / "run")[1]
+    assert (state["quantized_from"], state["afresh"]) == (1, [])
+    theirs, ours = (load_run(tmp_path / run).model.trunk.state_dict() for run in ("old", "run"))
+    assert theirs.keys() == ours.keys()
+    assert all(torch.equal(value, ours[name]) for name, value in theirs.items())
 
 
 def test_longer_sequences_are_no_other_trunk(old: Path, tmp_path: Path) -> None:
