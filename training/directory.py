@@ -138,7 +138,7 @@ class RunDirectory:
         repeat are dropped."""
         path = self.path / "metrics.jsonl"
         kept = []
-        if step and path.is_file():
+        if path.is_file():
             for line in path.read_text("utf-8", errors="replace").splitlines():
                 # a line cut short when the run was killed, or damaged
                 with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):

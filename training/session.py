@@ -132,7 +132,7 @@ class Session:
         if state.get("untied"):
             self.untie()
         looped_from = state.get("looped_from")  # of an old checkpoint: found from the budget
-        if self.looped_from is None and looped_from is not None:
+        if looped_from is not None:
             self.begin_loops(operator.index(looped_from))
         self.length = operator.index(state.get("length", self.length))
         own = self.model.state_dict()
@@ -343,7 +343,7 @@ class Session:
         )
         torch.compiler.reset()
         self.loss_of = torch.compile(self.model.loss, dynamic=False)
-        rows = max(1, self.config.micro_batch_tokens // self.config.trunk.sequence_length)
+        rows = self.config.micro_batch_tokens // self.config.trunk.sequence_length
         try:
             with graphs_or_an_error():
                 self.accumulate(tokens[:rows], targets[:rows])
@@ -400,7 +400,7 @@ class Session:
 
         In nats, fp64.  # (rows, length), same -> ()
         """
-        rows = max(1, self.config.micro_batch_tokens // self.length)
+        rows = self.config.micro_batch_tokens // self.length
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         tokens, targets = (
             t.reshape(-1, self.length).to(self.device, non_blocking=True) for t in (tokens, targets)

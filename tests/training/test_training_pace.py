@@ -256,12 +256,12 @@ def test_to_make_what_finds_errors_is_paid_once_in_every_process(
     monkeypatch.setattr(Quantizer, "errors", errors)
     first, resumed = (Session(CONFIG, TOKENIZER, np.ones(257, np.int64), "cpu") for _ in range(2))
     first.find_rounding_errors(tmp_path)
-    assert (first.compile_seconds, first.quantize_seconds) == (5 + 2, 0)
+    assert (first.clock.compile_seconds, first.clock.quantize_seconds) == (5 + 2, 0)
     first.find_rounding_errors(tmp_path)
-    assert (first.compile_seconds, first.quantize_seconds) == (5 + 2, 2)
-    resumed.rounding_errors = first.rounding_errors
+    assert (first.clock.compile_seconds, first.clock.quantize_seconds) == (5 + 2, 2)
+    resumed.rounding.errors = first.rounding.errors
     resumed.find_rounding_errors(tmp_path)
-    assert (resumed.compile_seconds, resumed.quantize_seconds) == (5, 2)
+    assert (resumed.clock.compile_seconds, resumed.clock.quantize_seconds) == (5, 2)
 
 
 def test_a_checkpoint_from_before_these_times_were_kept_can_be_resumed(tmp_path: Path) -> None:
