@@ -259,7 +259,7 @@ def test_a_tokenizer_that_is_not_the_checkpoints(
     assert not (run / "model.golf").exists()
     own = load_tokenizer(made / "t.tok").fingerprint[:16]
     resume = train_command(made, made / "run", "--tokenizer", other, "--resume")
-    assert f"was trained with tokenizer {own}" in refused(*resume, "--steps", 9)
+    assert f"was trained with tokenizer {own}" in refused(*resume, "--set", "steps=9")
 
 
 # --- artifacts and runs
@@ -420,7 +420,7 @@ def test_an_absurd_learning_rate_is_stopped_within_a_few_steps(
     refused: Refused, made: Path, tmp_path: Path
 ) -> None:
     settings = ["--set", "optimizer.lr_vector=1e38", "--set", "optimizer.lr_matrix=1e38"]
-    message = refused(*train_command(made, tmp_path / "run", *settings, "--steps", 50))
+    message = refused(*train_command(made, tmp_path / "run", *settings, "--set", "steps=50"))
     assert re.match(r"the loss is (nan|inf) at step [2-9]; \S.* (in|of) (trunk|head)\.", message)
 
 
@@ -434,10 +434,16 @@ def test_an_absurd_learning_rate_is_stopped_within_a_few_steps(
         (["--set", "stepz=2"], "unknown key 'stepz'; did you mean 'steps'?"),
         (["--set", "head.rnk=2"], "unknown key 'rnk'"),
         (["--head", "factorized", "--set", "head.rnk=2"], "did you mean 'rank'?"),
-        (["--head", "tied", "--set", "head.name=vq"], "head.name=vq and --head tied are two heads"),
+        (
+            ["--head", "tied", "--set", "head.name=vq"],
+            "head.name=vq and --head tied are two values",
+        ),
         (["--set", "steps"], "write it as key=value"),
         (["--set", "steps=many"], "steps is 'many'; it must be of type int"),
-        (["--steps", "0"], "steps is 0; it must be greater than 0"),
+        (["--set", "steps=0"], "steps is 0; it must be greater than 0"),
+        (["--steps", "9"], "--set steps=4 and --steps 9 are two values; give one of them"),
+        (["--set", "trunk_from=a", "--from", "b"], "trunk_from=a and --from b are two values"),
+        (["--set", "minutes=2", "--minutes", "3"], "minutes=2 and --minutes 3.0 are two values"),
         (["--set", "trunk.heads=5"], "d_model 16 does not split into 5 heads"),
         (["--device", "warp"], "there is no device 'warp'"),
         (["--from", "nowhere"], "nowhere holds no checkpoint; make one with tokgolf train"),

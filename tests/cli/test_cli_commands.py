@@ -32,9 +32,9 @@ SETTINGS = {
     "micro_batch_tokens": 128,
     "precision": "fp32",
     "compile": "off",
-    "steps": 12,
 }
-TINY = [part for key, value in SETTINGS.items() for part in ("--set", f"{key}={value}")]
+SIZES = [part for key, value in SETTINGS.items() for part in ("--set", f"{key}={value}")]
+TINY = [*SIZES, "--set", "steps=12"]
 SCORE_KEYS = {
     "bpb",
     "nats_per_token",
@@ -237,7 +237,7 @@ def test_train_reports_its_run(call: Call, data: Path, made: Path, tmp_path: Pat
     run = tmp_path / "run"
     out, err = call(
         "train", "--corpus", f"{data}:train", "--tokenizer", made / "t.tok", "--head", "untied",
-        "-o", run, *TINY, "--steps", 4, "--seed", 5, "--json",
+        "-o", run, *SIZES, "--steps", 4, "--seed", 5, "--json",
     )  # fmt: skip
     values = json.loads(out)
     assert (values["run"], values["steps"], values["tokens"]) == (str(run), 4, 4 * 128)
@@ -246,7 +246,7 @@ def test_train_reports_its_run(call: Call, data: Path, made: Path, tmp_path: Pat
     assert (config["steps"], config["seed"], config["head"]["name"]) == (4, 5, "untied")
     assert config["trunk"]["d_model"] == 16
     assert err.startswith("training: step 1  loss 5.")
-    again = ["--tokenizer", made / "t.tok", "--head", "untied", "-o", run, *TINY, "--seed", 5]
+    again = ["--tokenizer", made / "t.tok", "--head", "untied", "-o", run, *SIZES, "--seed", 5]
     out, _ = call("train", "--corpus", f"{data}:train", *again, "--steps", 6, "--resume", "--json")
     assert json.loads(out)["steps"] == 6
 

@@ -89,25 +89,36 @@ def model_options(function: Function) -> Function:
     return function
 
 
+OPTION_OF = {"trunk_from": "--from", "freeze_trunk": "--freeze-trunk"}
+"""Of the keys whose option has another name."""
+
+
 def model_overrides(
     settings: tuple[str, ...], head: str | None, addons: tuple[str, ...], **more: Any
 ) -> dict[str, Any]:
     """The values to put over a recipe's: --set, then `more`, then --head.
 
-    Raises `ConfigError` where --set and --head name two heads.
+    Raises `ConfigError` where --set and the option of a key give two values.
     """
     from tokgolf.config import merged, parse_overrides
 
-    overrides = merged(parse_overrides(settings), given(**more))
+    overrides, options = parse_overrides(settings), given(**more)
+    for key, value in options.items():
+        _check_one(key, overrides.get(key, value), OPTION_OF.get(key, f"--{key}"), value)
+    overrides = merged(overrides, options)
     table = overrides.get("head", {})
     if head is not None and isinstance(table, dict):
-        if (other := table.get("name", head)) != head:
-            raise ConfigError(
-                f"--set head.name={other} and --head {head} are two heads; give one of them"
-            )
+        _check_one("head.name", table.get("name", head), "--head", head)
         overrides = merged(overrides, {"head": {"name": head}})
     # What --set says of an add-on goes over its defaults, whichever stands first.
     return merged({"head": {"add": {name: {} for name in addons}}}, overrides)
+
+
+def _check_one(key: str, other: Any, option: str, value: Any) -> None:
+    if other != value:
+        raise ConfigError(
+            f"--set {key}={other} and {option} {value} are two values; give one of them"
+        )
 
 
 def given(**options: Any) -> dict[str, Any]:
