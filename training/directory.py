@@ -120,6 +120,12 @@ class RunDirectory:
         if differ := _differences(before, now):
             changes = ", ".join(differ.values())
             self.say(f"resume    with other options than the run had: {changes}")
+        at_once = now["tokens_at_once"]
+        if (had := before.get("tokens_at_once", at_once)) != at_once:  # not in older checkpoints
+            self.say(
+                f"resume    each process computes {at_once:,} tokens at a time, and did {had:,}: "
+                "losses differ by rounding from those that the run would have had"
+            )
 
     @contextlib.contextmanager
     def damage_named(self) -> Iterator[None]:

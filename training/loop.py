@@ -111,7 +111,7 @@ def train(
                 digests = with_digests_of(seen, digests)
             if held_out is not None:
                 check_disjoint(digests, held_out, held_out_name=held_out.name)
-            state = _described(config, tokenizer, corpus)
+            state = _described(config, tokenizer, corpus, micro * length)
             if started is not None:
                 return directory.go_on(started[1], tokenizer, digests, state)
             values = config.trunk.value_embeddings and trunk is not None and VALUES not in trunk
@@ -175,13 +175,16 @@ def _shared(config: RunConfig, ranks: Ranks) -> tuple[int, int]:
     return rows, micro
 
 
-def _described(config: RunConfig, tokenizer: Tokenizer, corpus: Corpus) -> dict[str, Any]:
-    """What checkpoints say of the run that they belong to."""
+def _described(
+    config: RunConfig, tokenizer: Tokenizer, corpus: Corpus, at_once: int
+) -> dict[str, Any]:
+    """What checkpoints say of the run that they belong to, with so many tokens `at_once`."""
     summary = corpus.summary()
     return {
         "config": {**to_dict(config), "head": head_to_dict(head_config(config.head))},
         "tokenizer": tokenizer.fingerprint,
         "corpus": {"name": corpus.name, "sha256": summary.sha256, "bytes": summary.bytes},
+        "tokens_at_once": at_once,
     }
 
 

@@ -32,6 +32,7 @@ from tokgolf.errors import ArtifactError, TrainingError
 from tokgolf.quantize.rows import QuantConfig
 from tokgolf.training import RunConfig, StepReport, TrainResult, data, train
 from tokgolf.training.averages import AverageConfig
+from tokgolf.training.directory import RunDirectory
 from tokgolf.training.qat import QatConfig
 from tokgolf.training.session import Session
 
@@ -274,6 +275,24 @@ def test_what_may_change_is_said_and_a_budget_that_is_spent_refused(tmp_path: Pa
         "minutes unset (now 5.0), steps 4 (now 6)"
     ]
     assert read_checkpoint(run)[1]["step"] == 6
+
+
+def test_other_micro_batches_are_said(whole: Path, tmp_path: Path) -> None:
+    """As a run has that goes on with another number of processes."""
+    before = read_checkpoint(whole)[1]
+    assert before["tokens_at_once"] == CONFIG.batch_tokens < CONFIG.micro_batch_tokens
+    said: list[str] = []
+    directory = RunDirectory(tmp_path, said.append)
+    now = {**before, "tokens_at_once": 16}
+    directory.say_changes(before, before)
+    directory.say_changes({"config": before["config"]}, now)  # of an older checkpoint
+    assert said == []
+    directory.say_changes(before, now)
+    assert said == [
+        "resume    each process computes 16 tokens at a time, and did "
+        f"{CONFIG.batch_tokens}: losses differ by rounding from those that the run would "
+        "have had"
+    ]
 
 
 def test_a_run_that_another_process_trains_is_left_alone(whole: Path, tmp_path: Path) -> None:
