@@ -36,7 +36,8 @@ class RunConfig:
     """Everything that decides what a run computes, but for tokenizer and corpus.
 
     It ends after `steps` steps or `minutes` of training, whichever comes first: its budget. What
-    begins at a fraction of it begins with the first step before which so much of it is spent.
+    begins at a fraction of it begins with the first step before which so much of it is spent
+    (`average.swa_from`: after which).
     """
 
     trunk: TrunkConfig = field(default_factory=TrunkConfig)

@@ -1,4 +1,4 @@
-"""A run's directory before its first step: who trains in it, from what on, and that it is that run.
+"""A run's directory: who trains in it, from what on, that it is that run, and its metrics.
 
 Only the lead writes, and only when everything has been checked.
 """
@@ -31,8 +31,8 @@ class RunDirectory:
 
     def __init__(self, path: Path, say: Callable[[str], None]) -> None:
         self.path, self.say = path, say
-        self._held = contextlib.ExitStack()
-        self._holds = False
+        self._lock = contextlib.ExitStack()
+        self._is_held = False
 
     def __enter__(self) -> Self:
         return self
@@ -43,23 +43,23 @@ class RunDirectory:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._held.close()
+        self._lock.close()
 
     def hold(self) -> None:
         """Let no other process train here. Raises `TrainingError` if one does."""
-        if self._holds:
+        if self._is_held:
             return
         try:
-            self._holds = self._held.enter_context(locked(self.path / LOCK_FILE, wait=False))
+            self._is_held = self._lock.enter_context(locked(self.path / LOCK_FILE, wait=False))
         except OSError as error:
             if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK):
                 raise
-            self._holds = True
+            self._is_held = True
             self.say(
                 f"lock      the file system of {self.path} has no locks: train it by one command "
                 "at a time"
             )
-        if not self._holds:
+        if not self._is_held:
             raise TrainingError(
                 f"another process is training {self.path}; wait until it has ended, or choose "
                 "another -o"
@@ -120,11 +120,12 @@ class RunDirectory:
         if differ := _differences(before, now):
             changes = ", ".join(differ.values())
             self.say(f"resume    with other options than the run had: {changes}")
-        at_once = now["tokens_at_once"]
-        if (had := before.get("tokens_at_once", at_once)) != at_once:  # not in older checkpoints
+        before = now | before  # older checkpoints know less
+        if _order_of_sums(before) != _order_of_sums(now):
             self.say(
-                f"resume    each process computes {at_once:,} tokens at a time, and did {had:,}: "
-                "losses differ by rounding from those that the run would have had"
+                f"resume    processes {before['processes']} (now {now['processes']}), tokens at a "
+                f"time {before['tokens_at_once']:,} (now {now['tokens_at_once']:,}): gradients are "
+                "summed in another order, so that losses differ by rounding"
             )
 
     @contextlib.contextmanager
@@ -175,6 +176,13 @@ def _differences(before: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
         for key in sorted(theirs.keys() | ours.keys())
         if theirs.get(key) != ours.get(key)
     }
+
+
+def _order_of_sums(state: dict[str, Any]) -> tuple[int, int]:
+    """What is the same of two runs that sum in the same order: each process sums its micro-batches,
+    then all sum theirs, which with one micro-batch each is as one process has it."""
+    processes, at_once = state["processes"], state["tokens_at_once"]
+    return (1 if processes * at_once == state["config"]["batch_tokens"] else processes), at_once
 
 
 def _check_same_run(run: Path, before: dict[str, Any], now: dict[str, Any]) -> None:

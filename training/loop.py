@@ -96,7 +96,7 @@ def train(
     length = config.trunk.sequence_length
     if not ranks.leads:
         on_step, say = _unseen, _unseen
-    with RunDirectory(Path(run), say) as directory, contextlib.ExitStack() as held:
+    with RunDirectory(Path(run), say) as directory, _memory_named(rows, micro, length):
         path = directory.path
         if ranks.leads and path.is_dir():
             directory.hold()
@@ -111,7 +111,8 @@ def train(
                 digests = with_digests_of(seen, digests)
             if held_out is not None:
                 check_disjoint(digests, held_out, held_out_name=held_out.name)
-            state = _described(config, tokenizer, corpus, micro * length)
+            state = _described(config, tokenizer, corpus)
+            state |= {"processes": ranks.size, "tokens_at_once": micro * length}
             if started is not None:
                 return directory.go_on(started[1], tokenizer, digests, state)
             values = config.trunk.value_embeddings and trunk is not None and VALUES not in trunk
@@ -131,7 +132,6 @@ def train(
                 f"{len(data.stream):,} tokens, more than once; choose a smaller batch_tokens"
             )
         counts = data.stream.counts(tokenizer.vocab_size)
-        held.enter_context(_memory_named(rows, micro, length))
         session = Session(config, tokenizer, counts, device, say, trunk, ranks, state["afresh"])
         batches = Batches(
             data.stream,
@@ -144,7 +144,7 @@ def train(
         if started is not None:
             with directory.damage_named():
                 session.load(*started)
-            directory.say_changes(started[1], state)
+                directory.say_changes(started[1], state)
         place = session.device
         with Prefetcher(batches, place) as ahead, in_one_order(place), freed_memory_kept(place):
             return _Loop(session, ahead, directory, state, on_step).run()
@@ -175,16 +175,13 @@ def _shared(config: RunConfig, ranks: Ranks) -> tuple[int, int]:
     return rows, micro
 
 
-def _described(
-    config: RunConfig, tokenizer: Tokenizer, corpus: Corpus, at_once: int
-) -> dict[str, Any]:
-    """What checkpoints say of the run that they belong to, with so many tokens `at_once`."""
+def _described(config: RunConfig, tokenizer: Tokenizer, corpus: Corpus) -> dict[str, Any]:
+    """What checkpoints say of the run that they belong to."""
     summary = corpus.summary()
     return {
         "config": {**to_dict(config), "head": head_to_dict(head_config(config.head))},
         "tokenizer": tokenizer.fingerprint,
         "corpus": {"name": corpus.name, "sha256": summary.sha256, "bytes": summary.bytes},
-        "tokens_at_once": at_once,
     }
 
 
@@ -205,16 +202,16 @@ class _Loop:
         self.session, self.batches = session, batches
         self.directory, self.state, self.on_step = directory, state, on_step
         self.metrics = directory.metrics(session.step) if session.ranks.leads else _unseen
+        if session.step < session.check_at:
+            session.remember()
         self.offset = time.perf_counter() - session.clock.seconds
-        self.saved = session.clock.seconds  # when the latest checkpoint was written
+        self.saved_seconds = session.clock.seconds  # of the latest checkpoint
         self.compiled = False
         self.behind: Step | None = None
 
     def run(self) -> TrainResult:
         """Train. Raises `Interrupted` on Ctrl-C, with a checkpoint."""
         session, run = self.session, self.directory.path
-        if session.step < session.check_at:
-            session.remember()
         with _interrupt_flag() as interrupted:
             remaining, _, _ = self.decide(interrupted())
             while remaining > 0:
@@ -223,7 +220,7 @@ class _Loop:
                 if stop or due:
                     self.settle()
                     session.save(run, self.state)
-                    self.saved = session.clock.seconds
+                    self.saved_seconds = session.clock.seconds
                 if stop:
                     raise Interrupted(
                         f"interrupted after step {session.step:,}; the checkpoint in {run} is "
@@ -250,7 +247,7 @@ class _Loop:
     def decide(self, interrupted: bool) -> tuple[float, bool, bool]:
         """Steps that remain, whether to stop, whether a checkpoint is due: the lead's word."""
         session = self.session
-        due = session.clock.seconds - self.saved > session.config.checkpoint_minutes * 60
+        due = session.clock.seconds - self.saved_seconds > session.config.checkpoint_minutes * 60
         stop = interrupted or session.ranks.should_end()
         own = [session.remaining_steps(), stop, due]
         remaining, stopping, writing = session.ranks.broadcast_numbers(own)

@@ -1,9 +1,9 @@
-"""Muon for matrices between vectors, the trunk's and the projections of heads and add-ons; Adam for
-everything else; and the coverage check over both.
+"""Muon for matrices, Adam for everything else, and the coverage check over both.
 
-Muon (Jordan 2024) replaces a matrix's momentum by its nearest semi-orthogonal matrix, found with
-a few Newton-Schulz steps. Matrices of one shape are orthogonalised as one batch: at the sizes
-of this project the cost is in the number of calls, not in the arithmetic.
+Matrices are those between vectors: the trunk's, and the projections of heads and add-ons. Muon
+(Jordan 2024) replaces a matrix's momentum by its nearest semi-orthogonal matrix, found with a few
+Newton-Schulz steps. Matrices of one shape are orthogonalised as one batch: at the sizes of this
+project the cost is in the number of calls, not in the arithmetic.
 """
 
 import math

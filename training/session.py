@@ -252,7 +252,7 @@ class Session:
         return may_begin and self.rounding.due(self.step, remaining, self.spent(remaining))
 
     def find_rounding_errors(self, run: Path) -> None:
-        """Find it; `run` has the training tokens to calibrate on."""
+        """Find what an export would do to the weights; `run` has the tokens to calibrate on."""
         config, rounding, clock = self.config.qat, self.rounding, self.clock
         began = time.perf_counter()
         first = not rounding.errors

@@ -443,6 +443,7 @@ def test_an_absurd_learning_rate_is_stopped_within_a_few_steps(
         (["--set", "steps=0"], "steps is 0; it must be greater than 0"),
         (["--steps", "9"], "--set steps=4 and --steps 9 are two values; give one of them"),
         (["--set", "trunk_from=a", "--from", "b"], "trunk_from=a and --from b are two values"),
+        (["--set", "freeze_trunk=false", "--freeze-trunk"], "=False and --freeze-trunk True are"),
         (["--set", "minutes=2", "--minutes", "3"], "minutes=2 and --minutes 3.0 are two values"),
         (["--set", "trunk.heads=5"], "d_model 16 does not split into 5 heads"),
         (["--device", "warp"], "there is no device 'warp'"),

@@ -171,7 +171,7 @@ def test_a_state_that_training_cannot_go_on_from(
     write_sealed(pointer, latest)
     resume = ["train", "--corpus", trained / "c.jsonl", "--tokenizer", trained / "t.tok", "-o", run]
     settings = [part for setting in SETTINGS for part in ("--set", setting)]
-    assert "cannot be resumed from" in refused(*resume, *settings, "--resume", "--steps", 9)
+    assert "cannot be resumed from" in refused(*resume, *settings, "--set", "steps=9", "--resume")
 
 
 def test_tensors_under_a_right_hash_that_are_none(refused: Refused, tmp_path: Path) -> None:

@@ -92,6 +92,13 @@ def goes_on(first: str, stop: int, ranks: Ranks, out: Path) -> None:
     )
 
 
+def hears(first: str, config: RunConfig, ranks: Ranks, out: Path) -> list[str]:
+    """What is said of another case's run that is resumed, and has nothing left to do."""
+    said: list[str] = []
+    run_it(out.parent / first / "run", config, ranks=ranks, resume=True, say=said.append)
+    return said
+
+
 def in_doubles(micro_batch_tokens: int, ranks: Ranks, out: Path) -> tuple[list[float], list[float]]:
     """Train in fp64; the losses, and the norms of the last step's gradients."""
     config = dataclasses.replace(CONFIG, micro_batch_tokens=micro_batch_tokens)
@@ -185,6 +192,11 @@ def cases(folder: Path) -> dict[str, tuple[list[int], Case]]:
             for name, (size, config) in same_runs(folder / "two" / "run").items()
         },
         "split": (both, partial(trains, dataclasses.replace(CONFIG, micro_batch_tokens=16))),
+        "split on": (
+            [0],
+            partial(hears, "split", dataclasses.replace(CONFIG, micro_batch_tokens=16)),
+        ),
+        "two on": ([0], partial(hears, "two", CONFIG)),
         "doubles": (both, partial(in_doubles, 16)),
         "stopped": (both, partial(goes_on, "stopped", 4)),
         "alone": ([0], partial(goes_on, "stopped", 8)),

@@ -154,6 +154,14 @@ def test_a_run_goes_on_with_other_numbers_of_processes(
     assert_same_run(folder / "stopped" / "run", ones / "two")
 
 
+def test_what_goes_on_with_another_order_of_sums_says_so(ends: Ends) -> None:
+    assert ends["split on"][0][1] == [
+        "resume    processes 2 (now 1), tokens at a time 16 (now 16): gradients are summed in "
+        "another order, so that losses differ by rounding"
+    ]
+    assert ends["two on"][0][1] == []
+
+
 @pytest.mark.parametrize("case", ["told", "hung up"])
 def test_a_signal_to_any_rank_ends_the_run_with_a_checkpoint_and_one_line(
     case: str, ends: Ends, folder: Path

@@ -211,6 +211,7 @@ def test_a_checkpoint_of_before_it_held_when_to_look_is_resumed(
         (lambda tensors, state: state.update(corpus=3), "resumed from: TypeError"),
         (lambda tensors, state: state.update(loss="small"), "resumed from: ValueError"),
         (lambda tensors, state: state.update(quantizer_steps=[]), "resumed from: AttributeError"),
+        (lambda tensors, state: state.update(tokens_at_once="x"), "resumed from: ValueError"),
     ],
 )
 def test_a_checkpoint_of_other_content_is_refused_in_one_line(
@@ -277,22 +278,27 @@ def test_what_may_change_is_said_and_a_budget_that_is_spent_refused(tmp_path: Pa
     assert read_checkpoint(run)[1]["step"] == 6
 
 
-def test_other_micro_batches_are_said(whole: Path, tmp_path: Path) -> None:
-    """As a run has that goes on with another number of processes."""
-    before = read_checkpoint(whole)[1]
-    assert before["tokens_at_once"] == CONFIG.batch_tokens < CONFIG.micro_batch_tokens
+@pytest.mark.parametrize(
+    ("before", "now", "differs"),
+    [
+        ((1, 96), (1, 96), False),
+        ((1, 48), (2, 48), False),  # g1 + g2, by one or by two
+        ((1, 24), (4, 24), False),
+        ((1, 24), (2, 24), True),  # ((g1 + g2) + g3) + g4, or (g1 + g2) + (g3 + g4)
+        ((1, 96), (2, 48), True),
+    ],
+)
+def test_another_order_of_sums_is_said(
+    before: tuple[int, int], now: tuple[int, int], differs: bool, tmp_path: Path
+) -> None:
     said: list[str] = []
+    config = {"config": {"batch_tokens": 96}}
+    one, two = (config | {"processes": n, "tokens_at_once": m} for n, m in (before, now))
     directory = RunDirectory(tmp_path, said.append)
-    now = {**before, "tokens_at_once": 16}
-    directory.say_changes(before, before)
-    directory.say_changes({"config": before["config"]}, now)  # of an older checkpoint
+    directory.say_changes(config, two)  # of an older checkpoint, which does not know
     assert said == []
-    directory.say_changes(before, now)
-    assert said == [
-        "resume    each process computes 16 tokens at a time, and did "
-        f"{CONFIG.batch_tokens}: losses differ by rounding from those that the run would "
-        "have had"
-    ]
+    directory.say_changes(one, two)
+    assert ["summed in another order" in line for line in said] == [True] * differs
 
 
 def test_a_run_that_another_process_trains_is_left_alone(whole: Path, tmp_path: Path) -> None:
@@ -347,23 +353,29 @@ def test_a_run_is_held_before_its_checkpoint_is_read(tmp_path: Path) -> None:
     assert refused and read_checkpoint(run)[1]["step"] == 6
 
 
-@pytest.mark.parametrize("name", ["ENOSYS", "ENOTSUP", "EOPNOTSUPP", "ENOLCK", "EIO"])
-def test_a_file_system_without_locks_is_said(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    number = getattr(errno, name)
-
+def fails_to_lock(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     def none(*given: int) -> None:
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr("tokgolf.locks.fcntl.flock", none)
+
+
+@pytest.mark.parametrize("name", ["ENOSYS", "ENOTSUP", "EOPNOTSUPP", "ENOLCK"])
+def test_a_file_system_without_locks_is_said(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fails_to_lock(monkeypatch, getattr(errno, name))
     said: list[str] = []
-    if name == "EIO":  # that says nothing of locks
-        with pytest.raises(OSError, match=os.strerror(number)):
-            run_it(tmp_path / "run")
-        return
     run_it(tmp_path / "run", say=said.append, steps=2)
     assert [line.split()[0] for line in said] == ["lock"]
+
+
+def test_a_lock_that_fails_otherwise_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fails_to_lock(monkeypatch, errno.EIO)
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        run_it(tmp_path / "run")
 
 
 def test_a_missing_shard_is_made_again(

@@ -194,6 +194,8 @@ class Twin:
         options = self.config.average
         if options.ema:
             part = 1 - self.decay(step)
+        elif options.swa_from == 1:
+            return
         elif step / self.config.steps >= options.swa_from and step % options.swa_every == 0:
             part = 1 / (self.averaged + 1)
         else:

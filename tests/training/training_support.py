@@ -29,8 +29,8 @@ CONFIG = RunConfig(
 TOKENIZER = build_tokenizer("byte", [], None)
 DOCUMENTS = [Document(str(i), f"{i} processes read one batch. ".encode()) for i in range(30)]
 CORPUS = Corpus(name="tiny", split=None, source=lambda: iter(DOCUMENTS))
-MAY_DIFFER = {"seconds", "compile_seconds", "quantize_seconds", "config"}
-"""Of a checkpoint's state: times, and a config that names another budget or folder."""
+MAY_DIFFER = {"seconds", "compile_seconds", "quantize_seconds", "config", "processes"}
+"""Of a checkpoint's state: times, who trained, and a config that names another budget or folder."""
 
 
 def nothing(value: Any) -> None:

@@ -2,7 +2,8 @@
 
     run/tokenizer.tok            the tokenizer's asset
     run/checkpoints/step-*       model.*, live.* (the weights that training goes on from, where an
-                                 average of them is the model) and optimizer tensors,
+                                 average of them is the model), error.* (what quantizing
+                                 adds in the forward pass) and optimizer tensors,
                                  "step-000123-1a2b3c4d.safetensors"; the start of its hash keeps it
                                  apart from another of this step
     run/checkpoints/latest.json  which file is the latest, its SHA-256, and the state; sealed

@@ -89,7 +89,7 @@ def model_options(function: Function) -> Function:
     return function
 
 
-OPTION_OF = {"trunk_from": "--from", "freeze_trunk": "--freeze-trunk"}
+OPTION_OF = {"trunk_from": "--from"}
 """Of the keys whose option has another name."""
 
 
@@ -104,7 +104,9 @@ def model_overrides(
 
     overrides, options = parse_overrides(settings), given(**more)
     for key, value in options.items():
-        _check_one(key, overrides.get(key, value), OPTION_OF.get(key, f"--{key}"), value)
+        _check_one(
+            key, overrides.get(key, value), OPTION_OF.get(key, f"--{key.replace('_', '-')}"), value
+        )
     overrides = merged(overrides, options)
     table = overrides.get("head", {})
     if head is not None and isinstance(table, dict):
