@@ -8,8 +8,7 @@ import errno
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import tomli_w
 
@@ -27,23 +26,12 @@ MAY_CHANGE = ("steps", "minutes", "checkpoint_minutes", "max_gradient")  # when 
 
 
 class RunDirectory:
-    """A run's directory, which is locked from `hold` until the `with` block ends."""
+    """A run's directory, which is locked from `hold` until `lock` is closed."""
 
-    def __init__(self, path: Path, say: Callable[[str], None]) -> None:
+    def __init__(self, path: Path, say: Callable[[str], None], lock: contextlib.ExitStack) -> None:
         self.path, self.say = path, say
-        self._lock = contextlib.ExitStack()
+        self._lock = lock
         self._is_held = False
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._lock.close()
 
     def hold(self) -> None:
         """Let no other process train here. Raises `TrainingError` if one does."""

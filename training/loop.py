@@ -96,8 +96,9 @@ def train(
     length = config.trunk.sequence_length
     if not ranks.leads:
         on_step, say = _unseen, _unseen
-    with RunDirectory(Path(run), say) as directory, _memory_named(rows, micro, length):
-        path = directory.path
+    path = Path(run)
+    with contextlib.ExitStack() as lock, _memory_named(rows, micro, length):
+        directory = RunDirectory(path, say, lock)
         if ranks.leads and path.is_dir():
             directory.hold()
         started = directory.checkpoint(resume=resume)

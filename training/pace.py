@@ -11,6 +11,15 @@ from dataclasses import dataclass
 from typing import Any
 
 
+def spent(step: int, remaining: float) -> float:
+    """The part of the budget that is spent after `step` steps, when so many remain.
+
+    A fraction is compared with this quotient: as a product, 0.28 of 25 steps is more than 7.
+    7, 18.0 -> 0.28
+    """
+    return step / (step + remaining)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Pace:
     """Seconds `per_step`, and `per_quantizing`: before the step after `until_next` more steps, and

@@ -31,6 +31,7 @@ from tokgolf.model import LanguageModel, build_model, head_shape
 from tokgolf.quantize.gptq import some_windows
 from tokgolf.quantize.rows import QuantConfig, Rounder
 from tokgolf.tokenizers import Tokenizer
+from tokgolf.training.pace import spent
 
 TOKENS = 1 << 12
 """Of the run's training text, to calibrate on, about: a sixteenth of what an export takes, or
@@ -140,13 +141,13 @@ class RoundingErrors:
         self.since = operator.index(state.get("quantized_from", 0))
         self.steps = {name: float(s) for name, s in state.get("quantizer_steps", {}).items()}
 
-    def due(self, step: int, remaining: float, spent: float) -> bool:
-        """Whether to find them before the next step: from a fraction of the budget on, of which
-        `spent` is spent, after so many steps each."""
+    def due(self, step: int, remaining: float) -> bool:
+        """Whether to find them before the next step: from a fraction of the budget on, after so
+        many steps each."""
         if self.errors:
             return (step - self.since) % self.config.every == 0
-        started = spent >= self.config.start  # which is never at 1, as a step remains
-        return started and remaining >= self.config.every  # one time would not be worth it
+        begun = spent(step, remaining) >= self.config.start  # never at 1, as a step remains
+        return begun and remaining >= self.config.every  # one time would not be worth it
 
     def until_next(self, step: int) -> int:
         """Steps until they are found anew."""

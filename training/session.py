@@ -42,7 +42,7 @@ from tokgolf.training.guards import (
     tied_self_logit,
 )
 from tokgolf.training.optimizers import Optimizers
-from tokgolf.training.pace import Clock, Pace
+from tokgolf.training.pace import Clock, Pace, spent
 from tokgolf.training.qat import Quantizer, RoundingErrors, shifted
 
 LIVE_PREFIX = "live."
@@ -215,15 +215,10 @@ class Session:
         self.remember()
         self.check_at = self.step + STEPS_TO_MOVE
 
-    def spent(self, remaining: float) -> float:
-        """The part of the budget that is spent. A fraction is compared with this quotient: 0.28 of
-        25 steps, as a product, is more than 7."""
-        return self.step / (self.step + remaining)
-
     def untie_if_due(self, remaining: float) -> bool:
         """Once, at the fraction of the budget that the head's options name; whether it was now."""
         head = self.model.head
-        due = isinstance(head, Unties) and 0 < head.untie_at <= self.spent(remaining)
+        due = isinstance(head, Unties) and 0 < head.untie_at <= spent(self.step, remaining)
         if due:
             self.untie()
             self.watch()
@@ -232,14 +227,14 @@ class Session:
     def lengthen_if_due(self, remaining: float) -> bool:
         """Once, at the fraction of the budget until which sequences are short."""
         whole, until = self.config.trunk.sequence_length, self.config.short_until
-        due = self.length < whole and self.spent(remaining) >= until
+        due = self.length < whole and spent(self.step, remaining) >= until
         if due:
             self.length = whole
         return due
 
     def begin_loops_if_due(self, remaining: float) -> bool:
         """Once, at the fraction of the budget until which no block is repeated."""
-        due = self.looped_from is None and self.spent(remaining) >= self.config.loops_from
+        due = self.looped_from is None and spent(self.step, remaining) >= self.config.loops_from
         if due:
             if self.waiting:
                 self.watch()
@@ -249,7 +244,7 @@ class Session:
     def rounding_errors_due(self, remaining: float) -> bool:
         """Whether to find what an export would do to the weights, for the steps from here on."""
         may_begin = bool(self.rounding.errors) or self._passes_trained()
-        return may_begin and self.rounding.due(self.step, remaining, self.spent(remaining))
+        return may_begin and self.rounding.due(self.step, remaining)
 
     def find_rounding_errors(self, run: Path) -> None:
         """Find what an export would do to the weights; `run` has the tokens to calibrate on."""

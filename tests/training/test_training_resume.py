@@ -1,5 +1,6 @@
 """Runs that are killed, damaged or starved: what goes on is the run that nothing disturbed."""
 
+import contextlib
 import dataclasses
 import errno
 import os
@@ -294,7 +295,7 @@ def test_another_order_of_sums_is_said(
     said: list[str] = []
     config = {"config": {"batch_tokens": 96}}
     one, two = (config | {"processes": n, "tokens_at_once": m} for n, m in (before, now))
-    directory = RunDirectory(tmp_path, said.append)
+    directory = RunDirectory(tmp_path, said.append, contextlib.ExitStack())
     directory.say_changes(config, two)  # of an older checkpoint, which does not know
     assert said == []
     directory.say_changes(one, two)
